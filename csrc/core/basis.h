@@ -1,0 +1,32 @@
+// Monomial basis: phi_k(u) = u^k, evaluated by Horner's rule and by running powers.
+#pragma once
+
+#include "macros.h"
+#include "problem.h"
+
+namespace polyfuse {
+inline namespace PF_ISA {
+
+// sum_k coef[k] u^k
+template <class T>
+PF_HD T horner(const double* coef, int n_terms, T u) {
+  T value = u * 0.0 + coef[n_terms - 1];
+  for (int k = n_terms - 2; k >= 0; --k) value = value * u + coef[k];
+  return value;
+}
+
+// The upper triangular matrix of a change of variable v = a u + b, so that the polynomial with
+// coefficients c in v has coefficients `change * c` in u: change[j, k] = C(k, j) a^j b^(k-j).
+PF_HD void change_of_variable(double a, double b, int n_terms, double* change /* [K, K] */) {
+  for (int i = 0; i < n_terms * n_terms; ++i) change[i] = 0.0;
+  change[0] = 1.0;
+  for (int k = 1; k < n_terms; ++k)
+    for (int j = 0; j <= k; ++j) {
+      double stay = j < k ? b * change[j * n_terms + k - 1] : 0.0;
+      double rise = j > 0 ? a * change[(j - 1) * n_terms + k - 1] : 0.0;
+      change[j * n_terms + k] = stay + rise;
+    }
+}
+
+}  // namespace PF_ISA
+}  // namespace polyfuse

@@ -1,0 +1,39 @@
+// What a kernel is told: addresses, sizes, tags. Plain data, the same for every device.
+#pragma once
+
+#include <cstdint>
+
+namespace polyfuse {
+
+constexpr int kMaxTerms = 33;  // coefficients of one polynomial: degree 32
+
+enum class Dtype : int32_t { Float32 = 0, Float64 = 1 };
+
+// N samples. The polynomial's variable is u = (x - shift) * scale.
+struct Data {
+  const void* x = nullptr;  // [N]
+  const void* y = nullptr;  // [N]; null where a kernel reads x alone
+  int64_t n = 0;
+  int64_t x_stride = 1;  // in elements
+  int64_t y_stride = 1;
+  Dtype dtype = Dtype::Float64;
+  bool omit = false;  // leave out samples with a nan or inf
+  double shift = 0.0;
+  double scale = 1.0;
+};
+
+// One product: factor * params[i] * params[j] * ..., added to one coefficient.
+struct Term {
+  double factor;
+  int32_t coefficient;
+  int32_t begin;  // into the list of factors
+  int32_t end;
+};
+
+struct SgdOptions {
+  double lr, momentum, dampening, weight_decay;
+  bool nesterov, maximize;
+  bool owned;  // false: no optimizer holds this parameter, it stays as it is
+};
+
+}  // namespace polyfuse

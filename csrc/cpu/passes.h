@@ -1,0 +1,34 @@
+// Passes over a range of samples, one table of them for every instruction set.
+#pragma once
+
+#include "../core/problem.h"
+
+namespace polyfuse {
+
+enum class Criterion : int32_t { SquaredError = 0 };
+
+struct Passes {
+  const char* isa;
+
+  // out: [sum of values, K sums of slope * u^k, count]
+  void (*loss)(const Data&, Criterion, const double* coef, int n_terms, int64_t begin, int64_t end,
+               double* out);
+  // out: [sums of u^k for k < 2 K - 1, K sums of u^k r, sum of r^2]
+  void (*moments)(const Data&, const double* coef, int n_terms, int64_t begin, int64_t end,
+                  double* out);
+  // y[i] = V coef, contiguous, in data.dtype
+  void (*evaluate)(const Data&, const double* coef, int n_terms, int64_t begin, int64_t end,
+                   void* y);
+  // out: [K sums of y u^k]
+  void (*project)(const Data&, int n_terms, int64_t begin, int64_t end, double* out);
+  // sets out[0] to the number of samples with a nan or inf
+  void (*count_nonfinite)(const Data&, int64_t begin, int64_t end, double* out);
+};
+
+extern const Passes passes_baseline;
+extern const Passes passes_avx2;
+extern const Passes passes_avx512;
+
+const Passes& passes();  // the widest this machine runs
+
+}  // namespace polyfuse

@@ -1,0 +1,120 @@
+#include "reduce.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace polyfuse {
+namespace {
+
+constexpr int64_t kBlock = 16384;     // samples; a multiple of the lanes
+constexpr int64_t kMaxBlocks = 4096;  // bounds the partial sums
+constexpr int64_t kParallelFrom = 4 * kBlock;
+constexpr int64_t kPilot = 1024;  // samples of the pilot fit
+constexpr int kMaxSums = 3 * kMaxTerms + 2;
+
+int64_t block_size(int64_t n) {
+  const int64_t grown = (n + kMaxBlocks - 1) / kMaxBlocks;
+  return std::max(kBlock, (grown + kBlock - 1) / kBlock * kBlock);
+}
+
+// out = sum over blocks, in order, of pass(begin, end, partial).
+template <class Pass>
+void reduce(int64_t n, int n_sums, int threads, double* out, Pass&& pass) {
+  const int64_t block = block_size(n);
+  const int64_t n_blocks = std::max<int64_t>(1, (n + block - 1) / block);
+  double one[kMaxSums];
+  if (n_blocks == 1) return pass(0, n, out);
+  std::vector<double> many(static_cast<size_t>(n_blocks * n_sums));
+  const bool parallel = threads > 1 && n >= kParallelFrom;
+#pragma omp parallel for num_threads(threads) schedule(static) if (parallel)
+  for (int64_t b = 0; b < n_blocks; ++b)
+    pass(b * block, std::min(n, (b + 1) * block), &many[static_cast<size_t>(b * n_sums)]);
+  std::fill(one, one + n_sums, 0.0);
+  for (int64_t b = 0; b < n_blocks; ++b)
+    for (int s = 0; s < n_sums; ++s) one[s] += many[static_cast<size_t>(b * n_sums + s)];
+  std::copy(one, one + n_sums, out);
+}
+
+double element(const void* p, Dtype dtype, int64_t i) {
+  return dtype == Dtype::Float32 ? static_cast<const float*>(p)[i]
+                                 : static_cast<const double*>(p)[i];
+}
+
+Moments accumulate_about(const Data& data, Moments about, int threads) {
+  const int terms = about.n_terms, powers = 2 * terms - 1;
+  double sums[kMaxSums];
+  reduce(data.n, powers + terms + 1, threads, sums, [&](int64_t begin, int64_t end, double* out) {
+    passes().moments(data, about.reference, terms, begin, end, out);
+  });
+  std::copy(sums, sums + powers, about.power);
+  std::copy(sums + powers, sums + powers + terms, about.cross);
+  about.square = sums[powers + terms];
+  return about;
+}
+
+}  // namespace
+
+Loss loss_and_gradient(const Data& data, Criterion criterion, const double* coef, int n_terms,
+                       int threads, double* grad_coef) {
+  double sums[kMaxSums];
+  reduce(data.n, n_terms + 2, threads, sums, [&](int64_t begin, int64_t end, double* out) {
+    passes().loss(data, criterion, coef, n_terms, begin, end, out);
+  });
+  std::copy(sums + 1, sums + 1 + n_terms, grad_coef);
+  return {sums[0], sums[1 + n_terms]};
+}
+
+// A pilot fit of at most kPilot samples gives centre, scale and reference; then one read of all.
+Moments accumulate(const Data& data, int n_terms, int threads) {
+  Data pilot = data;
+  const int64_t every = std::max<int64_t>(1, data.n / kPilot);
+  pilot.n = (data.n + every - 1) / every;
+  pilot.x_stride *= every;
+  pilot.y_stride *= every;
+  double low = INFINITY, high = -INFINITY;
+  for (int64_t i = 0; i < pilot.n; ++i) {
+    const double x = element(data.x, data.dtype, i * pilot.x_stride);
+    if (!std::isfinite(x)) continue;
+    low = std::min(low, x);
+    high = std::max(high, x);
+  }
+  Moments moments;
+  moments.n_terms = n_terms;
+  if (low <= high) moments.shift = 0.5 * low + 0.5 * high;
+  if (low < high) moments.scale = 1.0 / (0.5 * high - 0.5 * low);
+
+  Data scaled = data;
+  scaled.shift = pilot.shift = moments.shift;
+  scaled.scale = pilot.scale = moments.scale;
+  pilot.omit = true;
+  double optimum[kMaxTerms];
+  accumulate_about(pilot, moments, 1).solve(optimum);
+  std::copy(optimum, optimum + n_terms, moments.reference);
+  return accumulate_about(scaled, moments, threads);
+}
+
+void evaluate(const Data& data, const double* coef, int n_terms, int threads, void* y) {
+  const int64_t block = block_size(data.n);
+  const int64_t n_blocks = (data.n + block - 1) / block;
+  const bool parallel = threads > 1 && data.n >= kParallelFrom;
+#pragma omp parallel for num_threads(threads) schedule(static) if (parallel)
+  for (int64_t b = 0; b < n_blocks; ++b)
+    passes().evaluate(data, coef, n_terms, b * block, std::min(data.n, (b + 1) * block), y);
+}
+
+void project(const Data& data, int n_terms, int threads, double* out) {
+  reduce(data.n, n_terms, threads, out, [&](int64_t begin, int64_t end, double* sums) {
+    passes().project(data, n_terms, begin, end, sums);
+  });
+}
+
+int64_t count_nonfinite(const Data& data, int threads) {
+  double count;
+  reduce(data.n, 1, threads, &count, [&](int64_t begin, int64_t end, double* sums) {
+    passes().count_nonfinite(data, begin, end, sums);
+  });
+  return static_cast<int64_t>(count);
+}
+
+}  // namespace polyfuse

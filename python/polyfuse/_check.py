@@ -1,0 +1,77 @@
+"""Every check of shape, dtype, device and value, and its message."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+
+ENGINES = ("auto", "stream", "moments", "closed_form")
+NAN_POLICIES = ("raise", "omit", "propagate")
+
+
+def data(x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """x and y as tensors of one dtype, device and size, flattened to [N] where no copy is needed."""
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        if value.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{name}: expected dtype float32 or float64, got {value.dtype}")
+    if x.dtype != y.dtype:
+        raise TypeError(f"y: expected the dtype of x, {x.dtype}, got {y.dtype}")
+    if x.device != y.device:
+        raise ValueError(f"y: expected the device of x, {x.device}, got {y.device}")
+    if x.numel() == 0:
+        raise ValueError(f"x: expected at least one sample, got shape {tuple(x.shape)}")
+    if x.shape != y.shape:
+        if x.numel() == y.numel() and {x.ndim, y.ndim} == {1, 2}:
+            warn_broadcast(tuple(x.shape), tuple(y.shape), stacklevel=4)
+        raise ValueError(f"y: expected the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}")
+    return flat(x), flat(y)
+
+
+def warn_broadcast(input_shape: Any, target_shape: Any, stacklevel: int) -> None:
+    warnings.warn(
+        f"Using a target size ({target_shape}) that is different to the input size "
+        f"({input_shape}). This will likely lead to incorrect results due to broadcasting. "
+        "Please ensure they have the same size.",
+        stacklevel=stacklevel,
+    )
+
+
+def flat(t: torch.Tensor) -> torch.Tensor:
+    """[N] with one stride; a copy only where the memory has no single stride."""
+    t = t.detach()
+    return t if t.ndim == 1 else t.reshape(-1)
+
+
+def epochs(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"epochs: expected an int, got {value!r}")
+    if value < 0:
+        raise ValueError(f"epochs: expected a number >= 0, got {value}")
+    return value
+
+
+def record_every(value: Any) -> int:
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"record_every: expected None or an int >= 1, got {value!r}")
+    return value
+
+
+def tolerance(value: Any) -> float:
+    if value is None:
+        return -1.0
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"tol: expected None or a finite number >= 0, got {value!r}")
+    return float(value)
+
+
+def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    return value

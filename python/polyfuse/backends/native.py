@@ -1,0 +1,75 @@
+"""The compiled backend: addresses and sizes of tensors, handed to the extension module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import _C
+from ..problem import Problem, Schedule, State, Trace
+from ..symbolic import Traced
+
+ENGINE = {"stream": 0, "moments": 1, "closed_form": 2}
+
+
+def make_plan(model: Traced) -> Any:
+    return _C.Plan(len(model.slots), model.degree + 1, list(model.terms), model.shift, model.scale)
+
+
+def make_data(model: Traced, x: torch.Tensor, y: torch.Tensor | None, omit: bool = False) -> Any:
+    """The extension's view of x [N] and y [N], which must outlive it."""
+    return _C.Data(
+        x.data_ptr(),
+        0 if y is None else y.data_ptr(),
+        x.numel(),
+        x.stride(0) if x.ndim else 1,
+        1 if y is None or not y.ndim else y.stride(0),
+        x.dtype == torch.float64,
+        omit,
+        model.shift,
+        model.scale,
+    )
+
+
+class Cpu:
+    name = "cpu"
+
+    def refuse(self, problem: Problem) -> str | None:
+        if problem.x.device.type != "cpu":
+            return f"the data is on {problem.x.device}"
+        return None
+
+    def evaluate(self, model: Traced, coef: np.ndarray, x: torch.Tensor) -> torch.Tensor:
+        y = torch.empty(x.numel(), dtype=x.dtype)
+        _C.evaluate(make_data(model, x, None), coef, torch.get_num_threads(), y.data_ptr())
+        return y
+
+    def project(self, model: Traced, x: torch.Tensor, g: torch.Tensor) -> np.ndarray:
+        return _C.project(make_data(model, x, g), model.degree + 1, torch.get_num_threads())
+
+    def accumulate(self, problem: Problem) -> Any:
+        data = make_data(problem.model, problem.x, problem.y, problem.omit)
+        return _C.accumulate(data, problem.model.degree + 1, torch.get_num_threads())
+
+    def descend(
+        self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: State
+    ) -> Trace:
+        plan = make_plan(problem.model)
+        plan.set_rule(list(problem.rule))
+        plan.mean = problem.reduction == "mean"
+        data = make_data(problem.model, problem.x, problem.y, problem.omit)
+        return Trace(
+            *_C.descend(
+                plan, data, ENGINE[engine], moments, *schedule, torch.get_num_threads(),
+                state.params, state.momentum, state.has_momentum, state.grad,
+            )
+        )  # fmt: skip
+
+    def nonfinite(self, problem: Problem) -> int:
+        data = make_data(problem.model, problem.x, problem.y)
+        return _C.count_nonfinite(data, torch.get_num_threads())
+
+    def launches(self) -> int:
+        return _C.launches()

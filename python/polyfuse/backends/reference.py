@@ -1,0 +1,143 @@
+"""The definition of correct: plain PyTorch in float64, written to be read."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from ..problem import Moments, Problem, Schedule, State, Trace
+from ..symbolic import Traced
+
+
+def design(model: Traced, x: torch.Tensor) -> torch.Tensor:
+    """V [N, K], V[n, k] = u_n^k with u = (x - shift) * scale."""
+    u = (x.double() - model.shift) * model.scale
+    return torch.stack([u**k for k in range(model.degree + 1)], dim=1)
+
+
+def coefficients(model: Traced, params: torch.Tensor) -> torch.Tensor:
+    """[P] -> [K], differentiable."""
+    coef = [params.new_zeros(()) for _ in range(model.degree + 1)]
+    for factor, degree, slots in model.terms:
+        product = params.new_tensor(factor)
+        for s in slots:
+            product = product * params[s]
+        coef[degree] = coef[degree] + product
+    return torch.stack(coef)
+
+
+def kept(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+    x, y = problem.x.double(), problem.y.double()
+    if problem.omit:
+        keep = torch.isfinite(x) & torch.isfinite(y)
+        x, y = x[keep], y[keep]
+    return x, y
+
+
+class Reference:
+    name = "reference"
+
+    def __init__(self) -> None:
+        self._launches = 0
+
+    def refuse(self, problem: Problem) -> str | None:
+        return None
+
+    def evaluate(self, model: Traced, coef: np.ndarray, x: torch.Tensor) -> torch.Tensor:
+        return (design(model, x) @ torch.as_tensor(coef, device=x.device)).to(x.dtype)
+
+    def project(self, model: Traced, x: torch.Tensor, g: torch.Tensor) -> np.ndarray:
+        return (design(model, x).T @ g.double()).cpu().numpy()
+
+    def accumulate(self, problem: Problem) -> Moments:
+        x, y = kept(problem)
+        low, high = float(x.min()), float(x.max())
+        shift, scale = (low + high) / 2, 2 / (high - low) if high > low else 1.0
+        u = (x - shift) * scale
+        terms = problem.model.degree + 1
+        v = torch.stack([u**k for k in range(terms)], dim=1)
+        reference = torch.linalg.lstsq(v, y[:, None], driver="gelsd").solution[:, 0]
+        r = v @ reference - y
+        power = torch.stack([(u**k).sum() for k in range(2 * terms - 1)])
+        return Moments(
+            shift, scale, reference.numpy(), power.numpy(), (v.T @ r).numpy(), float(r @ r)
+        )
+
+    def objective(self, problem: Problem, engine: str, moments: Moments | None):
+        """params [P] -> loss, differentiable; from the data or from its moments."""
+        model = problem.model
+        if engine == "stream":
+            x, y = kept(problem)
+            v, weight = design(model, x), 1 / len(x) if problem.reduction == "mean" else 1.0
+            return lambda params: ((v @ coefficients(model, params) - y) ** 2).sum() * weight
+        assert moments is not None
+        terms = model.degree + 1
+        a = model.scale / moments.scale
+        b = (moments.shift - model.shift) * model.scale
+        change = torch.zeros(terms, terms, dtype=torch.float64)
+        for k in range(terms):
+            column = np.polynomial.polynomial.polypow([b, a], k)
+            change[: len(column), k] = torch.as_tensor(column)
+        index = torch.arange(terms)
+        gram = torch.as_tensor(moments.power)[index[:, None] + index]
+        cross, reference = torch.as_tensor(moments.cross), torch.as_tensor(moments.reference)
+        weight = 1 / moments.power[0] if problem.reduction == "mean" else 1.0
+
+        def loss(params: torch.Tensor) -> torch.Tensor:
+            delta = change @ coefficients(model, params) - reference
+            return (moments.square + 2 * cross @ delta + delta @ gram @ delta) * weight
+
+        return loss
+
+    def descend(
+        self, problem: Problem, engine: str, moments: Moments | None, schedule: Schedule,
+        state: State,
+    ) -> Trace:  # fmt: skip
+        self._launches += 1
+        if engine != "stream" and moments is None:
+            moments = self.accumulate(problem)
+        objective = self.objective(problem, engine, moments)
+        params = torch.tensor(state.params, requires_grad=True)
+        start, previous, recorded, done, converged = time.monotonic(), np.nan, [], 0, False
+        while done < schedule.epochs and not converged:
+            loss = objective(params)
+            (grad,) = torch.autograd.grad(loss, params)
+            if schedule.record_every and (schedule.first_epoch + done) % schedule.record_every == 0:
+                recorded.append(loss.item())
+            converged = abs(previous - loss.item()) <= schedule.tol * abs(loss.item())
+            if converged:
+                break
+            previous = loss.item()
+            state.grad[:] = grad.numpy()
+            with torch.no_grad():
+                self.update(problem, params, grad, state)
+            done += 1
+            if schedule.seconds and time.monotonic() - start > schedule.seconds:
+                break
+        state.params[:] = params.detach().numpy()
+        return Trace(done, converged, objective(params).item(), np.array(recorded), moments)
+
+    def update(
+        self, problem: Problem, params: torch.Tensor, grad: torch.Tensor, state: State
+    ) -> None:
+        """One step of SGD, as `torch.optim.SGD` documents it."""
+        for i, o in enumerate(problem.rule):
+            if o is None:
+                continue
+            d = (-grad[i] if o.maximize else grad[i]) + o.weight_decay * params[i]
+            if o.momentum:
+                if state.has_momentum[i]:
+                    state.momentum[i] = o.momentum * state.momentum[i] + (1 - o.dampening) * d
+                else:
+                    state.momentum[i] = d
+                state.has_momentum[i] = True
+                d = d + o.momentum * state.momentum[i] if o.nesterov else state.momentum[i]
+            params[i] -= o.lr * d
+
+    def nonfinite(self, problem: Problem) -> int:
+        return int((~(torch.isfinite(problem.x) & torch.isfinite(problem.y))).sum())
+
+    def launches(self) -> int:
+        return self._launches

@@ -1,0 +1,253 @@
+"""The whole run: `fit` chooses an engine, launches it and leaves things as the loop would have."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import _check
+from .backends import choose
+from .fused import Fused, fused, refuse_criterion, refuse_optimizer, rule_of
+from .problem import Problem, Schedule, State
+from .result import FitResult
+
+SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
+
+Callback = Callable[[int, float], Any]
+
+
+def prepare(
+    model: Any, criterion: Any, optimizer: Any, x: Any, y: Any, nan_policy: str = "propagate"
+) -> tuple[Fused, Problem]:
+    """The problem that these objects state; raises what `fit` documents."""
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    xs, ys = _check.data(x, y)
+    reason = refuse_criterion(criterion)
+    if reason:
+        raise ValueError(f"criterion: {reason}")
+    reason = refuse_optimizer(optimizer)
+    if reason:
+        raise ValueError(f"optimizer: {reason}")
+    known = fused(model, xs.dtype, xs.device)
+    if known.traced is None:
+        raise ValueError(f"model: {type(model).__name__} is not fused: {known.reason}")
+    if known.traced.ndim > x.ndim:
+        raise ValueError(
+            f"model: its parameters have {known.traced.ndim} dimensions, x has {x.ndim}; "
+            "the output would not have the shape of x"
+        )
+    problem = Problem(
+        known.traced, criterion.reduction, rule_of(known, optimizer), xs, ys, nan_policy == "omit"
+    )
+    return known, problem
+
+
+def refuse_engine(problem: Problem, engine: str, tol: float) -> str | None:
+    """None, or why the engine cannot compute this run exactly."""
+    if engine == "closed_form":
+        if not problem.model.affine:
+            return "the coefficients are not affine in the parameters (products of parameters)"
+        if tol >= 0:
+            return "tol needs the loss of every epoch; use moments or stream"
+    return None
+
+
+def choose_engine(problem: Problem, engine: str, epochs: int, tol: float) -> str:
+    _check.one_of("engine", engine, _check.ENGINES)
+    if engine == "auto":
+        if epochs == 1:
+            return "stream"
+        return "moments" if refuse_engine(problem, "closed_form", tol) else "closed_form"
+    reason = refuse_engine(problem, engine, tol)
+    if reason:
+        raise ValueError(f"engine: {engine} cannot serve this case: {reason}")
+    return engine
+
+
+def fit(
+    model: torch.nn.Module,
+    criterion: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    epochs: int,
+    engine: str = "auto",
+    backend: str = "auto",
+    record_every: int | None = None,
+    tol: float | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    nan_policy: str = "raise",
+) -> FitResult:
+    """Train a polynomial model for many epochs in one kernel launch.
+
+    Parameters, ``.grad`` and optimizer state are left as the training loop would leave them; plain
+    PyTorch can go on from there. Arithmetic is in float64 whatever the dtype of the data.
+
+    Args:
+        model: torch or polyfuse module whose output is a polynomial of its input.
+        criterion: ``MSELoss`` with reduction mean or sum, torch's or polyfuse's.
+        optimizer: ``SGD``, torch's or polyfuse's.
+        x, y: data of one shape, float32 or float64.
+        epochs: steps to take, each over all the data.
+        engine: ``auto``, ``stream``, ``moments`` or ``closed_form``; `explain` says why.
+        backend: ``auto`` or a name that `backends` lists.
+        record_every: record the loss after 0, record_every, 2 record_every, ... steps.
+        tol: stop after the first epoch that changes the loss by no more than tol * loss.
+        callback: called as ``callback(epoch, loss)`` at every recorded epoch, with the parameters
+            in place; the run stops where it returns True.
+        progress: show a bar (needs tqdm).
+        nan_policy: ``raise`` on nan or inf in the data, ``omit`` those samples, or ``propagate``.
+
+    Returns:
+        FitResult: final loss, history, engine, launches and why the run stopped.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected; nothing is
+            changed.
+
+    Example:
+        >>> import torch, polyfuse as pf, polyfuse.nn as nn, polyfuse.optim as optim
+        >>> x = torch.linspace(-1, 1, 50)
+        >>> model = nn.Polynomial(2)
+        >>> optimizer = optim.SGD(model.parameters(), lr=0.1)
+        >>> result = pf.fit(model, nn.MSELoss(), optimizer, x, 3 * x**2, epochs=2000)
+        >>> [round(c, 3) for c in model.coefficients.tolist()]
+        [0.0, 0.0, 3.0]
+    """
+    start = time.perf_counter()
+    epochs = _check.epochs(epochs)
+    every, tolerance = _check.record_every(record_every), _check.tolerance(tol)
+    _check.one_of("nan_policy", nan_policy, _check.NAN_POLICIES)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: expected a function, got {callback!r}")
+    if callback is not None and not every:
+        raise ValueError("callback: needs record_every, the epochs at which it is called")
+    known, problem = prepare(model, criterion, optimizer, x, y, nan_policy)
+    engine = choose_engine(problem, engine, epochs, tolerance)
+    runner = choose(backend, problem)
+    before = runner.launches()
+    bar = _progress_bar(epochs) if progress else None
+
+    if nan_policy == "raise" and engine == "stream":
+        _refuse_nonfinite(runner.nonfinite(problem))
+    if nan_policy == "omit" and runner.nonfinite(problem) == problem.x.numel():
+        raise ValueError("x, y: no sample is left after nan_policy='omit'")
+
+    moments = None
+    state = known.state(optimizer)
+    history: list[tuple[int, float]] = []
+    done, reason, loss = 0, "epochs", float("nan")
+    try:
+        while True:
+            stop = epochs
+            if callback is not None or bar is not None:
+                pause = every or max(1, epochs // 100)
+                stop = min(epochs, (done // pause + 1) * pause)
+            schedule = Schedule(done, stop - done, every, tolerance, SLICE_SECONDS)
+            run = runner.descend(problem, engine, moments, schedule, state)
+            moments = run.moments
+            if moments is not None and not np.isfinite(moments.square):
+                if nan_policy == "raise":
+                    _refuse_nonfinite(runner.nonfinite(problem))
+                if done == 0 and run.epochs:  # the data overflows its moments: read it every epoch
+                    engine, moments, state = "stream", None, known.state(optimizer)
+                    continue
+            if every:
+                at = -(-done // every) * every
+                history += [(at + i * every, float(v)) for i, v in enumerate(run.recorded)]
+            done, loss = done + run.epochs, run.loss
+            if bar is not None:
+                bar.update(run.epochs)
+                bar.set_postfix(loss=f"{loss:.6g}")
+            if run.converged:
+                reason = "converged"
+                break
+            if callback is not None and (done % every == 0 or done == epochs):
+                known.commit(state, optimizer, done > 0)
+                if callback(done, loss):
+                    reason = "callback"
+                    break
+            if done >= epochs:
+                break
+    except KeyboardInterrupt:
+        reason = "interrupted"
+    finally:
+        if bar is not None:
+            bar.close()
+    known.commit(state, optimizer, done > 0)
+    if not (history and history[-1][0] == done) and reason != "interrupted":
+        history.append((done, loss))
+    limit = torch.finfo(problem.x.dtype).max
+    if not np.isfinite(state.params).all() or abs(state.params).max() > limit or loss > limit:
+        reason = "diverged" if reason == "epochs" else reason
+        _warn_diverged(problem, state)
+    return FitResult(
+        loss=loss,
+        epochs=done,
+        converged=reason == "converged",
+        stop_reason=reason,
+        engine=engine,
+        backend=runner.name,
+        launches=runner.launches() - before,
+        seconds=time.perf_counter() - start,
+        history_epochs=np.array([e for e, _ in history], dtype=np.int64),
+        history=np.array([v for _, v in history]),
+    )
+
+
+def _refuse_nonfinite(count: int) -> None:
+    if count:
+        raise ValueError(
+            f"x, y: {count} sample{'s hold' if count > 1 else ' holds'} nan or inf; "
+            "expected finite data, or nan_policy='omit' or 'propagate'"
+        )
+
+
+def largest_stable_lr(problem: Problem) -> float:
+    """The lr above which SGD diverges on this data: 2 (1 + momentum) / largest curvature.
+
+    Source: Polyak, Some methods of speeding up the convergence of iteration methods (1964).
+    """
+    u = (problem.x.double() - problem.model.shift) * problem.model.scale
+    u = u[torch.isfinite(u)]
+    terms = problem.model.degree + 1
+    power = np.array([float((u**k).sum()) for k in range(2 * terms - 1)])
+    gram = power[np.add.outer(np.arange(terms), np.arange(terms))] * 2
+    if problem.reduction == "mean":
+        gram /= len(u)
+    jacobian = np.zeros((terms, len(problem.model.slots)))
+    for factor, degree, slots in problem.model.terms:
+        for s in slots:
+            jacobian[degree, s] += factor
+    owned = [i for i, o in enumerate(problem.rule) if o is not None]
+    options = [o for o in problem.rule if o is not None]
+    hessian = (jacobian.T @ gram @ jacobian)[np.ix_(owned, owned)]
+    hessian += np.diag([o.weight_decay for o in options])
+    largest = float(np.linalg.eigvalsh(hessian)[-1])
+    momentum = min(o.momentum for o in options)
+    return 2 * (1 + momentum) / largest if largest > 0 else float("inf")
+
+
+def _warn_diverged(problem: Problem, state: State) -> None:
+    advice = ""
+    if problem.model.affine and any(o is not None for o in problem.rule):
+        lr = largest_stable_lr(problem)
+        if lr > 0 and np.isfinite(lr):
+            advice = f"; the largest stable lr for this data is about {lr:.3g}"
+    warnings.warn(f"the fit diverged to inf or nan{advice}", RuntimeWarning, stacklevel=3)
+
+
+def _progress_bar(epochs: int) -> Any:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError("progress: needs tqdm; pip install 'polyfuse[progress]'") from error
+    return tqdm(total=epochs, unit="epoch")

@@ -1,0 +1,5 @@
+import torch
+
+
+class SGD(torch.optim.SGD):
+    __doc__ = torch.optim.SGD.__doc__

@@ -1,0 +1,41 @@
+"""What a fit reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The outcome of `polyfuse.fit`.
+
+    Attributes:
+        loss: the criterion at the parameters that the fit left behind.
+        epochs: epochs done.
+        history_epochs, history: epochs [M] and the loss [M] after that many steps; the last entry
+            is the end of the run.
+        converged: whether `tol` was reached.
+        stop_reason: "epochs", "converged", "callback", "interrupted" or "diverged".
+        engine, backend: what computed the run; launches: kernel launches it took.
+        seconds: wall time of the call.
+    """
+
+    loss: float
+    epochs: int
+    converged: bool
+    stop_reason: str
+    engine: str
+    backend: str
+    launches: int
+    seconds: float
+    history_epochs: np.ndarray = field(repr=False)
+    history: np.ndarray = field(repr=False)
+
+    def __str__(self) -> str:
+        return (
+            f"loss {self.loss:.7g} after {self.epochs:,} epochs ({self.stop_reason}); "
+            f"engine {self.engine} on {self.backend}, {self.launches} launch"
+            f"{'' if self.launches == 1 else 'es'}, {self.seconds * 1e3:.3g} ms"
+        )
