@@ -110,6 +110,10 @@ PYBIND11_MODULE(_C, m) {
     return out;
   });
 
+  py::class_<pf::Watch>(m, "Watch")
+      .def(py::init<py::list>())
+      .def("unchanged", &pf::Watch::unchanged);
+
   py::class_<pf::Step>(m, "Step")
       .def(py::init([](pf::Plan& plan, py::tuple tensors, py::list slots, bool float64,
                        py::list watched) {
@@ -118,15 +122,15 @@ PYBIND11_MODULE(_C, m) {
            }),
            py::keep_alive<1, 2>())
       .def("unchanged", &pf::Step::unchanged)
+      .def("see", &pf::Step::see)
+      .def("matches", &pf::Step::matches)
+      .def("matches_target", &pf::Step::matches_target)
       .def("snapshot", &pf::Step::snapshot)
       .def("launch", &pf::Step::launch)
       .def("launch_moments", &pf::Step::launch_moments)
       .def("set_momentum", &pf::Step::set_momentum)
       .def("set_grads", &pf::Step::set_grads)
-      .def("grads_are_free", &pf::Step::grads_are_free)
       .def("give_grads", &pf::Step::give_grads)
       .def("grads", &pf::Step::grads)
-      .def("install", &pf::Step::install)
-      .def("holds", &pf::Step::holds)
-      .def("forget", &pf::Step::forget);
+      .def("install", &pf::Step::install);
 }

@@ -11,13 +11,14 @@ int64_t n_launches = 0;
 
 PyObject* name_of(const char* text) { return PyUnicode_InternFromString(text); }
 
-char* address_of(PyObject* tensor) {
-  static PyObject* data_ptr = name_of("data_ptr");
-  PyObject* result = PyObject_CallMethodNoArgs(tensor, data_ptr);
-  if (!result) throw py::error_already_set();
-  char* address = reinterpret_cast<char*>(PyLong_AsUnsignedLongLong(result));
-  Py_DECREF(result);
-  return address;
+PyObject* torch_function(const char* name) {
+  return py::object(py::module_::import("torch._C").attr(name)).release().ptr();
+}
+
+long number(PyObject* result) {
+  const auto value = py::reinterpret_steal<py::object>(result);
+  if (!value) throw py::error_already_set();
+  return PyLong_AsLong(value.ptr());
 }
 
 }  // namespace
@@ -59,18 +60,14 @@ void Plan::set_rule(py::list options) {
 }
 
 Step::Step(Plan& plan, py::tuple tensors, py::list slots, Dtype dtype, py::list watched)
-    : plan_(plan), dtype_(dtype) {
-  for (py::handle t : tensors) tensors_.push_back(py::reinterpret_borrow<py::object>(t));
+    : plan_(plan), dtype_(dtype), watched_(watched) {
+  for (py::handle t : tensors) {
+    tensors_.push_back(py::reinterpret_borrow<py::object>(t));
+    trainable_.push_back(t.attr("requires_grad").cast<bool>());
+  }
   for (py::handle s : slots) {
     const auto [tensor, element] = s.cast<std::pair<int, int64_t>>();
     slots_.push_back({tensor, element});
-  }
-  for (py::handle d : watched) {
-    Watch watch{py::reinterpret_borrow<py::dict>(d), {}};
-    for (auto [key, value] : watch.dict)
-      watch.items.emplace_back(py::reinterpret_borrow<py::object>(key),
-                               py::reinterpret_borrow<py::object>(value));
-    watched_.push_back(std::move(watch));
   }
   param_at_ = addresses(tensors_);
   const size_t n = slots_.size();
@@ -85,14 +82,22 @@ std::vector<char*> Step::addresses(const std::vector<py::object>& tensors) const
 }
 
 bool Step::unchanged() const {
-  for (const Watch& watch : watched_) {
-    if (PyDict_Size(watch.dict.ptr()) != static_cast<Py_ssize_t>(watch.items.size())) return false;
-    for (const auto& [key, value] : watch.items)
-      if (PyDict_GetItem(watch.dict.ptr(), key.ptr()) != value.ptr()) return false;
-  }
-  for (size_t t = 0; t < tensors_.size(); ++t)
+  if (!watched_.unchanged()) return false;
+  static PyObject* requires_grad = name_of("requires_grad");
+  for (size_t t = 0; t < tensors_.size(); ++t) {
     if (address_of(tensors_[t].ptr()) != param_at_[t]) return false;
+    if (attribute(tensors_[t].ptr(), requires_grad) != (trainable_[t] ? Py_True : Py_False))
+      return false;
+  }
   return true;
+}
+
+bool Step::hooked() const {
+  static PyObject* names[] = {name_of("_backward_hooks"), name_of("_post_accumulate_grad_hooks")};
+  for (const py::object& tensor : tensors_)
+    for (PyObject* name : names)
+      if (attribute(tensor.ptr(), name) != Py_None) return true;
+  return false;
 }
 
 double Step::read(const void* base, int64_t element) const {
@@ -107,17 +112,26 @@ void Step::write(void* base, int64_t element, double value) const {
     static_cast<double*>(base)[element] = value;
 }
 
-void Step::snapshot(uintptr_t to) const {
+void Step::see(py::object x, py::object y) {
+  x_ = Seen(x);
+  y_ = y.is_none() ? Seen() : Seen(y);
+}
+
+bool Step::matches(py::handle x) const { return x_.same(x) && unchanged(); }
+
+bool Step::matches_target(py::handle y) const { return y_.same(y); }
+
+long Step::snapshot(uintptr_t to, py::handle x) const {
   auto* params = reinterpret_cast<double*>(to);
   for (size_t i = 0; i < slots_.size(); ++i)
     params[i] = read(param_at_[slots_[i].tensor], slots_[i].element);
+  return version_of(x.ptr());
 }
 
 double Step::launch(uintptr_t params, const Data& data, int threads, bool with_update) {
   Problem problem = plan_.problem;
   problem.data = data;
   problem.threads = threads;
-  params_of_launch_ = params;
   const auto* p = reinterpret_cast<const double*>(params);
   double loss;
   if (data.n < 4096) {
@@ -130,7 +144,6 @@ double Step::launch(uintptr_t params, const Data& data, int threads, bool with_u
 }
 
 double Step::launch_moments(uintptr_t params, const Moments& moments, bool with_update) {
-  params_of_launch_ = params;
   const auto* p = reinterpret_cast<const double*>(params);
   return finish(p, objective(plan_.problem, &moments, p, grad_.data()), with_update);
 }
@@ -167,58 +180,52 @@ void Step::set_momentum(py::list tensors) {
   momentum_at_ = addresses(buffers);
 }
 
-void Step::set_grads(py::tuple grads) {
+void Step::set_grads(py::tuple grads, uintptr_t storage, long uses) {
   grads_.clear();
-  grad_references_.clear();
   for (py::handle g : grads) grads_.push_back(py::reinterpret_borrow<py::object>(g));
   grad_at_ = addresses(grads_);
-  for (const py::object& g : grads_) grad_references_.push_back(g.ref_count());
+  storage_ = py::int_(storage);
+  uses_ = uses;
 }
 
 bool Step::grads_are_free() const {
   static PyObject* use_count = name_of("_use_count");
-  for (size_t t = 0; t < grads_.size(); ++t) {
-    // the tuple that set_grads was called with held one reference more
-    if (grads_[t].ref_count() > grad_references_[t]) return false;
-    PyObject* uses = PyObject_CallMethodNoArgs(grads_[t].ptr(), use_count);
-    if (!uses) throw py::error_already_set();
-    const long count = PyLong_AsLong(uses);
-    Py_DECREF(uses);
-    if (count != 1) return false;
+  static PyObject* storage_use_count = torch_function("_storage_Use_Count");
+  for (const py::object& g : grads_) {
+    if (g.ref_count() != 1) return false;
+    if (number(PyObject_CallMethodNoArgs(g.ptr(), use_count)) != 1) return false;
   }
-  return !grads_.empty();
+  return !grads_.empty() &&
+         number(PyObject_CallOneArg(storage_use_count, storage_.ptr())) == uses_;
 }
 
-bool Step::give_grads() {
+int Step::give_grads() {
   static PyObject* grad = name_of("grad");
-  for (const py::object& tensor : tensors_) {
-    PyObject* current = PyObject_GetAttr(tensor.ptr(), grad);
-    if (!current) throw py::error_already_set();
-    Py_DECREF(current);
-    if (current != Py_None) return false;
-  }
+  if (hooked()) return kHooked;
+  for (const py::object& tensor : tensors_)
+    if (attribute(tensor.ptr(), grad) != Py_None) return kAccumulate;
+  if (!grads_are_free()) return kHeld;
   for (size_t i = 0; i < slots_.size(); ++i)
     write(grad_at_[slots_[i].tensor], slots_[i].element, grad_[i]);
   for (size_t t = 0; t < tensors_.size(); ++t)
-    if (PyObject_SetAttr(tensors_[t].ptr(), grad, grads_[t].ptr()) < 0)
+    if (trainable_[t] && PyObject_SetAttr(tensors_[t].ptr(), grad, grads_[t].ptr()) < 0)
       throw py::error_already_set();
-  return true;
+  return kGiven;
 }
 
 py::array_t<double> Step::grads() const {
   return py::array_t<double>(static_cast<py::ssize_t>(grad_.size()), grad_.data());
 }
 
-bool Step::install() {
+bool Step::install(const Watch& groups, py::handle moved) {
   static PyObject* grad = name_of("grad");
-  if (!updated_ || !params_of_launch_) return false;
+  static PyObject* increment_version = torch_function("_increment_version");
+  if (!updated_ || !groups.unchanged()) return false;
   for (size_t t = 0; t < tensors_.size(); ++t) {
-    PyObject* current = PyObject_GetAttr(tensors_[t].ptr(), grad);
-    if (!current) throw py::error_already_set();
-    Py_DECREF(current);
-    if (current != grads_[t].ptr()) return false;
     if (address_of(tensors_[t].ptr()) != param_at_[t]) return false;
-    if (address_of(current) != grad_at_[t]) return false;
+    if (!trainable_[t]) continue;
+    if (attribute(tensors_[t].ptr(), grad) != grads_[t].ptr()) return false;
+    if (address_of(grads_[t].ptr()) != grad_at_[t]) return false;
   }
   const auto same = [](double a, double b) { return std::memcmp(&a, &b, sizeof a) == 0; };
   for (size_t i = 0; i < slots_.size(); ++i) {
@@ -237,6 +244,9 @@ bool Step::install() {
       write(momentum_at_[slot.tensor], slot.element, next_momentum_[i]);
   }
   updated_ = false;
+  const auto done = py::reinterpret_steal<py::object>(
+      PyObject_CallOneArg(increment_version, moved.ptr()));
+  if (!done) throw py::error_already_set();
   return true;
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/run.h"
+#include "watch.h"
 
 namespace polyfuse {
 
@@ -38,24 +39,28 @@ class Step {
  public:
   Step(Plan& plan, py::tuple tensors, py::list slots, Dtype dtype, py::list watched);
 
-  bool unchanged() const;             // modules and parameters are what they were
-  void snapshot(uintptr_t to) const;  // the parameters now, float64 [P]
+  bool unchanged() const;  // modules and parameters are what they were
+
+  void see(py::object x, py::object y);  // data that Python has found acceptable; y may be None
+  bool matches(py::handle x) const;      // x is the one seen, and nothing changed
+  bool matches_target(py::handle y) const;
+  long snapshot(uintptr_t to, py::handle x) const;  // parameters [P]; returns the version of x
+
   double launch(uintptr_t params, const Data& data, int threads, bool with_update);
   double launch_moments(uintptr_t params, const Moments& moments, bool with_update);
+  py::array_t<double> grads() const;  // [P], of the last launch
+
   void set_momentum(py::list tensors);  // momentum buffers, None where there is none yet
-  void set_grads(py::tuple grads);      // tensors that backward fills
-  bool grads_are_free() const;          // nobody else holds them
-  bool give_grads();                    // p.grad = gradient; false if a p.grad is not None
-  py::array_t<double> grads() const;    // [P], of the last launch
-  bool install();                       // the next parameters, if nothing changed since the launch
-  bool holds(uintptr_t params) const { return params_of_launch_ == params; }
-  void forget() { params_of_launch_ = 0; }
+  // Tensors that backward fills; they share one storage, with `uses` users.
+  void set_grads(py::tuple grads, uintptr_t storage, long uses);
+  enum Given { kGiven, kHooked, kAccumulate, kHeld };
+  int give_grads();  // p.grad = gradient, unless hooks, a gradient, or a holder of it is there
+  // The next parameters, if nothing changed since the launch; advances the versions of `moved`.
+  bool install(const Watch& groups, py::handle moved);
 
  private:
-  struct Watch {
-    py::dict dict;
-    std::vector<std::pair<py::object, py::object>> items;
-  };
+  bool hooked() const;
+  bool grads_are_free() const;
   double finish(const double* params, double loss, bool with_update);
   double read(const void* base, int64_t element) const;
   void write(void* base, int64_t element, double value) const;
@@ -65,11 +70,13 @@ class Step {
   Dtype dtype_;
   std::vector<py::object> tensors_, grads_;
   std::vector<char*> param_at_, grad_at_, momentum_at_;
-  std::vector<py::ssize_t> grad_references_;
+  std::vector<bool> trainable_;
   std::vector<Slot> slots_;
-  std::vector<Watch> watched_;
+  Watch watched_;
+  Seen x_, y_;
+  py::object storage_;
+  long uses_ = 0;
   std::vector<double> params_, grad_, next_, momentum_, next_momentum_;
-  uintptr_t params_of_launch_ = 0;
   bool updated_ = false;
 };
 

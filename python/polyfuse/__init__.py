@@ -2,8 +2,21 @@
 
 from . import nn, optim
 from .backends import backends
+from .explain import explain
 from .fit import fit
+from .fuse import FusedStep, fuse
 from .result import FitResult
+from .static import static
 
 __version__ = "0.1.0"
-__all__ = ["FitResult", "backends", "fit", "nn", "optim"]
+__all__ = [
+    "FitResult",
+    "FusedStep",
+    "backends",
+    "explain",
+    "fit",
+    "fuse",
+    "nn",
+    "optim",
+    "static",
+]

@@ -13,7 +13,7 @@ NAN_POLICIES = ("raise", "omit", "propagate")
 
 
 def data(x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """x and y as tensors of one dtype, device and size, flattened to [N] where no copy is needed."""
+    """x and y as tensors of one dtype, device and size, flattened to [N]."""
     for name, value in (("x", x), ("y", y)):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")

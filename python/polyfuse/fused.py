@@ -1,4 +1,4 @@
-"""A module's traced polynomial with its compiled plan, kept for as long as the module stays as is."""
+"""A module's traced polynomial with its compiled plan, kept while the module stays as it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import numpy as np
 import torch
 
 from . import _C
-from .backends.native import make_plan
+from .backends.native import make_data, make_plan
+from .nn.criterion import MSELoss
+from .optim.owners import Groups
+from .optim.sgd import SGD
 from .problem import Rule, SgdOptions, State
 from .symbolic import NotPolynomial, Traced, trace
 
@@ -28,6 +31,7 @@ class Fused:
     """One trace of one module: its polynomial, or the reason why there is none."""
 
     def __init__(self, module: torch.nn.Module, dtype: torch.dtype, device: torch.device):
+        self.module = weakref.ref(module)
         self.dtype, self.device = dtype, device
         self.traced: Traced | None = None
         self.reason = ""
@@ -44,10 +48,109 @@ class Fused:
         self.step = _C.Step(self.plan, self.tensors, slots, float64, _watched(module))
         # An address is only proof of identity while nobody else can be given it.
         self._storages = [t.untyped_storage() for t in self.tensors]
+        self.trainable = any(t.requires_grad for t in self.tensors)
+
+        # What the training loop keeps from one iteration to the next.
+        self.x: Any = None  # the last x and y, which were found acceptable
+        self.y: Any = None
+        self.data: Any = None  # where they lie
+        self.moments: Any = None
+        self.predictions: list = []  # wrappers to hand out again
+        self.losses: list = []
+        self.current: Any = None  # whose launch the step holds
+        self.generation: Any = None
+        self.owner: Any = None
+        self.groups: Any = None
+        self.has_momentum = False
+        self.bound: list | None = None  # momentum buffers with their addresses
+        self.covers_owner = False
+        self.held: list = []  # tensors that the owner updates
+        self.moved: list = []  # these and their momentum buffers: a step advances their versions
 
     def valid(self) -> bool:
         """Whether the module is still what was traced."""
-        return self.step.unchanged() and all(b._version == v for b, v in self.buffers)
+        if not self.step.unchanged():
+            return False
+        return not self.buffers or all(b._version == v for b, v in self.buffers)
+
+    def accepts(self, y: torch.Tensor, x: torch.Tensor) -> bool:
+        """Whether y is a target that the kernels read; remembers the pair."""
+        if (
+            y.dtype is not self.dtype
+            or y.shape != x.shape
+            or y.device != self.device
+            or y.requires_grad
+            or (y.ndim > 1 and not y.is_contiguous())
+            or torch._C._functorch.is_functorch_wrapped_tensor(y)
+        ):
+            return False
+        assert self.traced is not None
+        self.step.see(x, y)
+        self.x, self.y = x, y
+        self.data = make_data(self.traced, x.reshape(-1), y.reshape(-1))
+        return True
+
+    def set_rule(self, owner: Any) -> None:
+        rule = rule_of(self, owner)
+        self.plan.set_rule(list(rule))
+        self.groups = Groups(owner)
+        self.has_momentum = any(o is not None and o.momentum != 0 for o in rule)
+        mine = {id(t) for t in self.tensors}
+        self.covers_owner = all(id(p) in mine for g in owner.param_groups for p in g["params"])
+        held = {id(p) for g in owner.param_groups for p in g["params"]}
+        self.held = [t for t in self.tensors if id(t) in held and t.requires_grad]
+        self.moved = list(self.held)
+        self.bound = None
+        if not self.has_momentum:
+            self.step.set_momentum([])
+
+    def bind_momentum(self, owner: Any) -> bool:
+        """Points the step to the optimizer's momentum buffers; False while there are none."""
+        buffers = [
+            owner.state[t].get("momentum_buffer") if t in owner.state else None for t in self.held
+        ]
+        if any(b is None or not b.is_contiguous() or b.dtype != self.dtype for b in buffers):
+            return False
+        same = self.bound is not None and all(
+            b is known and b.data_ptr() == at
+            for b, (known, at) in zip(buffers, self.bound, strict=True)
+        )
+        if not same:
+            self.bound = [(b, b.data_ptr()) for b in buffers]
+            by_tensor = {id(t): b for t, b in zip(self.held, buffers, strict=True)}
+            self.step.set_momentum([by_tensor.get(id(t)) for t in self.tensors])
+            self.moved = self.held + buffers
+        return True
+
+    def fresh_grads(self) -> None:
+        """New tensors for backward to fill, because somebody holds the last ones."""
+        with torch.no_grad():
+            flat = torch.zeros(sum(t.numel() for t in self.tensors), dtype=self.dtype)
+            parts = flat.split([t.numel() for t in self.tensors])
+            grads = tuple(p.view(t.shape) for p, t in zip(parts, self.tensors, strict=True))
+        storage = flat.untyped_storage()._cdata
+        del parts, flat
+        self.step.set_grads(grads, storage, torch._C._storage_Use_Count(storage))
+
+    def offer(self, record: Any) -> None:
+        """Tells the optimizer that its next step is computed."""
+        owner = self.owner and self.owner()
+        if isinstance(owner, SGD):
+            if owner._pending:
+                owner._pending = [p for p in owner._pending if p[0] is not self]
+            owner._pending.append((self, record))
+
+    def install(self, owner: Any, record: Any) -> bool:
+        """The next parameters, if nothing changed since they were computed."""
+        groups = self.groups
+        if (
+            self.current is not record
+            or owner.param_groups is not groups.groups
+            or (groups.numbers and groups.numbers != groups.tensors())
+            or (self.has_momentum and not self.bind_momentum(owner))
+        ):  # fmt: skip
+            return False
+        return self.step.install(groups.watch, self.moved)
 
     def state(self, optimizer: torch.optim.Optimizer | None) -> State:
         """The scalar parameters, and the optimizer's state of them, as float64 [P]."""
@@ -88,9 +191,9 @@ class Fused:
             return
         for group in optimizer.param_groups:
             for p in group["params"]:
-                i = next((i for i, t in enumerate(self.tensors) if t is p), None)
-                if i is not None and group["momentum"] != 0 and p.requires_grad:
-                    buffer = self.gather(state.momentum, i)
+                at = next((i for i, t in enumerate(self.tensors) if t is p), None)
+                if at is not None and group["momentum"] != 0 and p.requires_grad:
+                    buffer = self.gather(state.momentum, at)
                     held = optimizer.state[p].get("momentum_buffer")
                     if held is not None:
                         held.copy_(buffer)
@@ -133,9 +236,7 @@ def refuse_optimizer(optimizer: Any) -> str | None:
     """None, or why this optimizer's step is not one that is compiled."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         return f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
-    from .optim import SGD
-
-    if type(optimizer) not in (torch.optim.SGD, SGD):
+    if not (type(optimizer) is torch.optim.SGD or type(optimizer) is SGD):
         return f"{type(optimizer).__name__} has no compiled update rule; fused: SGD"
     if any(g["differentiable"] for g in optimizer.param_groups):
         return "differentiable=True is not fused"
@@ -148,8 +249,6 @@ def refuse_criterion(criterion: Any) -> str | None:
     """None, or why this criterion is not one that is compiled."""
     if not isinstance(criterion, torch.nn.Module):
         return f"expected a criterion module such as nn.MSELoss(), got {type(criterion).__name__}"
-    from .nn import MSELoss
-
     if type(criterion) not in (torch.nn.MSELoss, MSELoss):
         return f"{type(criterion).__name__} is not fused; fused: MSELoss"
     if criterion.reduction not in ("mean", "sum"):

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -41,6 +42,22 @@ class Traced:
     def affine(self) -> bool:
         """Whether the coefficients are affine in the parameters."""
         return all(len(slots) <= 1 for _, _, slots in self.terms)
+
+    def coefficients(self, params: np.ndarray) -> np.ndarray:
+        """[P] -> [K]"""
+        coef = np.zeros(self.degree + 1)
+        for factor, degree, slots in self.terms:
+            coef[degree] += factor * math.prod(params[s] for s in slots)
+        return coef
+
+    def pull_back(self, params: np.ndarray, grad_coef: np.ndarray) -> np.ndarray:
+        """Gradient with respect to coefficients [K] -> to parameters [P], by the chain rule."""
+        grad = np.zeros(len(self.slots))
+        for factor, degree, slots in self.terms:
+            for i, s in enumerate(slots):
+                others = math.prod(params[o] for j, o in enumerate(slots) if j != i)
+                grad[s] += factor * grad_coef[degree] * others
+        return grad
 
     def formula(self) -> str:
         """The polynomial as text, parameters as p0, p1, ..."""
@@ -193,11 +210,8 @@ class Trace(TorchFunctionMode):
         return Symbol(self, {(0, (self.slot(tensor, int(numbers)),)): 1.0})
 
     def slot(self, tensor: torch.Tensor, element: int) -> int:
-        for number, known in enumerate(self.tensors):
-            if known is tensor:
-                break
-        else:
-            number = len(self.tensors)
+        number = next((i for i, t in enumerate(self.tensors) if t is tensor), len(self.tensors))
+        if number == len(self.tensors):
             self.tensors.append(tensor)
             for i in range(tensor.numel()):
                 self.slot_of[number, i] = len(self.slot_of)

@@ -1,4 +1,4 @@
-"""What replaces torch.optim: polyfuse's own classes on top, everything else handed on from torch."""
+"""What replaces torch.optim: polyfuse's own classes on top, the rest handed on from torch."""
 
 from __future__ import annotations
 

@@ -1,5 +1,82 @@
+"""SGD: torch's own, whose step installs what backward has computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
 import torch
+import torch.optim.optimizer as _base
+
+from .owners import register
 
 
 class SGD(torch.optim.SGD):
     __doc__ = torch.optim.SGD.__doc__
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._pending: list = []
+        register(self)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._pending = []
+        register(self)
+
+    def __getstate__(self) -> dict:
+        return super().__getstate__()
+
+    def add_param_group(self, param_group: dict) -> None:
+        super().add_param_group(param_group)
+        register(self)
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        register(self)
+
+    def compiled(self) -> bool:
+        """Whether the step is one that the kernels know."""
+        return type(self).step is SGD.step and not any(
+            g["differentiable"] for g in self.param_groups
+        )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        if not set_to_none:
+            return super().zero_grad(set_to_none=False)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
+    def step(self, closure: Any = None) -> Any:
+        pending, self._pending = self._pending, []
+        if (
+            not pending
+            or closure is not None
+            or self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _base._global_optimizer_pre_hooks
+            or _base._global_optimizer_post_hooks
+        ):
+            return super().step(closure)
+        done = [known for known, record in pending if known.install(self, record)]
+        if len(done) == 1 and done[0].covers_owner:
+            return None
+        # Several models, or something was changed: torch's step for what is not installed.
+        installed = {id(t) for known in done for t in known.tensors}
+        aside = [
+            (p, p.grad)
+            for g in self.param_groups
+            for p in g["params"]
+            if id(p) in installed and p.grad is not None
+        ]
+        if sum(len(g["params"]) for g in self.param_groups) == len(aside):
+            return None
+        for p, _ in aside:
+            p.grad = None
+        try:
+            return super().step()
+        finally:
+            for p, grad in aside:
+                p.grad = grad
+
+    step.hooked = True  # type: ignore[attr-defined]  # hooks are seen to here

@@ -1,0 +1,68 @@
+"""Says in words what is fused, which engine runs, and what stopped the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import _check
+from .backends import choose
+from .fit import choose_engine, refuse_engine
+from .fused import fused, refuse_criterion, refuse_optimizer, rule_of
+from .problem import Problem
+
+
+def explain(
+    model: Any, criterion: Any = None, optimizer: Any = None, x: Any = None, y: Any = None
+) -> str:
+    """Print, and return as text, what polyfuse makes of these objects.
+
+    Args:
+        model: torch or polyfuse module; criterion, optimizer, x, y: as for `polyfuse.fit`, each
+            optional.
+
+    Example:
+        >>> import polyfuse as pf, polyfuse.nn as nn
+        >>> text = pf.explain(nn.Polynomial(2))
+        model: fused, degree 2, coefficients affine in 3 parameters
+          p0 + p1*x + p2*x^2
+    """
+    first = next(model.parameters(), None)
+    like = x if isinstance(x, torch.Tensor) else first
+    dtype, device = (torch.float32, torch.device("cpu"))
+    if like is not None:
+        dtype, device = like.dtype, like.device
+    known = fused(model, dtype, device)
+    lines = []
+    if known.traced is None:
+        lines.append(f"model: not fused, runs as torch: {known.reason}")
+    else:
+        kind = "affine in" if known.traced.affine else "products of"
+        count = len(known.traced.slots)
+        lines.append(
+            f"model: fused, degree {known.traced.degree}, coefficients {kind} {count} parameters"
+        )
+        lines.append(f"  {known.traced.formula()}")
+    for name, value, refuse in (
+        ("criterion", criterion, refuse_criterion),
+        ("optimizer", optimizer, refuse_optimizer),
+    ):
+        if value is not None:
+            reason = refuse(value)
+            state = f"not fused: {reason}" if reason else "fused"
+            lines.append(f"{name}: {type(value).__name__}, {state}")
+    if x is not None and y is not None and known.traced is not None:
+        xs, ys = _check.data(x, y)
+        whole = not (criterion is None or optimizer is None)
+        if whole and not refuse_criterion(criterion) and not refuse_optimizer(optimizer):
+            problem = Problem(known.traced, criterion.reduction, rule_of(known, optimizer), xs, ys)
+            lines.append(f"backend: {choose('auto', problem).name}")
+            for engine in ("closed_form", "moments", "stream"):
+                reason = refuse_engine(problem, engine, -1.0)
+                chosen = engine == choose_engine(problem, "auto", 2, -1.0)
+                note = f"no: {reason}" if reason else ("chosen by auto" if chosen else "possible")
+                lines.append(f"engine {engine}: {note}")
+    text = "\n".join(lines)
+    print(text)
+    return text
