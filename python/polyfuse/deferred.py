@@ -243,17 +243,12 @@ class Deferred(torch.Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
         args, kwargs = tree_map(_value_alone, (args, kwargs or {}))
         return func(*args, **kwargs)
 
-    @property
-    def is_leaf(self):
-        return False
-
-    @property
-    def grad_fn(self):
-        return _value(self).grad_fn
+    is_leaf = property(lambda self: False)  # type: ignore[assignment]
+    grad_fn = property(lambda self: _value(self).grad_fn)  # type: ignore[assignment]
 
     def __deepcopy__(self, memo):
         return _value(self).__deepcopy__(memo)
@@ -313,7 +308,8 @@ def _value_alone(a: Any) -> Any:
 
 def _engine_reached(wrapper: torch.Tensor) -> None:
     """torch.autograd.backward came in past __torch_function__: pass the gradient on."""
-    grad, wrapper.grad = wrapper.grad, None
+    with torch._C.DisableTorchFunctionSubclass():
+        grad, wrapper.grad = wrapper.grad, None
     _value(wrapper).backward(grad)
 
 
@@ -417,7 +413,7 @@ def mse(y_pred: Prediction, y: Any, reduction: str) -> Any:
                 if known.current is record:
                     known.current = None
                 return out
-    out = _wrap(Loss, (), known)
+    out: Loss = _wrap(Loss, (), known)
     out._record = Objective(forward, y, reduction)
     if len(known.losses) < 5:
         known.losses.append(out)
@@ -450,7 +446,7 @@ def _sub(a, b, *, alpha=1):
 
 
 def _residual(forward: Forward, y: torch.Tensor, y_version: int, sign: int) -> Residual:
-    out = _wrap(Residual, forward.x.shape, forward.fused)
+    out: Residual = _wrap(Residual, forward.x.shape, forward.fused)
     out._record = (forward, y, y_version, sign)
     return out
 
@@ -487,7 +483,7 @@ def _detach(a):
     return NotImplemented
 
 
-T = torch.Tensor
+T: Any = torch.Tensor
 _FUSED: dict[Any, Any] = {
     F.mse_loss: _mse_loss,
     **dict.fromkeys((T.sub, T.__sub__, torch.sub, T.subtract, torch.subtract), _sub),
@@ -503,5 +499,5 @@ _META = {
     T.requires_grad.__get__, T.size, T.dim, T.numel, T.nelement, T.is_floating_point,
     T.is_complex, T._version.__get__, T.is_contiguous, T.stride, T.__len__, T.ndimension,
     T.register_post_accumulate_grad_hook, T.is_sparse.__get__, T.is_quantized.__get__,
-    T.grad.__get__, T.grad.__set__,
+    
 }  # fmt: skip

@@ -106,7 +106,7 @@ class Fused:
 
     def bind_momentum(self, owner: Any) -> bool:
         """Points the step to the optimizer's momentum buffers; False while there are none."""
-        buffers = [
+        buffers: list[Any] = [
             owner.state[t].get("momentum_buffer") if t in owner.state else None for t in self.held
         ]
         if any(b is None or not b.is_contiguous() or b.dtype != self.dtype for b in buffers):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,10 @@ class Promise(NamedTuple):
 
 
 _promises: dict[int, Promise] = {}
+
+
+def _forget(key: int, _: weakref.ref) -> None:
+    _promises.pop(key, None)
 
 
 def static(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,7 +54,7 @@ def static(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     for t in (x, y):
         key = id(t)
         _promises[key] = Promise(
-            weakref.ref(t, lambda _, key=key: _promises.pop(key, None)),
+            weakref.ref(t, partial(_forget, key)),
             t._version,
             t.data_ptr(),
             t.shape,

@@ -8,7 +8,18 @@ import torch
 
 
 class MSELoss(torch.nn.MSELoss):
-    __doc__ = torch.nn.MSELoss.__doc__
+    """Squared error, as `torch.nn.MSELoss`; reduction mean or sum of a polyfuse prediction is fused.
+
+    Args:
+        reduction: "mean", "sum" or "none".
+
+    Shapes: input and target of one shape; the loss is a scalar, or has that shape for "none".
+
+    Example:
+        >>> import torch, polyfuse.nn as nn
+        >>> nn.MSELoss()(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0])).item()
+        2.0
+    """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 2 and type(args[0]) is deferred.Prediction and not (

@@ -11,7 +11,22 @@ from .owners import register
 
 
 class SGD(torch.optim.SGD):
-    __doc__ = torch.optim.SGD.__doc__
+    """Stochastic gradient descent, with the arguments, state and results of `torch.optim.SGD`.
+
+    Where backward ran fused on parameters that this optimizer alone holds, the next parameters are
+    computed already and `step` only installs them; anything else is torch's own step.
+
+    Args:
+        params, lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch.
+
+    Raises:
+        ValueError: as torch does, for a negative lr or momentum, or nesterov without momentum.
+
+    Example:
+        >>> import polyfuse.nn as nn, polyfuse.optim as optim
+        >>> model = nn.Polynomial(2)
+        >>> optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

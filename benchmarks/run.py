@@ -1,0 +1,142 @@
+"""Times polyfuse and its peers in one process, interleaved; prints ratios and writes JSON.
+
+python benchmarks/run.py [--quick] [--out benchmarks/results/NAME.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polyfuse as pf
+import torch
+from polyfuse import _C
+
+from cases import Case, cases  # isort: skip
+
+
+def measure(case: Case, budget: float) -> dict[str, Any]:
+    """Seconds per step of every contestant: checked first, then timed in turns."""
+    for call in case.contestants.values():
+        call()
+    for check in case.check.values():
+        check()
+    times: dict[str, list[float]] = {name: [] for name in case.contestants}
+    start = time.perf_counter()
+    rounds = 0
+    while rounds < 5 or (rounds < 200 and time.perf_counter() - start < budget):
+        for name, call in case.contestants.items():
+            steps = getattr(call, "steps", 1)
+            begin = time.perf_counter()
+            call()
+            times[name].append((time.perf_counter() - begin) / steps)
+        rounds += 1
+    return {
+        name: {
+            "median": float(np.median(t)),
+            "p20": float(np.percentile(t, 20)),
+            "p80": float(np.percentile(t, 80)),
+            "rounds": len(t),
+        }
+        for name, t in times.items()
+    }
+
+
+def import_seconds() -> dict[str, float]:
+    """What `import polyfuse` costs beyond `import torch`, in fresh processes."""
+    code = (
+        "import time; s = time.perf_counter(); import torch; t = time.perf_counter(); "
+        "import polyfuse; print(t - s, time.perf_counter() - t)"
+    )
+    runs = [
+        [float(v) for v in subprocess.check_output([sys.executable, "-c", code]).split()]
+        for _ in range(5)
+    ]
+    torch_seconds, ours = np.median(np.array(runs), axis=0)
+    return {"torch": float(torch_seconds), "polyfuse beyond torch": float(ours)}
+
+
+def memory_growth(quick: bool) -> float:
+    """MiB that fits of every engine add to the process, data apart."""
+    n = 200_000 if quick else 10_000_000
+    x = torch.linspace(-1, 1, n)
+    y = x * x
+    model = pf.nn.Polynomial(2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    criterion = torch.nn.MSELoss()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for engine in ("stream", "moments", "closed_form"):
+        pf.fit(model, criterion, optimizer, x, y, epochs=2, engine=engine)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def pretty(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes, for a smoke test")
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    args = parser.parse_args()
+    report: dict[str, Any] = {
+        "device": cpu_name(),
+        "cores": torch.get_num_threads(),
+        "isa": _C.isa(),
+        "date": datetime.date.today().isoformat(),
+        "versions": {"polyfuse": pf.__version__, "torch": torch.__version__,
+                     "numpy": np.__version__, "python": platform.python_version()},
+        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True,
+                                 text=True).stdout.strip(),
+        "quick": args.quick,
+        "memory_growth_mib": memory_growth(args.quick),
+        "import_seconds": import_seconds(),
+        "cases": [],
+    }  # fmt: skip
+    for make in cases(args.quick):
+        case = make()
+        if args.only not in case.name:
+            continue
+        results = measure(case, 0.2 if args.quick else 12)
+        report["cases"].append(
+            {"name": case.name, "target": case.target, "bytes": case.bytes,
+             "contestants": results, "missing": case.missing}
+        )  # fmt: skip
+        first = next(iter(results.values()))["median"]
+        print(f"\n{case.name}   (target: {case.target})")
+        for name, r in results.items():
+            rate = f"  {case.bytes / r['median'] / 1e9:6.1f} GB/s" if case.bytes else ""
+            spread = f"[{pretty(r['p20'])} .. {pretty(r['p80'])}]"
+            print(
+                f"  {name:42}{pretty(r['median']):>10}  {spread:24}{r['median'] / first:>11.4g}x{rate}"
+            )
+        for name, why in case.missing.items():
+            print(f"  {name:42}{'missing':>10}  {why}")
+    print(f"\nimport: {report['import_seconds']}, memory: {report['memory_growth_mib']:.1f} MiB")
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Every example in a docstring and every Python block of README runs."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import polyfuse
+import pytest
+
+MODULES = [m.name for m in pkgutil.walk_packages(polyfuse.__path__, "polyfuse.")]
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", [m for m in MODULES if not m.endswith("._C")])
+def test_docstrings(name):
+    failures, _ = doctest.testmod(importlib.import_module(name))
+    assert failures == 0
+
+
+def test_readme(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert blocks
+    for block in blocks:
+        exec(block, {})
+
+
+def test_public_names_are_documented():
+    for name in polyfuse.__all__:
+        assert getattr(polyfuse, name).__doc__, name
+
+
+@pytest.mark.parametrize("package", ["nn", "optim"])
+def test_everything_of_torch_is_handed_on(package):
+    import torch
+
+    ours, theirs = getattr(polyfuse, package), getattr(torch, package)
+    assert set(dir(theirs)) <= set(dir(ours))
+    for name in ("Linear", "Parameter", "functional") if package == "nn" else ("Adam", "LBFGS"):
+        assert getattr(ours, name) is getattr(theirs, name)
+    with pytest.raises(AttributeError):
+        ours.NoSuchThing  # noqa: B018
+
+
+def test_submodules_can_be_imported():
+    import polyfuse.nn.functional as F
+    from polyfuse.optim.lr_scheduler import StepLR
+
+    assert F.mse_loss and StepLR
