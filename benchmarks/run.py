@@ -127,9 +127,8 @@ def main() -> None:
         for name, r in results.items():
             rate = f"  {case.bytes / r['median'] / 1e9:6.1f} GB/s" if case.bytes else ""
             spread = f"[{pretty(r['p20'])} .. {pretty(r['p80'])}]"
-            print(
-                f"  {name:42}{pretty(r['median']):>10}  {spread:24}{r['median'] / first:>11.4g}x{rate}"
-            )
+            ratio = f"{r['median'] / first:.4g}x"
+            print(f"  {name:42}{pretty(r['median']):>10}  {spread:24}{ratio:>12}{rate}")
         for name, why in case.missing.items():
             print(f"  {name:42}{'missing':>10}  {why}")
     print(f"\nimport: {report['import_seconds']}, memory: {report['memory_growth_mib']:.1f} MiB")

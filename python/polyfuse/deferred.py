@@ -314,7 +314,7 @@ def _engine_reached(wrapper: torch.Tensor) -> None:
 
 
 def _wrap(cls: type, shape: Any, known: Fused) -> Any:
-    out = torch.Tensor._make_wrapper_subclass(
+    out: Any = torch.Tensor._make_wrapper_subclass(
         cls, shape, dtype=known.dtype, device=known.device, requires_grad=True
     )
     with torch._C.DisableTorchFunctionSubclass():
@@ -413,7 +413,7 @@ def mse(y_pred: Prediction, y: Any, reduction: str) -> Any:
                 if known.current is record:
                     known.current = None
                 return out
-    out: Loss = _wrap(Loss, (), known)
+    out = _wrap(Loss, (), known)
     out._record = Objective(forward, y, reduction)
     if len(known.losses) < 5:
         known.losses.append(out)

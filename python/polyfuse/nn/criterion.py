@@ -8,7 +8,7 @@ import torch
 
 
 class MSELoss(torch.nn.MSELoss):
-    """Squared error, as `torch.nn.MSELoss`; reduction mean or sum of a polyfuse prediction is fused.
+    """Squared error, as `torch.nn.MSELoss`; mean and sum of a deferred prediction are fused.
 
     Args:
         reduction: "mean", "sum" or "none".
