@@ -114,6 +114,9 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<py::list>())
       .def("unchanged", &pf::Watch::unchanged);
 
+  m.def("take_unheld", &pf::take_unheld);
+  m.def("clear_grads", &pf::clear_grads);
+
   py::class_<pf::Step>(m, "Step")
       .def(py::init([](pf::Plan& plan, py::tuple tensors, py::list slots, bool float64,
                        py::list watched) {

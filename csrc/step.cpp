@@ -9,7 +9,10 @@ namespace {
 
 int64_t n_launches = 0;
 
-PyObject* name_of(const char* text) { return PyUnicode_InternFromString(text); }
+const TensorAttribute& grad_of() {
+  static const TensorAttribute grad("grad");
+  return grad;
+}
 
 PyObject* torch_function(const char* name) {
   return py::object(py::module_::import("torch._C").attr(name)).release().ptr();
@@ -83,20 +86,20 @@ std::vector<char*> Step::addresses(const std::vector<py::object>& tensors) const
 
 bool Step::unchanged() const {
   if (!watched_.unchanged()) return false;
-  static PyObject* requires_grad = name_of("requires_grad");
+  static const TensorAttribute requires_grad("requires_grad");
   for (size_t t = 0; t < tensors_.size(); ++t) {
     if (address_of(tensors_[t].ptr()) != param_at_[t]) return false;
-    if (attribute(tensors_[t].ptr(), requires_grad) != (trainable_[t] ? Py_True : Py_False))
-      return false;
+    if (!requires_grad.is(tensors_[t].ptr(), trainable_[t] ? Py_True : Py_False)) return false;
   }
   return true;
 }
 
 bool Step::hooked() const {
-  static PyObject* names[] = {name_of("_backward_hooks"), name_of("_post_accumulate_grad_hooks")};
+  static const TensorAttribute backward_hooks("_backward_hooks"),
+      accumulate_hooks("_post_accumulate_grad_hooks");
   for (const py::object& tensor : tensors_)
-    for (PyObject* name : names)
-      if (attribute(tensor.ptr(), name) != Py_None) return true;
+    if (!backward_hooks.is(tensor.ptr(), Py_None) || !accumulate_hooks.is(tensor.ptr(), Py_None))
+      return true;
   return false;
 }
 
@@ -189,27 +192,24 @@ void Step::set_grads(py::tuple grads, uintptr_t storage, long uses) {
 }
 
 bool Step::grads_are_free() const {
-  static PyObject* use_count = name_of("_use_count");
+  static const TensorMethod use_count("_use_count");
   static PyObject* storage_use_count = torch_function("_storage_Use_Count");
   for (const py::object& g : grads_) {
     if (g.ref_count() != 1) return false;
-    if (number(PyObject_CallMethodNoArgs(g.ptr(), use_count)) != 1) return false;
+    if (PyLong_AsLong(use_count.call(g.ptr()).ptr()) != 1) return false;
   }
-  return !grads_.empty() &&
-         number(PyObject_CallOneArg(storage_use_count, storage_.ptr())) == uses_;
+  return !grads_.empty() && number(PyObject_CallOneArg(storage_use_count, storage_.ptr())) == uses_;
 }
 
 int Step::give_grads() {
-  static PyObject* grad = name_of("grad");
   if (hooked()) return kHooked;
   for (const py::object& tensor : tensors_)
-    if (attribute(tensor.ptr(), grad) != Py_None) return kAccumulate;
+    if (!grad_of().is(tensor.ptr(), Py_None)) return kAccumulate;
   if (!grads_are_free()) return kHeld;
   for (size_t i = 0; i < slots_.size(); ++i)
     write(grad_at_[slots_[i].tensor], slots_[i].element, grad_[i]);
   for (size_t t = 0; t < tensors_.size(); ++t)
-    if (trainable_[t] && PyObject_SetAttr(tensors_[t].ptr(), grad, grads_[t].ptr()) < 0)
-      throw py::error_already_set();
+    if (trainable_[t]) grad_of().set(tensors_[t].ptr(), grads_[t].ptr());
   return kGiven;
 }
 
@@ -218,13 +218,12 @@ py::array_t<double> Step::grads() const {
 }
 
 bool Step::install(const Watch& groups, py::handle moved) {
-  static PyObject* grad = name_of("grad");
   static PyObject* increment_version = torch_function("_increment_version");
   if (!updated_ || !groups.unchanged()) return false;
   for (size_t t = 0; t < tensors_.size(); ++t) {
     if (address_of(tensors_[t].ptr()) != param_at_[t]) return false;
     if (!trainable_[t]) continue;
-    if (attribute(tensors_[t].ptr(), grad) != grads_[t].ptr()) return false;
+    if (!grad_of().is(tensors_[t].ptr(), grads_[t].ptr())) return false;
     if (address_of(grads_[t].ptr()) != grad_at_[t]) return false;
   }
   const auto same = [](double a, double b) { return std::memcmp(&a, &b, sizeof a) == 0; };
@@ -244,8 +243,8 @@ bool Step::install(const Watch& groups, py::handle moved) {
       write(momentum_at_[slot.tensor], slot.element, next_momentum_[i]);
   }
   updated_ = false;
-  const auto done = py::reinterpret_steal<py::object>(
-      PyObject_CallOneArg(increment_version, moved.ptr()));
+  const auto done =
+      py::reinterpret_steal<py::object>(PyObject_CallOneArg(increment_version, moved.ptr()));
   if (!done) throw py::error_already_set();
   return true;
 }

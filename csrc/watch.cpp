@@ -2,26 +2,59 @@
 
 namespace polyfuse {
 
-char* address_of(PyObject* tensor) {
-  static PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
-  const auto result =
-      py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, data_ptr));
+namespace {
+
+py::object tensor_base() { return py::module_::import("torch._C").attr("TensorBase"); }
+
+py::object checked(PyObject* result) {
   if (!result) throw py::error_already_set();
-  return reinterpret_cast<char*>(PyLong_AsUnsignedLongLong(result.ptr()));
+  return py::reinterpret_steal<py::object>(result);
+}
+
+}  // namespace
+
+TensorAttribute::TensorAttribute(const char* name) : name_(PyUnicode_InternFromString(name)) {
+  const py::object descriptor = tensor_base().attr(name);
+  if (Py_TYPE(descriptor.ptr()) == &PyGetSetDescr_Type)
+    getset_ = reinterpret_cast<PyGetSetDescrObject*>(descriptor.ptr())->d_getset;
+}
+
+py::object TensorAttribute::get(PyObject* tensor) const {
+  return checked(getset_ ? getset_->get(tensor, getset_->closure)
+                         : PyObject_GetAttr(tensor, name_));
+}
+
+bool TensorAttribute::is(PyObject* tensor, PyObject* value) const {
+  return get(tensor).ptr() == value;
+}
+
+long TensorAttribute::number(PyObject* tensor) const { return PyLong_AsLong(get(tensor).ptr()); }
+
+void TensorAttribute::set(PyObject* tensor, PyObject* value) const {
+  const int failed = getset_ && getset_->set ? getset_->set(tensor, value, getset_->closure)
+                                             : PyObject_SetAttr(tensor, name_, value);
+  if (failed) throw py::error_already_set();
+}
+
+TensorMethod::TensorMethod(const char* name) : name_(PyUnicode_InternFromString(name)) {
+  const py::object descriptor = tensor_base().attr(name);
+  if (Py_TYPE(descriptor.ptr()) != &PyMethodDescr_Type) return;
+  const PyMethodDef* method = reinterpret_cast<PyMethodDescrObject*>(descriptor.ptr())->d_method;
+  if (method->ml_flags == METH_NOARGS) function_ = method->ml_meth;
+}
+
+py::object TensorMethod::call(PyObject* tensor) const {
+  return checked(function_ ? function_(tensor, nullptr) : PyObject_CallMethodNoArgs(tensor, name_));
+}
+
+char* address_of(PyObject* tensor) {
+  static const TensorMethod data_ptr("data_ptr");
+  return reinterpret_cast<char*>(PyLong_AsUnsignedLongLong(data_ptr.call(tensor).ptr()));
 }
 
 long version_of(PyObject* tensor) {
-  static PyObject* version = PyUnicode_InternFromString("_version");
-  const auto result = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, version));
-  if (!result) throw py::error_already_set();
-  return PyLong_AsLong(result.ptr());
-}
-
-PyObject* attribute(PyObject* object, PyObject* name) {
-  PyObject* value = PyObject_GetAttr(object, name);
-  if (!value) throw py::error_already_set();
-  Py_DECREF(value);
-  return value;
+  static const TensorAttribute version("_version");
+  return version.number(tensor);
 }
 
 Watch::Watch(py::list dicts) {
@@ -53,18 +86,35 @@ Seen::Seen(py::object tensor)
       address_(address_of(tensor.ptr())) {}
 
 bool Seen::same(py::handle tensor) const {
-  static PyObject* names[] = {
-      PyUnicode_InternFromString("shape"), PyUnicode_InternFromString("stride"),
-      PyUnicode_InternFromString("dtype"), PyUnicode_InternFromString("requires_grad")};
+  static const TensorAttribute shape("shape"), dtype("dtype"), requires_grad("requires_grad");
+  static const TensorMethod stride("stride");
   PyObject* t = tensor.ptr();
-  if (t != tensor_.ptr() || address_of(t) != address_ || attribute(t, names[3]) != Py_False ||
-      attribute(t, names[2]) != dtype_.ptr())
+  if (t != tensor_.ptr() || address_of(t) != address_ || !requires_grad.is(t, Py_False) ||
+      !dtype.is(t, dtype_.ptr()))
     return false;
-  const auto shape = py::reinterpret_steal<py::object>(PyObject_GetAttr(t, names[0]));
-  const auto stride = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(t, names[1]));
-  if (!shape || !stride) throw py::error_already_set();
-  return PyObject_RichCompareBool(shape.ptr(), shape_.ptr(), Py_EQ) == 1 &&
-         PyObject_RichCompareBool(stride.ptr(), stride_.ptr(), Py_EQ) == 1;
+  return PyObject_RichCompareBool(shape.get(t).ptr(), shape_.ptr(), Py_EQ) == 1 &&
+         PyObject_RichCompareBool(stride.call(t).ptr(), stride_.ptr(), Py_EQ) == 1;
+}
+
+py::object take_unheld(py::list pool, py::handle current) {
+  for (Py_ssize_t i = 0; i + 1 < PyList_GET_SIZE(pool.ptr()); i += 2) {
+    PyObject* wrapper = PyList_GET_ITEM(pool.ptr(), i);
+    PyObject* record = PyList_GET_ITEM(pool.ptr(), i + 1);
+    const int references = 2 + (record == current.ptr());  // the pool's, the wrapper's
+    if (Py_REFCNT(wrapper) == 1 && Py_REFCNT(record) == references)
+      return py::reinterpret_borrow<py::object>(wrapper);
+  }
+  return py::none();
+}
+
+void clear_grads(py::list param_groups) {
+  static const TensorAttribute grad("grad");
+  static PyObject* params = PyUnicode_InternFromString("params");
+  for (py::handle group : param_groups) {
+    PyObject* list = PyDict_GetItem(group.ptr(), params);
+    for (Py_ssize_t i = 0; list && i < PyList_Size(list); ++i)
+      grad.set(PyList_GetItem(list, i), Py_None);
+  }
 }
 
 }  // namespace polyfuse

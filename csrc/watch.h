@@ -10,10 +10,33 @@ namespace polyfuse {
 
 namespace py = pybind11;
 
+// An attribute of plain tensors and parameters, read past Python's look-up of it by name.
+class TensorAttribute {
+ public:
+  explicit TensorAttribute(const char* name);
+  py::object get(PyObject* tensor) const;
+  bool is(PyObject* tensor, PyObject* value) const;  // the very same object
+  long number(PyObject* tensor) const;
+  void set(PyObject* tensor, PyObject* value) const;
+
+ private:
+  PyObject* name_;
+  PyGetSetDef* getset_ = nullptr;
+};
+
+// A method of tensors without arguments, likewise.
+class TensorMethod {
+ public:
+  explicit TensorMethod(const char* name);
+  py::object call(PyObject* tensor) const;
+
+ private:
+  PyObject* name_;
+  PyCFunction function_ = nullptr;
+};
+
 char* address_of(PyObject* tensor);
 long version_of(PyObject* tensor);
-// A borrowed attribute: only for comparing with an object that something else keeps alive.
-PyObject* attribute(PyObject* object, PyObject* name);
 
 // Dictionaries whose keys and values must stay the very same objects.
 class Watch {
@@ -36,5 +59,11 @@ class Seen {
   py::object tensor_, shape_, stride_, dtype_;
   char* address_ = nullptr;
 };
+
+// From [wrapper, record, wrapper, record, ...], a wrapper that nobody else holds, nor its record,
+// or None; `current` is one more reference that a record may have.
+py::object take_unheld(py::list pool, py::handle current);
+
+void clear_grads(py::list param_groups);  // p.grad = None
 
 }  // namespace polyfuse

@@ -8,16 +8,17 @@ other torch function becomes its value, from torch's own forward.
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, is_grad_enabled
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
+from ._C import take_unheld
 from .backends import REGISTRY
 from .fused import Fused, fused
 from .optim.owners import bind
@@ -102,15 +103,14 @@ class Objective:
 
     __slots__ = ("forward", "freed", "real", "reduction", "value_", "y", "y_version")
 
-    def __init__(self, forward: Forward, y: torch.Tensor, reduction: str):
-        self.begin(forward, y, reduction)
-
-    def begin(self, forward: Forward, y: torch.Tensor, reduction: str) -> None:
+    def begin(self, loss: Any, forward: Forward, y: torch.Tensor, reduction: str) -> Any:
+        """Makes this the record of the wrapper `loss`, which it returns."""
         self.forward, self.y, self.reduction = forward, y, reduction
         self.y_version = y._version
         self.value_: float | None = None
         self.real: torch.Tensor | None = None
         self.freed = False
+        return loss
 
     def launch(self, optimizer: Any = None) -> None:
         """Loss, gradient and the next parameters, in one launch."""
@@ -121,7 +121,9 @@ class Objective:
         if y._version != self.y_version:
             raise RuntimeError(_GONE.format("the target"))
         owner = bind(known, optimizer)
-        known.plan.mean = self.reduction == "mean"
+        mean = self.reduction == "mean"
+        if known.mean is not mean:
+            known.mean = known.plan.mean = mean
         moments = moments_of(known, x, y)
         if moments is not None:
             value = known.step.launch_moments(forward.at, moments, owner)
@@ -322,11 +324,6 @@ def _wrap(cls: type, shape: Any, known: Fused) -> Any:
     return out
 
 
-# A wrapper that nobody else holds is handed out again: one reference from the pool, one from the
-# variable, one from the call of getrefcount.
-_UNHELD = 3
-
-
 def predict(module: Any, x: Any) -> Any:
     """model(x) deferred; None where torch's own forward must run."""
     known = module._fused
@@ -335,22 +332,20 @@ def predict(module: Any, x: Any) -> Any:
         if known is None:
             return None
     if (
-        not torch.is_grad_enabled()
+        not is_grad_enabled()
         or not known.trainable
         or DistributedDataParallel._active_ddp_module is not None
     ):
         return _eager(known, x)
-    for out in known.predictions:
-        if sys.getrefcount(out) == _UNHELD:
-            record = out._record
-            if sys.getrefcount(record) == _UNHELD:
-                record.begin(x)
-                return out
-    out = _wrap(Prediction, x.shape, known)
-    out._record = Forward(known)
-    out._record.begin(x)
-    if len(known.predictions) < 5:
-        known.predictions.append(out)
+    out = take_unheld(known.predictions, None)
+    if out is None:
+        out = _wrap(Prediction, x.shape, known)
+        out._record = record = Forward(known)
+        if len(known.predictions) < 10:
+            known.predictions += (out, record)
+    else:
+        record = out._record
+    record.begin(x)
     return out
 
 
@@ -395,29 +390,27 @@ def mse(y_pred: Prediction, y: Any, reduction: str) -> Any:
     forward = y_pred._record
     known = forward.fused
     if (
-        type(y) is not torch.Tensor
+        type(y) is not Tensor
         or forward.real is not None
         or (forward.plain is not None and forward.plain._version)
         or not (
             (known.x is forward.x and known.step.matches_target(y)) or known.accepts(y, forward.x)
         )
         or (reduction != "mean" and reduction != "sum")
-        or not torch.is_grad_enabled()
-    ):  # fmt: skip
+        or not is_grad_enabled()
+    ):
         return None
-    for out in known.losses:
-        if sys.getrefcount(out) == _UNHELD:
-            record = out._record
-            if sys.getrefcount(record) <= _UNHELD + (known.current is record):
-                record.begin(forward, y, reduction)
-                if known.current is record:
-                    known.current = None
-                return out
-    out = _wrap(Loss, (), known)
-    out._record = Objective(forward, y, reduction)
-    if len(known.losses) < 5:
-        known.losses.append(out)
-    return out
+    out = take_unheld(known.losses, known.current)
+    if out is None:
+        out = _wrap(Loss, (), known)
+        out._record = record = Objective()
+        if len(known.losses) < 10:
+            known.losses += (out, record)
+    else:
+        record = out._record
+        if known.current is record:
+            known.current = None
+    return record.begin(out, forward, y, reduction)
 
 
 # -- torch functions that keep a deferred tensor deferred -----------------------------------------
@@ -468,7 +461,8 @@ def _reduce(reduction):
             return NotImplemented
         forward, y, y_version, _ = a._record
         out = _wrap(Loss, (), forward.fused)
-        out._record = Objective(forward, y, reduction)
+        out._record = Objective()
+        out._record.begin(out, forward, y, reduction)
         out._record.y_version = y_version
         return out
 

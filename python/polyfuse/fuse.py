@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ._C import clear_grads
 from .deferred import Forward, Objective
 from .fit import prepare
 from .fused import Fused
@@ -37,11 +38,10 @@ class FusedStep:
         optimizer = self.optimizer
         forward = Forward(known)
         forward.begin(x)
-        objective = Objective(forward, y, self.criterion.reduction)
+        objective = Objective()
+        objective.begin(None, forward, y, self.criterion.reduction)
         objective.launch(optimizer)
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                p.grad = None
+        clear_grads(optimizer.param_groups)
         if not objective.backward(False):
             raise ValueError("model: its parameters have gradient hooks, which a fused step skips")
         if not known.install(optimizer, objective):

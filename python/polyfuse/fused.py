@@ -55,8 +55,9 @@ class Fused:
         self.y: Any = None
         self.data: Any = None  # where they lie
         self.moments: Any = None
-        self.predictions: list = []  # wrappers to hand out again
+        self.predictions: list = []  # wrappers to hand out again, each followed by its record
         self.losses: list = []
+        self.mean = True
         self.current: Any = None  # whose launch the step holds
         self.generation: Any = None
         self.owner: Any = None

@@ -375,6 +375,8 @@ def trace(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> 
 
 def _finish(recorder: Trace, out: Symbol) -> Traced:
     for tensor in recorder.tensors:
+        if type(tensor) is not torch.nn.Parameter:
+            raise NotPolynomial(f"a parameter is a {type(tensor).__name__}")
         if tensor.dtype != recorder.dtype or tensor.device != recorder.device:
             raise NotPolynomial(
                 f"a parameter is {tensor.dtype} on {tensor.device}, "

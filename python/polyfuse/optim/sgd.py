@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.optim.optimizer as _base
 
+from .._C import clear_grads
 from .owners import register
 
 
@@ -58,9 +59,7 @@ class SGD(torch.optim.SGD):
     def zero_grad(self, set_to_none: bool = True) -> None:
         if not set_to_none:
             return super().zero_grad(set_to_none=False)
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.grad = None
+        clear_grads(self.param_groups)
 
     def step(self, closure: Any = None) -> Any:
         pending, self._pending = self._pending, []
