@@ -97,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, for a smoke test")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
+    parser.add_argument("--seconds", type=float, default=8, help="budget of a case")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     args = parser.parse_args()
     report: dict[str, Any] = {
@@ -117,7 +118,7 @@ def main() -> None:
         case = make()
         if args.only not in case.name:
             continue
-        results = measure(case, 0.2 if args.quick else 12)
+        results = measure(case, 0.2 if args.quick else args.seconds)
         report["cases"].append(
             {"name": case.name, "target": case.target, "bytes": case.bytes,
              "contestants": results, "missing": case.missing}

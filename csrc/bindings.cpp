@@ -129,6 +129,7 @@ PYBIND11_MODULE(_C, m) {
       .def("matches", &pf::Step::matches)
       .def("matches_target", &pf::Step::matches_target)
       .def("snapshot", &pf::Step::snapshot)
+      .def("store", &pf::Step::store)
       .def("launch", &pf::Step::launch)
       .def("launch_moments", &pf::Step::launch_moments)
       .def("set_momentum", &pf::Step::set_momentum)

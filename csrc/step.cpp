@@ -131,6 +131,11 @@ long Step::snapshot(uintptr_t to, py::handle x) const {
   return version_of(x.ptr());
 }
 
+void Step::store(py::array_t<double> params) {
+  for (size_t i = 0; i < slots_.size(); ++i)
+    write(param_at_[slots_[i].tensor], slots_[i].element, params.data()[i]);
+}
+
 double Step::launch(uintptr_t params, const Data& data, int threads, bool with_update) {
   Problem problem = plan_.problem;
   problem.data = data;

@@ -46,6 +46,7 @@ class Step {
   bool matches_target(py::handle y) const;
   long snapshot(uintptr_t to, py::handle x) const;  // parameters [P]; returns the version of x
 
+  void store(py::array_t<double> params);  // parameters [P]
   double launch(uintptr_t params, const Data& data, int threads, bool with_update);
   double launch_moments(uintptr_t params, const Moments& moments, bool with_update);
   py::array_t<double> grads() const;  // [P], of the last launch

@@ -56,7 +56,8 @@ class Seen {
   bool same(py::handle tensor) const;
 
  private:
-  py::object tensor_, shape_, stride_, dtype_;
+  py::object tensor_, stride_, dtype_;
+  long long numel_ = 0;
   char* address_ = nullptr;
 };
 

@@ -3,6 +3,8 @@
 
 #if defined(__CUDACC__)
 #define PF_HD __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define PF_HD inline __attribute__((always_inline))
 #else
 #define PF_HD inline
 #endif

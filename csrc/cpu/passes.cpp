@@ -6,6 +6,7 @@
 
 #include "../core/basis.h"
 #include "../core/criterion.h"
+#include "pack.h"
 
 #define PF_JOIN_(a, b) a##b
 #define PF_JOIN(a, b) PF_JOIN_(a, b)
@@ -14,26 +15,6 @@ namespace polyfuse {
 inline namespace PF_ISA {
 namespace {
 
-constexpr int kLanes = 8;
-typedef double Pack __attribute__((vector_size(64), aligned(8), may_alias));
-typedef float PackF32 __attribute__((vector_size(32), aligned(4), may_alias));
-typedef long long Mask __attribute__((vector_size(64), aligned(8)));
-
-inline double total(Pack v) {
-  double sum = 0.0;
-  for (int lane = 0; lane < kLanes; ++lane) sum += v[lane];
-  return sum;
-}
-
-inline Pack load(const float* p) {
-  return __builtin_convertvector(*reinterpret_cast<const PackF32*>(p), Pack);
-}
-inline Pack load(const double* p) { return *reinterpret_cast<const Pack*>(p); }
-inline void store(float* p, Pack v) {
-  *reinterpret_cast<PackF32*>(p) = __builtin_convertvector(v, PackF32);
-}
-inline void store(double* p, Pack v) { *reinterpret_cast<Pack*>(p) = v; }
-
 inline bool finite(double v) { return v - v == 0.0; }
 
 // Up to eight samples at any stride; what is left out (past the end, or not finite) has weight 0.
@@ -41,6 +22,7 @@ template <class T>
 inline void load_weighted(const Data& data, int64_t i, int64_t end, Pack& x, Pack& y, Pack& w) {
   const T* xs = static_cast<const T*>(data.x);
   const T* ys = static_cast<const T*>(data.y);
+  double x_lane[kLanes], y_lane[kLanes], w_lane[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) {
     const int64_t j = i + lane;
     double xj = data.shift, yj = 0.0, wj = 0.0;
@@ -53,22 +35,35 @@ inline void load_weighted(const Data& data, int64_t i, int64_t end, Pack& x, Pac
         yj = wj = 0.0;
       }
     }
-    x[lane] = xj;
-    y[lane] = yj;
-    w[lane] = wj;
+    x_lane[lane] = xj;
+    y_lane[lane] = yj;
+    w_lane[lane] = wj;
   }
+  x = Pack::load(x_lane);
+  y = Pack::load(y_lane);
+  w = Pack::load(w_lane);
+}
+
+// f(k) for every k < n, unrolled where the number N is known at compile time.
+template <int N, class F>
+PF_INLINE void for_terms(int n, F&& f) {
+  if constexpr (N > 0)
+    unroll<N>(f);
+  else
+    for (int k = 0; k < n; ++k) f(k);
 }
 
 // Calls body(u, y, weight) for every eight samples; weight is std::true_type where all count.
 template <class T, class Body>
-inline void for_each_pack_of(const Data& data, int64_t begin, int64_t end, Body&& body) {
+PF_INLINE void for_each_pack_of(const Data& data, int64_t begin, int64_t end, Body&& body) {
   int64_t i = begin;
   if (data.x_stride == 1 && data.y_stride == 1 && !data.omit) {
     const T* xs = static_cast<const T*>(data.x);
     const T* ys = static_cast<const T*>(data.y);
     const double shift = data.shift, scale = data.scale;
     for (; i + kLanes <= end; i += kLanes)
-      body((load(xs + i) - shift) * scale, ys ? load(ys + i) : Pack{}, std::true_type{});
+      body((Pack::load(xs + i) - shift) * scale, ys ? Pack::load(ys + i) : Pack{},
+           std::true_type{});
   }
   for (; i < end; i += kLanes) {
     Pack x, y, w;
@@ -78,17 +73,17 @@ inline void for_each_pack_of(const Data& data, int64_t begin, int64_t end, Body&
 }
 
 template <class Body>
-inline void for_each_pack(const Data& data, int64_t begin, int64_t end, Body&& body) {
+PF_INLINE void for_each_pack(const Data& data, int64_t begin, int64_t end, Body&& body) {
   if (data.dtype == Dtype::Float32)
     for_each_pack_of<float>(data, begin, end, body);
   else
     for_each_pack_of<double>(data, begin, end, body);
 }
 
-inline Pack weighted(Pack v, std::true_type) { return v; }
-inline Pack weighted(Pack v, Pack w) { return v * w; }
-inline Pack ones(std::true_type) { return Pack{} + 1.0; }
-inline Pack ones(Pack w) { return w; }
+PF_INLINE Pack weighted(Pack v, std::true_type) { return v; }
+PF_INLINE Pack weighted(Pack v, Pack w) { return v * w; }
+PF_INLINE Pack ones(std::true_type) { return Pack::all(1.0); }
+PF_INLINE Pack ones(Pack w) { return w; }
 
 // Calls f with n_terms as a compile-time constant up to 8, and as 0 (read it at run time) beyond.
 template <class F>
@@ -111,19 +106,19 @@ void loss_pass(const Data& data, const double* coef, int n_terms, int64_t begin,
                double* out) {
   const int terms = K ? K : n_terms;
   Pack value{}, count{}, sums[K ? K : kMaxTerms] = {};
-  for_each_pack(data, begin, end, [&](Pack u, Pack y, auto w) {
+  for_each_pack(data, begin, end, [&](Pack u, Pack y, auto w) PF_ALWAYS_INLINE {
     const Pack r = horner(coef, terms, u) - y;
     value += weighted(Rho::value(r), w);
     Pack product = weighted(Rho::slope(r), w);
-    for (int k = 0; k < terms; ++k) {
+    for_terms<K>(terms, [&](auto k) {
       sums[k] += product;
       if (k + 1 < terms) product *= u;
-    }
+    });
     count += ones(w);
   });
-  out[0] = total(value);
-  for (int k = 0; k < terms; ++k) out[1 + k] = total(sums[k]);
-  out[1 + terms] = total(count);
+  out[0] = value.total();
+  for (int k = 0; k < terms; ++k) out[1 + k] = sums[k].total();
+  out[1 + terms] = count.total();
 }
 
 template <int K>
@@ -131,31 +126,105 @@ void moments_pass(const Data& data, const double* coef, int n_terms, int64_t beg
                   double* out) {
   const int terms = K ? K : n_terms;
   Pack power[K ? 2 * K - 1 : 2 * kMaxTerms - 1] = {}, cross[K ? K : kMaxTerms] = {}, square{};
-  for_each_pack(data, begin, end, [&](Pack u, Pack y, auto w) {
+  int64_t whole = 0;  // samples of packs without weights
+  for_each_pack(data, begin, end, [&](Pack u, Pack y, auto w) PF_ALWAYS_INLINE {
     const Pack r = weighted(horner(coef, terms, u) - y, w);
-    Pack product = ones(w);
-    for (int k = 0; k < 2 * terms - 1; ++k) {
+    if (std::is_same<decltype(w), std::true_type>::value)
+      whole += kLanes;
+    else
+      power[0] += ones(w);
+    cross[0] += r;
+    square += r * r;
+    Pack product = weighted(u, w);
+    for_terms<K ? 2 * K - 2 : 0>(2 * terms - 2, [&](auto j) {
+      const int k = j + 1;
       power[k] += product;
       if (k < terms) cross[k] += product * r;
       if (k + 2 < 2 * terms) product *= u;
-    }
-    square += r * r;
+    });
   });
-  for (int k = 0; k < 2 * terms - 1; ++k) *out++ = total(power[k]);
-  for (int k = 0; k < terms; ++k) *out++ = total(cross[k]);
-  *out = total(square);
+  for (int k = 0; k < 2 * terms - 1; ++k) out[k] = power[k].total();
+  out[0] += static_cast<double>(whole);
+  for (int k = 0; k < terms; ++k) out[2 * terms - 1 + k] = cross[k].total();
+  out[3 * terms - 1] = square.total();
+}
+
+// Few samples: the columns of V stay in registers and first-level cache for all epochs.
+template <int K, int Packs, bool Momentum>
+void resident_epochs(const Data& data, const LinearStep* step, int64_t epochs, double* params,
+                     double* momentum) {
+  const int n_packs = Packs ? Packs : static_cast<int>((data.n + kLanes - 1) / kLanes);
+  constexpr int kPacks = Packs ? Packs : kResidentSamples / kLanes;
+  Pack column[K][kPacks], target[kPacks];
+  for (int i = 0; i < n_packs; ++i) {
+    Pack x, y, w;
+    if (data.dtype == Dtype::Float32)
+      load_weighted<float>(data, i * kLanes, data.n, x, y, w);
+    else
+      load_weighted<double>(data, i * kLanes, data.n, x, y, w);
+    const Pack u = (x - data.shift) * data.scale;
+    column[0][i] = w;
+    for (int k = 1; k < K; ++k) column[k][i] = column[k - 1][i] * u;
+    target[i] = y;
+  }
+  double p[K], b[K];
+  for (int k = 0; k < K; ++k) p[k] = params[k], b[k] = momentum[k];
+  for (int64_t epoch = 0; epoch < epochs; ++epoch) {
+    Pack sums[K] = {};
+    for (int i = 0; i < n_packs; ++i) {
+      Pack r = column[0][i] * p[0] - target[i];
+      for (int k = 1; k < K; ++k) r += column[k][i] * p[k];
+      for (int k = 0; k < K; ++k) sums[k] += r * column[k][i];
+    }
+    for (int k = 0; k < K; ++k) {
+      const double sum = sums[k].total();
+      const LinearStep& s = step[k];
+      const double p_old = p[k];
+      if (Momentum) {
+        p[k] = (s.p_p * p_old + s.p_b * b[k]) + s.p_g * sum;
+        b[k] = (s.b_p * p_old + s.b_b * b[k]) + s.b_g * sum;
+      } else {
+        p[k] = s.p_p * p_old + s.p_g * sum;
+      }
+    }
+  }
+  for (int k = 0; k < K; ++k) params[k] = p[k], momentum[k] = b[k];
+}
+
+template <int K, int Packs>
+void resident_packs(const Data& data, const LinearStep* step, bool with_momentum, int64_t epochs,
+                    double* params, double* momentum) {
+  if (with_momentum)
+    resident_epochs<K, Packs, true>(data, step, epochs, params, momentum);
+  else
+    resident_epochs<K, Packs, false>(data, step, epochs, params, momentum);
+}
+
+void resident(const Data& data, int n_terms, const LinearStep* step, bool with_momentum,
+              int64_t epochs, double* params, double* momentum) {
+  with_terms(n_terms, [&](auto k) {
+    constexpr int terms = k() ? k() : 1;  // the caller keeps n_terms within the cases
+    constexpr bool small = terms <= 4;
+    const int64_t packs = (data.n + kLanes - 1) / kLanes;
+    if (small && packs == 1)
+      resident_packs<terms, 1>(data, step, with_momentum, epochs, params, momentum);
+    else if (small && packs == 2)
+      resident_packs<terms, 2>(data, step, with_momentum, epochs, params, momentum);
+    else
+      resident_packs<terms, 0>(data, step, with_momentum, epochs, params, momentum);
+  });
 }
 
 template <class T, int K>
 void evaluate_pass(const Data& data, const double* coef, int n_terms, int64_t begin, int64_t end,
                    T* y) {
   int64_t i = begin;
-  for_each_pack_of<T>(data, begin, end, [&](Pack u, Pack, auto) {
+  for_each_pack_of<T>(data, begin, end, [&](Pack u, Pack, auto) PF_ALWAYS_INLINE {
     const Pack value = horner(coef, K ? K : n_terms, u);
     if (i + kLanes <= end)
-      store(y + i, value);
+      value.store(y + i);
     else
-      for (int lane = 0; i + lane < end; ++lane) y[i + lane] = T(value[lane]);
+      for (int lane = 0; i + lane < end; ++lane) y[i + lane] = T(value.lane(lane));
     i += kLanes;
   });
 }
@@ -164,14 +233,14 @@ template <int K>
 void project_pass(const Data& data, int n_terms, int64_t begin, int64_t end, double* out) {
   const int terms = K ? K : n_terms;
   Pack sums[K ? K : kMaxTerms] = {};
-  for_each_pack(data, begin, end, [&](Pack u, Pack y, auto w) {
+  for_each_pack(data, begin, end, [&](Pack u, Pack y, auto w) PF_ALWAYS_INLINE {
     Pack product = weighted(y, w);
-    for (int k = 0; k < terms; ++k) {
+    for_terms<K>(terms, [&](auto k) {
       sums[k] += product;
-      product *= u;
-    }
+      if (k + 1 < terms) product *= u;
+    });
   });
-  for (int k = 0; k < terms; ++k) out[k] = total(sums[k]);
+  for (int k = 0; k < terms; ++k) out[k] = sums[k].total();
 }
 
 void loss(const Data& data, Criterion criterion, const double* coef, int n_terms, int64_t begin,
@@ -207,11 +276,12 @@ void count_nonfinite(const Data& data, int64_t begin, int64_t end, double* out) 
   Data all = data;
   all.omit = false;
   Pack bad{};
-  for_each_pack(all, begin, end, [&](Pack u, Pack y, auto) {
-    const Mask is_bad = ((u - u) + (y - y)) != 0.0;  // nan and inf both leave nan
-    bad -= __builtin_convertvector(is_bad, Pack);
+  for_each_pack(all, begin, end, [&](Pack u, Pack y, auto) PF_ALWAYS_INLINE {
+    const Pack nothing = (u - u) + (y - y);  // nan where u or y is nan or inf
+    for (int i = 0; i < Pack::kParts; ++i)
+      bad.part[i] -= __builtin_convertvector(nothing.part[i] != 0.0, Pack::Part);
   });
-  out[0] = total(bad);
+  out[0] = bad.total();
 }
 
 }  // namespace
@@ -220,6 +290,7 @@ void count_nonfinite(const Data& data, int64_t begin, int64_t end, double* out) 
 const Passes PF_JOIN(passes_, PF_ISA) = {
     PF_ISA_NAME,      PF_ISA::loss,    PF_ISA::moments,
     PF_ISA::evaluate, PF_ISA::project, PF_ISA::count_nonfinite,
+    PF_ISA::resident,
 };
 
 }  // namespace polyfuse

@@ -7,6 +7,15 @@ namespace polyfuse {
 
 enum class Criterion : int32_t { SquaredError = 0 };
 
+constexpr int kResidentSamples = 64;
+constexpr int kResidentTerms = 8;
+
+// An update rule that is linear in parameter p, sum of r u^k (as g) and momentum b.
+struct LinearStep {
+  double p_p, p_g, p_b;  // p <- p_p p + p_g g + p_b b
+  double b_p, b_g, b_b;
+};
+
 struct Passes {
   const char* isa;
 
@@ -23,6 +32,10 @@ struct Passes {
   void (*project)(const Data&, int n_terms, int64_t begin, int64_t end, double* out);
   // sets out[0] to the number of samples with a nan or inf
   void (*count_nonfinite)(const Data&, int64_t begin, int64_t end, double* out);
+  // Squared error on at most kResidentSamples samples, coefficients that are the parameters and at
+  // most kResidentTerms of them: all epochs on data that never leaves the core.
+  void (*resident)(const Data&, int n_terms, const LinearStep* step, bool with_momentum,
+                   int64_t epochs, double* params, double* momentum);
 };
 
 extern const Passes passes_baseline;

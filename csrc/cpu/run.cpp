@@ -81,6 +81,39 @@ bool records(const Schedule& schedule, int64_t epoch) {
   return schedule.record_every > 0 && epoch % schedule.record_every == 0;
 }
 
+// Epochs that need no loss and no gradient to be left behind, on few samples; true if done.
+bool run_resident(const Problem& problem, int64_t epochs, const State& s) {
+  const int n = problem.map.n_params;
+  if (!problem.map.identity || problem.criterion != Criterion::SquaredError || problem.data.omit ||
+      problem.data.n > kResidentSamples || n > kResidentTerms)
+    return false;
+  LinearStep steps[kResidentTerms];
+  bool with_momentum = false;
+  const double slope = 2.0 * (problem.mean ? 1.0 / static_cast<double>(problem.data.n) : 1.0);
+  for (int i = 0; i < n; ++i) {
+    const SgdOptions& rule = problem.rule[i];
+    if (rule.owned && rule.momentum != 0.0) {
+      with_momentum = true;
+      if (!s.has_momentum[i]) return false;  // the first step fills the buffer in its own way
+    }
+    const auto respond = [&](double p, double g, double b, double& to_p, double& to_b) {
+      Sgd::update(rule, p, g, b, false);
+      to_p = p, to_b = b;
+    };
+    LinearStep& step = steps[i];
+    respond(1.0, 0.0, 0.0, step.p_p, step.b_p);
+    respond(0.0, slope, 0.0, step.p_g, step.b_g);
+    respond(0.0, 0.0, 1.0, step.p_b, step.b_b);
+  }
+  passes().resident(problem.data, n, steps, with_momentum, epochs, s.params, s.momentum);
+  return true;
+}
+
+bool run_resident(const MomentsObjective&, int64_t, const State&) { return false; }
+bool run_resident(const StreamObjective& stream, int64_t epochs, const State& s) {
+  return run_resident(stream.problem, epochs, s);
+}
+
 template <class Objective>
 Outcome step_by_step(const Problem& problem, const Objective& objective, const Schedule& schedule,
                      State s) {
@@ -90,6 +123,7 @@ Outcome step_by_step(const Problem& problem, const Objective& objective, const S
   std::vector<double> grad(n_params);
   Outcome out;
   double previous = NAN;
+  int64_t since_looked = 1023;  // at the clock
   for (; out.epochs < schedule.epochs; ++out.epochs) {
     const int64_t epoch = schedule.first_epoch + out.epochs;
     out.loss = objective(s.params, grad.data());
@@ -101,7 +135,14 @@ Outcome step_by_step(const Problem& problem, const Objective& objective, const S
     previous = out.loss;
     std::copy(grad.begin(), grad.end(), s.grad);
     update(problem, s);
-    if (schedule.seconds > 0.0 && (problem.data.n > 4096 || out.epochs % 1024 == 0) &&
+    if (schedule.tol < 0.0) {
+      // Up to the next recorded epoch, or the last, whose gradient stays behind.
+      int64_t quiet = std::min<int64_t>(schedule.epochs - out.epochs - 2, 1 << 16);
+      if (schedule.record_every > 0)
+        quiet = std::min(quiet, schedule.record_every - epoch % schedule.record_every - 1);
+      if (quiet > 0 && run_resident(objective, quiet, s)) out.epochs += quiet;
+    }
+    if (schedule.seconds > 0.0 && (problem.data.n > 4096 || ++since_looked % 1024 == 0) &&
         std::chrono::duration<double>(Clock::now() - start).count() > schedule.seconds) {
       ++out.epochs;
       break;

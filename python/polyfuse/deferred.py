@@ -159,8 +159,7 @@ class Objective:
         known = self.forward.fused
         if known.current is not self:
             self.launch()
-        grads = known.step.grads()
-        return [known.gather(grads, i) for i in range(len(known.tensors))]
+        return known.gather(known.step.grads())
 
     def backward(self, retain_graph: bool | None) -> bool:
         """Sets or adds to .grad; False where parameters have hooks, which only torch calls."""
@@ -208,7 +207,7 @@ class _PredictionGraph(torch.autograd.Function):
         g = grad.reshape(-1).contiguous()
         grad_coef = cpu.project(known.traced, forward.x.reshape(-1), g)
         grads = known.traced.pull_back(forward.params, grad_coef)
-        return None, *(known.gather(grads, i) for i in range(len(known.tensors)))
+        return None, *known.gather(grads)
 
 
 class _LossGraph(torch.autograd.Function):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd.graph import increment_version
 
 from . import _C
 from .backends.native import make_data, make_plan
@@ -48,6 +49,9 @@ class Fused:
         self.step = _C.Step(self.plan, self.tensors, slots, float64, _watched(module))
         # An address is only proof of identity while nobody else can be given it.
         self._storages = [t.untyped_storage() for t in self.tensors]
+        where = [(t, e, i) for i, (t, e) in enumerate(slots)]
+        self.order = np.array([i for _, _, i in sorted(where)], dtype=np.int64)
+        self.sizes = [t.numel() for t in self.tensors]
         self.trainable = any(t.requires_grad for t in self.tensors)
 
         # What the training loop keeps from one iteration to the next.
@@ -156,13 +160,10 @@ class Fused:
     def state(self, optimizer: torch.optim.Optimizer | None) -> State:
         """The scalar parameters, and the optimizer's state of them, as float64 [P]."""
         assert self.traced is not None
-        values = [t.detach().cpu().double().reshape(-1).numpy() for t in self.tensors]
-        state = State(
-            np.array([values[t][e] for t, e in self.traced.slots], dtype=np.float64),
-            np.zeros(len(self.traced.slots)),
-            np.zeros(len(self.traced.slots), dtype=bool),
-        )
-        if optimizer is not None:
+        slots = len(self.traced.slots)
+        state = State(np.empty(slots), np.zeros(slots), np.zeros(slots, dtype=bool))
+        self.step.snapshot(state.params.ctypes.data, self.tensors[0])
+        if optimizer is not None and optimizer.state:
             for i, (t, e) in enumerate(self.traced.slots):
                 buffer = optimizer.state.get(self.tensors[t], {}).get("momentum_buffer")
                 if buffer is not None:
@@ -170,31 +171,30 @@ class Fused:
                     state.has_momentum[i] = True
         return state
 
-    def gather(self, values: np.ndarray, tensor: int) -> torch.Tensor:
-        """The elements of one parameter tensor out of values [P]."""
-        assert self.traced is not None
-        like = self.tensors[tensor]
-        flat = np.zeros(like.numel())
-        for value, (t, e) in zip(values, self.traced.slots, strict=True):
-            if t == tensor:
-                flat[e] = value
+    def gather(self, values: np.ndarray) -> list[torch.Tensor]:
+        """values [P] as one new tensor for every parameter tensor."""
         with np.errstate(over="ignore"):
-            return torch.from_numpy(flat).to(like.dtype).reshape(like.shape).to(like.device)
+            flat = torch.from_numpy(values[self.order]).to(self.dtype)
+        parts = flat.split(self.sizes) if len(self.sizes) > 1 else (flat,)
+        return [p.view(t.shape) for p, t in zip(parts, self.tensors, strict=True)]
 
     def commit(self, state: State, optimizer: torch.optim.Optimizer | None, stepped: bool) -> None:
         """Writes parameters, .grad and optimizer state as the training loop would have."""
-        with torch.no_grad():
-            for i, tensor in enumerate(self.tensors):
-                tensor.copy_(self.gather(state.params, i))
-                if stepped and tensor.requires_grad:
-                    tensor.grad = self.gather(state.grad, i)
+        self.step.store(state.params)
+        increment_version(self.tensors)
+        if stepped:
+            for tensor, grad in zip(self.tensors, self.gather(state.grad), strict=True):
+                if tensor.requires_grad:
+                    tensor.grad = grad
         if optimizer is None or not stepped:
             return
+        if not state.has_momentum.any():
+            return
+        momenta = {id(t): b for t, b in zip(self.tensors, self.gather(state.momentum), strict=True)}
         for group in optimizer.param_groups:
             for p in group["params"]:
-                at = next((i for i, t in enumerate(self.tensors) if t is p), None)
-                if at is not None and group["momentum"] != 0 and p.requires_grad:
-                    buffer = self.gather(state.momentum, at)
+                buffer = momenta.get(id(p))
+                if buffer is not None and group["momentum"] != 0 and p.requires_grad:
                     held = optimizer.state[p].get("momentum_buffer")
                     if held is not None:
                         held.copy_(buffer)
