@@ -114,7 +114,6 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<py::list>())
       .def("unchanged", &pf::Watch::unchanged);
 
-  m.def("take_unheld", &pf::take_unheld);
   m.def("clear_grads", &pf::clear_grads);
 
   py::class_<pf::Step>(m, "Step")
@@ -128,6 +127,8 @@ PYBIND11_MODULE(_C, m) {
       .def("see", &pf::Step::see)
       .def("matches", &pf::Step::matches)
       .def("matches_target", &pf::Step::matches_target)
+      .def("predict", &pf::Step::predict)
+      .def("objective", &pf::Step::objective)
       .def("snapshot", &pf::Step::snapshot)
       .def("store", &pf::Step::store)
       .def("launch", &pf::Step::launch)

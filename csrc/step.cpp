@@ -1,6 +1,7 @@
 #include "step.h"
 
 #include <cstring>
+#include <initializer_list>
 
 #include "core/optimizer.h"
 
@@ -23,6 +24,30 @@ long number(PyObject* result) {
   if (!value) throw py::error_already_set();
   return PyLong_AsLong(value.ptr());
 }
+
+bool grad_enabled() {
+  static PyObject* is_grad_enabled = torch_function("is_grad_enabled");
+  const auto enabled = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(is_grad_enabled));
+  return enabled.ptr() == Py_True;
+}
+
+// The slots of a record, by position.
+class Fields {
+ public:
+  Fields(std::initializer_list<const char*> names) {
+    for (const char* name : names) names_.push_back(PyUnicode_InternFromString(name));
+  }
+  py::object get(PyObject* record, size_t i) const {
+    return py::reinterpret_steal<py::object>(PyObject_GetAttr(record, names_[i]));
+  }
+  void set(PyObject* record, size_t first, std::initializer_list<PyObject*> values) const {
+    for (PyObject* value : values)
+      if (PyObject_SetAttr(record, names_[first++], value) < 0) throw py::error_already_set();
+  }
+
+ private:
+  std::vector<PyObject*> names_;
+};
 
 }  // namespace
 
@@ -124,6 +149,31 @@ bool Step::matches(py::handle x) const { return x_.same(x) && unchanged(); }
 
 bool Step::matches_target(py::handle y) const { return y_.same(y); }
 
+py::object Step::predict(py::handle x, py::list pool) const {
+  if (!x_.same(x) || !grad_enabled() || !unchanged()) return py::none();
+  const Py_ssize_t found = find_unheld(pool);
+  if (found < 0) return py::none();
+  static const Fields fields{"at", "x", "x_version", "plain", "real", "freed"};
+  PyObject* record = PyList_GET_ITEM(pool.ptr(), found + 1);
+  const py::object at = fields.get(record, 0);
+  const py::int_ version(snapshot(PyLong_AsUnsignedLongLong(at.ptr()), x));
+  fields.set(record, 1, {x.ptr(), version.ptr(), Py_None, Py_None, Py_False});
+  return py::reinterpret_borrow<py::object>(PyList_GET_ITEM(pool.ptr(), found));
+}
+
+py::object Step::objective(py::handle y, py::handle forward, py::handle reduction,
+                           py::list pool) const {
+  if (!y_.same(y) || !grad_enabled()) return py::none();
+  const Py_ssize_t found = find_unheld(pool);
+  if (found < 0) return py::none();
+  static const Fields fields{"forward", "y", "reduction", "y_version", "value_", "real", "freed"};
+  PyObject* record = PyList_GET_ITEM(pool.ptr(), found + 1);
+  const py::int_ version(version_of(y.ptr()));
+  fields.set(record, 0,
+             {forward.ptr(), y.ptr(), reduction.ptr(), version.ptr(), Py_None, Py_None, Py_False});
+  return py::reinterpret_borrow<py::object>(PyList_GET_ITEM(pool.ptr(), found));
+}
+
 long Step::snapshot(uintptr_t to, py::handle x) const {
   auto* params = reinterpret_cast<double*>(to);
   for (size_t i = 0; i < slots_.size(); ++i)
@@ -143,17 +193,17 @@ double Step::launch(uintptr_t params, const Data& data, int threads, bool with_u
   const auto* p = reinterpret_cast<const double*>(params);
   double loss;
   if (data.n < 4096) {
-    loss = objective(problem, nullptr, p, grad_.data());
+    loss = polyfuse::objective(problem, nullptr, p, grad_.data());
   } else {
     py::gil_scoped_release release;
-    loss = objective(problem, nullptr, p, grad_.data());
+    loss = polyfuse::objective(problem, nullptr, p, grad_.data());
   }
   return finish(p, loss, with_update);
 }
 
 double Step::launch_moments(uintptr_t params, const Moments& moments, bool with_update) {
   const auto* p = reinterpret_cast<const double*>(params);
-  return finish(p, objective(plan_.problem, &moments, p, grad_.data()), with_update);
+  return finish(p, polyfuse::objective(plan_.problem, &moments, p, grad_.data()), with_update);
 }
 
 double Step::finish(const double* params, double loss, bool with_update) {

@@ -44,6 +44,9 @@ class Step {
   void see(py::object x, py::object y);  // data that Python has found acceptable; y may be None
   bool matches(py::handle x) const;      // x is the one seen, and nothing changed
   bool matches_target(py::handle y) const;
+  // Where all is as seen, a wrapper out of the pool with its record begun anew, otherwise None.
+  py::object predict(py::handle x, py::list pool) const;
+  py::object objective(py::handle y, py::handle forward, py::handle reduction, py::list pool) const;
   long snapshot(uintptr_t to, py::handle x) const;  // parameters [P]; returns the version of x
 
   void store(py::array_t<double> params);  // parameters [P]

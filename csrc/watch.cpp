@@ -97,15 +97,13 @@ bool Seen::same(py::handle tensor) const {
          PyObject_RichCompareBool(stride.call(t).ptr(), stride_.ptr(), Py_EQ) == 1;
 }
 
-py::object take_unheld(py::list pool, py::handle current) {
-  for (Py_ssize_t i = 0; i + 1 < PyList_GET_SIZE(pool.ptr()); i += 2) {
-    PyObject* wrapper = PyList_GET_ITEM(pool.ptr(), i);
-    PyObject* record = PyList_GET_ITEM(pool.ptr(), i + 1);
-    const int references = 2 + (record == current.ptr());  // the pool's, the wrapper's
-    if (Py_REFCNT(wrapper) == 1 && Py_REFCNT(record) == references)
-      return py::reinterpret_borrow<py::object>(wrapper);
-  }
-  return py::none();
+Py_ssize_t find_unheld(py::list pool) {
+  for (Py_ssize_t i = 0; i + 1 < PyList_GET_SIZE(pool.ptr()); i += 2)
+    if (Py_REFCNT(PyList_GET_ITEM(pool.ptr(), i)) == 1 &&      // the pool's
+        Py_REFCNT(PyList_GET_ITEM(pool.ptr(), i + 1)) == 2) {  // the pool's and the wrapper's
+      return i;
+    }
+  return -1;
 }
 
 void clear_grads(py::list param_groups) {

@@ -61,9 +61,9 @@ class Seen {
   char* address_ = nullptr;
 };
 
-// From [wrapper, record, wrapper, record, ...], a wrapper that nobody else holds, nor its record,
-// or None; `current` is one more reference that a record may have.
-py::object take_unheld(py::list pool, py::handle current);
+// From [wrapper, record, wrapper, record, ...], the place of a wrapper that nobody else holds, nor
+// its record; -1 for none.
+Py_ssize_t find_unheld(py::list pool);
 
 void clear_grads(py::list param_groups);  // p.grad = None
 

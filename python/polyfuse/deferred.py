@@ -18,7 +18,6 @@ from torch import Tensor, is_grad_enabled
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
-from ._C import take_unheld
 from .backends import REGISTRY
 from .fused import Fused, fused
 from .optim.owners import bind
@@ -103,14 +102,12 @@ class Objective:
 
     __slots__ = ("forward", "freed", "real", "reduction", "value_", "y", "y_version")
 
-    def begin(self, loss: Any, forward: Forward, y: torch.Tensor, reduction: str) -> Any:
-        """Makes this the record of the wrapper `loss`, which it returns."""
+    def __init__(self, forward: Forward, y: torch.Tensor, reduction: str):
         self.forward, self.y, self.reduction = forward, y, reduction
         self.y_version = y._version
         self.value_: float | None = None
         self.real: torch.Tensor | None = None
         self.freed = False
-        return loss
 
     def launch(self, optimizer: Any = None) -> None:
         """Loss, gradient and the next parameters, in one launch."""
@@ -326,25 +323,28 @@ def _wrap(cls: type, shape: Any, known: Fused) -> Any:
 def predict(module: Any, x: Any) -> Any:
     """model(x) deferred; None where torch's own forward must run."""
     known = module._fused
-    if known is None or not known.step.matches(x) or (known.buffers and not known.valid()):
-        known = _prepare(module, x)
-        if known is None:
-            return None
+    if (
+        known is not None
+        and known.deferrable
+        and DistributedDataParallel._active_ddp_module is None
+    ):
+        out = known.step.predict(x, known.predictions)
+        if out is not None:
+            return out
+    known = _prepare(module, x)
+    if known is None:
+        return None
     if (
         not is_grad_enabled()
         or not known.trainable
         or DistributedDataParallel._active_ddp_module is not None
     ):
         return _eager(known, x)
-    out = take_unheld(known.predictions, None)
-    if out is None:
-        out = _wrap(Prediction, x.shape, known)
-        out._record = record = Forward(known)
-        if len(known.predictions) < 10:
-            known.predictions += (out, record)
-    else:
-        record = out._record
+    out = _wrap(Prediction, x.shape, known)
+    out._record = record = Forward(known)
     record.begin(x)
+    if len(known.predictions) < 10:
+        known.predictions += (out, record)
     return out
 
 
@@ -389,27 +389,22 @@ def mse(y_pred: Prediction, y: Any, reduction: str) -> Any:
     forward = y_pred._record
     known = forward.fused
     if (
-        type(y) is not Tensor
-        or forward.real is not None
+        forward.real is not None
         or (forward.plain is not None and forward.plain._version)
-        or not (
-            (known.x is forward.x and known.step.matches_target(y)) or known.accepts(y, forward.x)
-        )
         or (reduction != "mean" and reduction != "sum")
-        or not is_grad_enabled()
     ):
         return None
-    out = take_unheld(known.losses, known.current)
-    if out is None:
-        out = _wrap(Loss, (), known)
-        out._record = record = Objective()
-        if len(known.losses) < 10:
-            known.losses += (out, record)
-    else:
-        record = out._record
-        if known.current is record:
-            known.current = None
-    return record.begin(out, forward, y, reduction)
+    if known.x is forward.x:
+        out = known.step.objective(y, forward, reduction, known.losses)
+        if out is not None:
+            return out
+    if type(y) is not Tensor or not is_grad_enabled() or not known.accepts(y, forward.x):
+        return None
+    out = _wrap(Loss, (), known)
+    out._record = record = Objective(forward, y, reduction)
+    if len(known.losses) < 10:
+        known.losses += (out, record)
+    return out
 
 
 # -- torch functions that keep a deferred tensor deferred -----------------------------------------
@@ -460,8 +455,7 @@ def _reduce(reduction):
             return NotImplemented
         forward, y, y_version, _ = a._record
         out = _wrap(Loss, (), forward.fused)
-        out._record = Objective()
-        out._record.begin(out, forward, y, reduction)
+        out._record = Objective(forward, y, reduction)
         out._record.y_version = y_version
         return out
 

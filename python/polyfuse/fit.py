@@ -118,9 +118,9 @@ def fit(
         >>> x = torch.linspace(-1, 1, 50)
         >>> model = nn.Polynomial(2)
         >>> optimizer = optim.SGD(model.parameters(), lr=0.1)
-        >>> result = pf.fit(model, nn.MSELoss(), optimizer, x, 3 * x**2, epochs=2000)
+        >>> result = pf.fit(model, nn.MSELoss(), optimizer, x, 1 + 2 * x + 3 * x**2, epochs=2000)
         >>> [round(c, 3) for c in model.coefficients.tolist()]
-        [0.0, 0.0, 3.0]
+        [1.0, 2.0, 3.0]
     """
     start = time.perf_counter()
     epochs = _check.epochs(epochs)

@@ -38,8 +38,7 @@ class FusedStep:
         optimizer = self.optimizer
         forward = Forward(known)
         forward.begin(x)
-        objective = Objective()
-        objective.begin(None, forward, y, self.criterion.reduction)
+        objective = Objective(forward, y, self.criterion.reduction)
         objective.launch(optimizer)
         clear_grads(optimizer.param_groups)
         if not objective.backward(False):

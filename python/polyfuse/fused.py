@@ -53,6 +53,7 @@ class Fused:
         self.order = np.array([i for _, _, i in sorted(where)], dtype=np.int64)
         self.sizes = [t.numel() for t in self.tensors]
         self.trainable = any(t.requires_grad for t in self.tensors)
+        self.deferrable = self.trainable and not self.buffers  # with no more than step's checks
 
         # What the training loop keeps from one iteration to the next.
         self.x: Any = None  # the last x and y, which were found acceptable
