@@ -63,11 +63,12 @@ def whole_workload(quick: bool) -> Case:
     eager_optimizer = torch.optim.SGD(eager_model.parameters(), lr=workload.LR)
 
     contestants: dict[str, Callable[[], Any]] = {
-        "polyfuse.fit auto": fit("auto"),
+        "polyfuse.fit auto": repeat(20, fit("auto")),
         "polyfuse.fit moments": fit("moments"),
-        "polyfuse.fit stream": fit("stream"),
-        f"eager PyTorch ({eager_steps} steps)": lambda: workload.loop(
-            eager_model, criterion, eager_optimizer, xs, ys, eager_steps
+        "polyfuse.fit stream": repeat(5, fit("stream")),
+        f"eager PyTorch ({eager_steps:,} steps, scaled)": per(
+            eager_steps / epochs,
+            lambda: workload.loop(eager_model, criterion, eager_optimizer, xs, ys, eager_steps),
         ),
     }
     missing: dict[str, str] = {}
@@ -89,7 +90,7 @@ def whole_workload(quick: bool) -> Case:
         def jax_loop() -> None:
             last["jax"] = np.asarray(run(first).block_until_ready())
 
-        contestants["JAX jitted fori_loop"] = jax_loop
+        contestants["JAX jitted fori_loop"] = repeat(5, jax_loop)
     else:
         missing["JAX jitted fori_loop"] = "jax is not installed"
     if find_spec("numba"):
@@ -113,14 +114,14 @@ def whole_workload(quick: bool) -> Case:
         def call_numba() -> None:
             last["numba"] = np.array(numba_loop(x64, y64, 1.0, 2.0, 3.0, workload.LR, epochs))
 
-        contestants["numba compiled loop"] = call_numba
+        contestants["numba compiled loop"] = repeat(5, call_numba)
     else:
         missing["numba compiled loop"] = "numba is not installed"
 
     def np_polyfit() -> None:
         last["polyfit"] = np.polyfit(x64, y64, 2)
 
-    contestants["numpy.polyfit (the optimum, no epochs)"] = np_polyfit
+    contestants["numpy.polyfit (the optimum, no epochs)"] = repeat(20, np_polyfit)
 
     def check_all() -> None:
         if quick:
@@ -177,10 +178,20 @@ def loop_iteration(quick: bool, n: int, static: bool) -> Case:
                 {"all": check}, target="30 x eager at 9 points")  # fmt: skip
 
 
-def per(count: int, call: Callable[[], Any]) -> Callable[[], Any]:
+def per(count: float, call: Callable[[], Any]) -> Callable[[], Any]:
     """A call that takes `count` steps; the runner divides by them."""
     call.steps = count  # type: ignore[attr-defined]
     return call
+
+
+def repeat(count: int, call: Callable[[], Any]) -> Callable[[], Any]:
+    """The same call several times a turn, so that a turn is not all cold caches."""
+
+    def calls() -> None:
+        for _ in range(count):
+            call()
+
+    return per(count, calls)
 
 
 def one_step(quick: bool) -> Case:
@@ -223,6 +234,7 @@ def one_step(quick: bool) -> Case:
                       xs, ys, 1)  # fmt: skip
         expect(parameters(found), parameters(truth), 1e-4)
 
+    contestants = {name: repeat(5, call) for name, call in contestants.items()}
     return Case(f"one step, n = {n:,} float32, degree 2", 1, contestants, {"all": check}, missing,
                 bytes=8 * n, target="85 % of read bandwidth; 2 x torch.compile")  # fmt: skip
 

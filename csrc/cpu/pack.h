@@ -36,6 +36,8 @@ struct Pack {
   static constexpr int kParts = kLanes / kWidth;
   typedef double Part __attribute__((vector_size(8 * kWidth)));
   typedef float PartF32 __attribute__((vector_size(4 * kWidth)));
+  typedef double Half __attribute__((vector_size(32)));
+  typedef double Quarter __attribute__((vector_size(16)));
   Part part[kParts];
 
   static PF_INLINE Pack all(double value) {
@@ -84,12 +86,20 @@ struct Pack {
   double lane(int i) const { return part[i / kWidth][i % kWidth]; }
 
   // Sum of the lanes, in the same tree whatever the width.
-  double total() const {
-    double lane[kLanes];
-    store(lane);
-    for (int half = kLanes / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-    return lane[0];
+  PF_INLINE double total() const {
+#if defined(__AVX512F__)
+    const Half half = __builtin_shufflevector(part[0], part[0], 0, 1, 2, 3) +
+                      __builtin_shufflevector(part[0], part[0], 4, 5, 6, 7);
+    const Quarter quarter =
+        __builtin_shufflevector(half, half, 0, 1) + __builtin_shufflevector(half, half, 2, 3);
+#elif defined(__AVX2__)
+    const Half half = part[0] + part[1];
+    const Quarter quarter =
+        __builtin_shufflevector(half, half, 0, 1) + __builtin_shufflevector(half, half, 2, 3);
+#else
+    const Quarter quarter = (part[0] + part[2]) + (part[1] + part[3]);
+#endif
+    return quarter[0] + quarter[1];
   }
 };
 

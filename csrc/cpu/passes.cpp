@@ -149,6 +149,15 @@ void moments_pass(const Data& data, const double* coef, int n_terms, int64_t beg
   out[3 * terms - 1] = square.total();
 }
 
+// a b + c with the product last to arrive: one rounding, one latency.
+PF_INLINE double multiply_add(double a, double b, double c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return __builtin_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // Few samples: the columns of V stay in registers and first-level cache for all epochs.
 template <int K, int Packs, bool Momentum>
 void resident_epochs(const Data& data, const LinearStep* step, int64_t epochs, double* params,
@@ -181,10 +190,10 @@ void resident_epochs(const Data& data, const LinearStep* step, int64_t epochs, d
       const LinearStep& s = step[k];
       const double p_old = p[k];
       if (Momentum) {
-        p[k] = (s.p_p * p_old + s.p_b * b[k]) + s.p_g * sum;
-        b[k] = (s.b_p * p_old + s.b_b * b[k]) + s.b_g * sum;
+        p[k] = multiply_add(s.p_g, sum, s.p_p * p_old + s.p_b * b[k]);
+        b[k] = multiply_add(s.b_g, sum, s.b_p * p_old + s.b_b * b[k]);
       } else {
-        p[k] = s.p_p * p_old + s.p_g * sum;
+        p[k] = multiply_add(s.p_g, sum, s.p_p * p_old);
       }
     }
   }
