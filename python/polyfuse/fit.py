@@ -89,7 +89,9 @@ def fit(
     """Train a polynomial model for many epochs in one kernel launch.
 
     Parameters, ``.grad`` and optimizer state are left as the training loop would leave them; plain
-    PyTorch can go on from there. Arithmetic is in float64 whatever the dtype of the data.
+    PyTorch can go on from there. (A parameter that no optimizer holds stays, and gets the last
+    epoch's gradient, where a loop would pile up those of all epochs.) Arithmetic is in float64
+    whatever the dtype of the data.
 
     Args:
         model: torch or polyfuse module whose output is a polynomial of its input.

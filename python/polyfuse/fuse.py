@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ._C import clear_grads
+from .backends import choose
 from .deferred import Forward, Objective
 from .fit import prepare
 from .fused import Fused
@@ -30,7 +31,8 @@ class FusedStep:
             or not known.valid()
             or self._criterion != (self.criterion, self.criterion.reduction)
         ):
-            known, _ = prepare(self.model, self.criterion, self.optimizer, x, y)
+            known, problem = prepare(self.model, self.criterion, self.optimizer, x, y)
+            choose("auto", problem)
             if not known.accepts(y, x):
                 raise ValueError("y: expected a tensor that needs no gradient")
             self._known = known

@@ -43,6 +43,8 @@ class Reference:
         self._launches = 0
 
     def refuse(self, problem: Problem) -> str | None:
+        if problem.x.device.type != "cpu":
+            return f"the data is on {problem.x.device}"
         return None
 
     def evaluate(self, model: Traced, coef: np.ndarray, x: torch.Tensor) -> torch.Tensor:

@@ -40,9 +40,14 @@ def bind(known: Any, optimizer: Any = None) -> bool:
     The rule is that of `optimizer`, or where None of the fused optimizer that owns the parameters.
     """
     groups = known.groups
-    if optimizer is None and groups is not None and known.generation == _generation:
-        if groups.watch.unchanged() and not groups.numbers:
-            return not known.has_momentum or known.bind_momentum(known.owner())
+    if (
+        optimizer is None
+        and groups is not None
+        and known.generation == _generation
+        and groups.watch.unchanged()
+        and not groups.numbers
+    ):
+        return not known.has_momentum or known.bind_momentum(known.owner())
     if optimizer is not None:
         owner = optimizer
         if known.owner is None or known.owner() is not owner:
