@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import polyfuse as pf
 import pytest
 import torch
@@ -29,6 +30,8 @@ class Model(torch.nn.Module):
         self.register_buffer("mu", torch.tensor(1.5, dtype=torch.float64))
         self.register_buffer("table", torch.tensor([2.0, 3.0], dtype=torch.float64))
         self.k = 3
+        self.powers = [1, 2]
+        self.scales = np.array([0.5, 2.0])
         self.inner = torch.nn.Module()
         self.inner.d = parameter(1)
         self.function = function
@@ -195,15 +198,27 @@ def changes():
     def evaluation(m):
         m.eval()
 
+    def element(m):
+        m.powers[1] = 3
+
+    def array(m):
+        m.scales[0] = 3.0
+
     def hook(m):
         m.inner.register_forward_hook(lambda *_: None)
 
-    return [attribute, buffer, parameter, inner, data, evaluation, hook]
+    return [attribute, buffer, parameter, inner, data, evaluation, element, array, hook]
 
 
 @pytest.mark.parametrize("change", changes(), ids=lambda f: f.__name__)
 def test_a_change_of_the_module_drops_its_trace(change):
-    model = Model(lambda m, x: m.a * x**m.k + m.inner.d * m.mu * (1 if m.training else 2))
+    model = Model(
+        lambda m, x: (
+            m.a * x**m.k
+            + m.inner.d * m.mu * (1 if m.training else 2)
+            + m.b * x ** m.powers[1] * float(m.scales[0])
+        )
+    )
     known = trace_of(model)
     assert known.traced is not None and trace_of(model) is known
     change(model)

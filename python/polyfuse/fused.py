@@ -53,7 +53,14 @@ class Fused:
         self.order = np.array([i for _, _, i in sorted(where)], dtype=np.int64)
         self.sizes = [t.numel() for t in self.tensors]
         self.trainable = any(t.requires_grad for t in self.tensors)
-        self.deferrable = self.trainable and not self.buffers  # with no more than step's checks
+        self.containers = [
+            (v, list(_elements(v)))
+            for m in module.modules()
+            for k, v in m.__dict__.items()
+            if not k.startswith("_") and isinstance(v, (list, dict, set, np.ndarray))
+        ]
+        # Whether the checks of `step` are all that a call needs.
+        self.deferrable = self.trainable and not self.buffers and not self.containers
 
         # What the training loop keeps from one iteration to the next.
         self.x: Any = None  # the last x and y, which were found acceptable
@@ -75,9 +82,11 @@ class Fused:
 
     def valid(self) -> bool:
         """Whether the module is still what was traced."""
-        if not self.step.unchanged():
-            return False
-        return not self.buffers or all(b._version == v for b, v in self.buffers)
+        return (
+            self.step.unchanged()
+            and all(b._version == v for b, v in self.buffers)
+            and all(_same(_elements(c), kept) for c, kept in self.containers)
+        )
 
     def accepts(self, y: torch.Tensor, x: torch.Tensor) -> bool:
         """Whether y is a target that the kernels read; remembers the pair."""
@@ -201,6 +210,20 @@ class Fused:
                         held.copy_(buffer)
                     else:
                         optimizer.state[p]["momentum_buffer"] = buffer
+
+
+def _elements(container: Any) -> list:
+    """What an attribute holds that can change without being set anew."""
+    if isinstance(container, np.ndarray):
+        return [container.shape, container.tobytes()]
+    return [*container, *(container.values() if isinstance(container, dict) else ())]
+
+
+def _same(now: list, kept: list) -> bool:
+    return len(now) == len(kept) and all(
+        a is b or (type(a) in (int, float, str, bytes, tuple) and a == b)
+        for a, b in zip(now, kept, strict=True)
+    )
 
 
 def _watched(module: torch.nn.Module) -> list[dict]:
