@@ -32,8 +32,8 @@ struct Moments {
     return value;
   }
 
-  // Moves `reference` to the least-squares optimum by Cholesky's factorisation of the Gram matrix;
-  // directions the data does not determine stay as they are.
+  // The least-squares optimum, by Cholesky's factorisation of the Gram matrix; directions that the
+  // data does not determine stay as in the reference.
   PF_HD void solve(double* optimum) const {
     double lower[kMaxTerms][kMaxTerms];
     double step[kMaxTerms];
