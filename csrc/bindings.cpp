@@ -5,7 +5,7 @@
 
 #include <optional>
 
-#include "step.h"
+#include "loop.h"
 
 namespace py = pybind11;
 namespace pf = polyfuse;
@@ -55,6 +55,23 @@ pf::Moments accumulate(const pf::Data& data, int n_terms, int threads) {
   pf::count_launch();
   py::gil_scoped_release release;
   return pf::accumulate(data, n_terms, threads);
+}
+
+// Python's garbage collector is told what T holds.
+template <class T>
+py::custom_type_setup collected() {
+  return py::custom_type_setup([](PyHeapTypeObject* heap) {
+    heap->ht_type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+    heap->ht_type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+      Py_VISIT(Py_TYPE(self));
+      if (!py::detail::is_holder_constructed(self)) return 0;
+      return py::cast<const T&>(py::handle(self)).visit(visit, arg);
+    };
+    heap->ht_type.tp_clear = [](PyObject* self) {
+      if (py::detail::is_holder_constructed(self)) py::cast<T&>(py::handle(self)).clear();
+      return 0;
+    };
+  });
 }
 
 Array as_array(const double* values, py::ssize_t n) { return Array(n, values); }
@@ -110,32 +127,94 @@ PYBIND11_MODULE(_C, m) {
     return out;
   });
 
-  py::class_<pf::Watch>(m, "Watch")
-      .def(py::init<py::list>())
-      .def("unchanged", &pf::Watch::unchanged);
+  m.def("generation", &pf::generation);
+  m.def("next_generation", &pf::next_generation);
+  m.def("clear_grads", [](py::list param_groups) { pf::clear_grads(param_groups.ptr()); });
 
-  m.def("clear_grads", &pf::clear_grads);
+  py::class_<pf::Forward>(m, "Forward", collected<pf::Forward>())
+      .def(py::init<size_t>())
+      .def_property_readonly("params",
+                             [](const pf::Forward& f) {
+                               return as_array(f.params.data(),
+                                               static_cast<py::ssize_t>(f.params.size()));
+                             })
+      .def_readonly("x", &pf::Forward::x)
+      .def_readonly("x_version", &pf::Forward::x_version)
+      .def_readwrite("plain", &pf::Forward::plain)
+      .def_readwrite("real", &pf::Forward::real)
+      .def_readwrite("freed", &pf::Forward::freed)
+      .def("untouched", &pf::Forward::untouched);
 
-  py::class_<pf::Step>(m, "Step")
+  py::class_<pf::Objective>(m, "Objective", collected<pf::Objective>())
+      .def(py::init([](py::object forward, py::object y, long y_version, bool mean) {
+        auto* objective = new pf::Objective;
+        objective->forward_object = forward;
+        objective->forward = forward.cast<pf::Forward*>();
+        objective->y = y;
+        objective->y_version = y_version;
+        objective->mean = mean;
+        return objective;
+      }))
+      .def_readonly("forward", &pf::Objective::forward_object)
+      .def_readonly("y", &pf::Objective::y)
+      .def_readonly("y_version", &pf::Objective::y_version)
+      .def_readonly("mean", &pf::Objective::mean)
+      .def_readonly("number", &pf::Objective::value)
+      .def_readwrite("real", &pf::Objective::real)
+      .def_readwrite("freed", &pf::Objective::freed);
+
+  py::class_<pf::Loop>(m, "Loop", collected<pf::Loop>())
       .def(py::init([](pf::Plan& plan, py::tuple tensors, py::list slots, bool float64,
                        py::list watched) {
              const pf::Dtype dtype = float64 ? pf::Dtype::Float64 : pf::Dtype::Float32;
-             return new pf::Step(plan, tensors, slots, dtype, watched);
+             return new pf::Loop(plan, tensors, slots, dtype, watched);
            }),
            py::keep_alive<1, 2>())
-      .def("unchanged", &pf::Step::unchanged)
-      .def("see", &pf::Step::see)
-      .def("matches", &pf::Step::matches)
-      .def("matches_target", &pf::Step::matches_target)
-      .def("predict", &pf::Step::predict)
-      .def("objective", &pf::Step::objective)
-      .def("snapshot", &pf::Step::snapshot)
-      .def("store", &pf::Step::store)
-      .def("launch", &pf::Step::launch)
-      .def("launch_moments", &pf::Step::launch_moments)
-      .def("set_momentum", &pf::Step::set_momentum)
-      .def("set_grads", &pf::Step::set_grads)
-      .def("give_grads", &pf::Step::give_grads)
-      .def("grads", &pf::Step::grads)
-      .def("install", &pf::Step::install);
+      .def("unchanged", &pf::Loop::unchanged)
+      .def("snapshot",
+           [](const pf::Loop& loop, py::ssize_t n_params) {
+             Array params(n_params);
+             loop.snapshot(params.mutable_data());
+             return params;
+           })
+      .def("store", &pf::Loop::store)
+      .def("see", &pf::Loop::see)
+      .def("sees", [](const pf::Loop& loop, py::handle x) { return loop.sees(x.ptr()); })
+      .def("sees_target",
+           [](const pf::Loop& loop, py::handle y) { return loop.sees_target(y.ptr()); })
+      .def("settle", &pf::Loop::settle)
+      .def("bind", &pf::Loop::bind, py::arg("owner"), py::kw_only(), py::arg("found"),
+           py::arg("watched") = py::list(), py::arg("held") = py::list(),
+           py::arg("momentum") = py::list(), py::arg("updates") = false,
+           py::arg("covers_owner") = false)
+      .def("bound_to",
+           [](const pf::Loop& loop, py::handle owner) {
+             return loop.bound_to(owner.is_none() ? nullptr : owner.ptr());
+           })
+      .def("launch", &pf::Loop::launch)
+      .def("holds", &pf::Loop::holds)
+      .def("grads", &pf::Loop::grads)
+      .def("set_grads", &pf::Loop::set_grads)
+      .def("give_grads", &pf::Loop::give_grads)
+      .def("install", [](pf::Loop& loop, py::handle owner) { return loop.install(owner.ptr()); })
+      .def_property_readonly("tensors", &pf::Loop::tensors)
+      .def_property_readonly("covers_owner", &pf::Loop::covers_owner)
+      .def("begin", &pf::Loop::begin)
+      .def("pool_prediction",
+           [](py::object self, py::object wrapper, py::object record) {
+             self.cast<pf::Loop&>().pool_prediction(self, wrapper, record);
+           })
+      .def("pool_loss",
+           [](py::object self, py::object wrapper, py::object record) {
+             self.cast<pf::Loop&>().pool_loss(self, wrapper, record);
+           })
+      .def("see_criterion", &pf::Loop::see_criterion)
+      .def("offer", [](py::object self) { self.cast<const pf::Loop&>().offer(self); });
+
+  m.def("declare_module", &pf::Loop::declare_module);
+  m.def("declare_optimizer", &pf::Loop::declare_optimizer);
+
+  m.def("fast", [](const std::string& name) {
+    return py::cpp_function([name](py::object method) { return pf::Loop::fast(name, method); });
+  });
 }

@@ -8,7 +8,7 @@
 namespace polyfuse {
 namespace {
 
-int64_t n_launches = 0;
+int64_t n_launches = 0, n_generations = 0;
 
 const TensorAttribute& grad_of() {
   static const TensorAttribute grad("grad");
@@ -25,34 +25,29 @@ long number(PyObject* result) {
   return PyLong_AsLong(value.ptr());
 }
 
-bool grad_enabled() {
-  static PyObject* is_grad_enabled = torch_function("is_grad_enabled");
-  const auto enabled = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(is_grad_enabled));
-  return enabled.ptr() == Py_True;
+bool refers_to(PyObject* weak, PyObject* object) {
+#if PY_VERSION_HEX >= 0x030D0000
+  PyObject* referent;
+  if (PyWeakref_GetRef(weak, &referent) <= 0) return false;
+  Py_DECREF(referent);
+  return referent == object;
+#else
+  return PyWeakref_GetObject(weak) == object;
+#endif
 }
 
-// The slots of a record, by position.
-class Fields {
- public:
-  Fields(std::initializer_list<const char*> names) {
-    for (const char* name : names) names_.push_back(PyUnicode_InternFromString(name));
-  }
-  py::object get(PyObject* record, size_t i) const {
-    return py::reinterpret_steal<py::object>(PyObject_GetAttr(record, names_[i]));
-  }
-  void set(PyObject* record, size_t first, std::initializer_list<PyObject*> values) const {
-    for (PyObject* value : values)
-      if (PyObject_SetAttr(record, names_[first++], value) < 0) throw py::error_already_set();
-  }
-
- private:
-  std::vector<PyObject*> names_;
-};
+template <class Objects>
+int visit_all(const Objects& objects, visitproc visit, void* arg) {
+  for (const py::object& object : objects) Py_VISIT(object.ptr());
+  return 0;
+}
 
 }  // namespace
 
 int64_t launches() { return n_launches; }
 void count_launch() { ++n_launches; }
+int64_t generation() { return n_generations; }
+void next_generation() { ++n_generations; }
 
 Plan::Plan(int n_params, int n_coefficients, py::list term_list, double shift, double scale) {
   for (py::handle item : term_list) {
@@ -87,10 +82,32 @@ void Plan::set_rule(py::list options) {
   }
 }
 
+bool Forward::untouched() const {
+  return real.is_none() && (plain.is_none() || version_of(plain.ptr()) == 0);
+}
+
+int Forward::visit(visitproc visit, void* arg) const {
+  for (const py::object* object : {&x, &plain, &real}) Py_VISIT(object->ptr());
+  return 0;
+}
+
+void Forward::clear() { x = plain = real = py::none(); }
+
+int Objective::visit(visitproc visit, void* arg) const {
+  for (const py::object* object : {&forward_object, &y, &real}) Py_VISIT(object->ptr());
+  return 0;
+}
+
+void Objective::clear() {
+  forward = nullptr;
+  forward_object = y = real = py::none();
+}
+
 Step::Step(Plan& plan, py::tuple tensors, py::list slots, Dtype dtype, py::list watched)
-    : plan_(plan), dtype_(dtype), watched_(watched) {
+    : plan_(plan), dtype_(dtype), module_watch_(watched) {
   for (py::handle t : tensors) {
     tensors_.push_back(py::reinterpret_borrow<py::object>(t));
+    storages_.push_back(t.attr("untyped_storage")());
     trainable_.push_back(t.attr("requires_grad").cast<bool>());
   }
   for (py::handle s : slots) {
@@ -103,29 +120,31 @@ Step::Step(Plan& plan, py::tuple tensors, py::list slots, Dtype dtype, py::list 
       next_momentum_.resize(n);
 }
 
+int Step::visit(visitproc visit, void* arg) const {
+  Py_VISIT(owner_.ptr());
+  Py_VISIT(moved_.ptr());
+  for (const auto* objects : {&tensors_, &momentum_tensors_, &grads_})
+    if (const int stop = visit_all(*objects, visit, arg)) return stop;
+  for (const Watch* watch : {&module_watch_, &owner_watch_})
+    if (const int stop = watch->visit(visit, arg)) return stop;
+  for (const Seen* seen : {&x_, &y_})
+    if (const int stop = seen->visit(visit, arg)) return stop;
+  return 0;
+}
+
+void Step::clear() {
+  alive_ = false;
+  slots_.clear();
+  tensors_.clear(), momentum_tensors_.clear(), grads_.clear();
+  module_watch_ = owner_watch_ = {};
+  x_ = y_ = {};
+  owner_ = moved_ = py::none();
+}
+
 std::vector<char*> Step::addresses(const std::vector<py::object>& tensors) const {
   std::vector<char*> result;
   for (const py::object& t : tensors) result.push_back(t.is_none() ? nullptr : address_of(t.ptr()));
   return result;
-}
-
-bool Step::unchanged() const {
-  if (!watched_.unchanged()) return false;
-  static const TensorAttribute requires_grad("requires_grad");
-  for (size_t t = 0; t < tensors_.size(); ++t) {
-    if (address_of(tensors_[t].ptr()) != param_at_[t]) return false;
-    if (!requires_grad.is(tensors_[t].ptr(), trainable_[t] ? Py_True : Py_False)) return false;
-  }
-  return true;
-}
-
-bool Step::hooked() const {
-  static const TensorAttribute backward_hooks("_backward_hooks"),
-      accumulate_hooks("_post_accumulate_grad_hooks");
-  for (const py::object& tensor : tensors_)
-    if (!backward_hooks.is(tensor.ptr(), Py_None) || !accumulate_hooks.is(tensor.ptr(), Py_None))
-      return true;
-  return false;
 }
 
 double Step::read(const void* base, int64_t element) const {
@@ -140,45 +159,21 @@ void Step::write(void* base, int64_t element, double value) const {
     static_cast<double*>(base)[element] = value;
 }
 
-void Step::see(py::object x, py::object y) {
-  x_ = Seen(x);
-  y_ = y.is_none() ? Seen() : Seen(y);
+// -- the module
+
+bool Step::unchanged() const {
+  if (!alive_ || !module_watch_.unchanged()) return false;
+  static const TensorAttribute requires_grad("requires_grad");
+  for (size_t t = 0; t < tensors_.size(); ++t) {
+    if (address_of(tensors_[t].ptr()) != param_at_[t]) return false;
+    if (!requires_grad.is(tensors_[t].ptr(), trainable_[t] ? Py_True : Py_False)) return false;
+  }
+  return true;
 }
 
-bool Step::matches(py::handle x) const { return x_.same(x) && unchanged(); }
-
-bool Step::matches_target(py::handle y) const { return y_.same(y); }
-
-py::object Step::predict(py::handle x, py::list pool) const {
-  if (!x_.same(x) || !grad_enabled() || !unchanged()) return py::none();
-  const Py_ssize_t found = find_unheld(pool);
-  if (found < 0) return py::none();
-  static const Fields fields{"at", "x", "x_version", "plain", "real", "freed"};
-  PyObject* record = PyList_GET_ITEM(pool.ptr(), found + 1);
-  const py::object at = fields.get(record, 0);
-  const py::int_ version(snapshot(PyLong_AsUnsignedLongLong(at.ptr()), x));
-  fields.set(record, 1, {x.ptr(), version.ptr(), Py_None, Py_None, Py_False});
-  return py::reinterpret_borrow<py::object>(PyList_GET_ITEM(pool.ptr(), found));
-}
-
-py::object Step::objective(py::handle y, py::handle forward, py::handle reduction,
-                           py::list pool) const {
-  if (!y_.same(y) || !grad_enabled()) return py::none();
-  const Py_ssize_t found = find_unheld(pool);
-  if (found < 0) return py::none();
-  static const Fields fields{"forward", "y", "reduction", "y_version", "value_", "real", "freed"};
-  PyObject* record = PyList_GET_ITEM(pool.ptr(), found + 1);
-  const py::int_ version(version_of(y.ptr()));
-  fields.set(record, 0,
-             {forward.ptr(), y.ptr(), reduction.ptr(), version.ptr(), Py_None, Py_None, Py_False});
-  return py::reinterpret_borrow<py::object>(PyList_GET_ITEM(pool.ptr(), found));
-}
-
-long Step::snapshot(uintptr_t to, py::handle x) const {
-  auto* params = reinterpret_cast<double*>(to);
+void Step::snapshot(double* params) const {
   for (size_t i = 0; i < slots_.size(); ++i)
     params[i] = read(param_at_[slots_[i].tensor], slots_[i].element);
-  return version_of(x.ptr());
 }
 
 void Step::store(py::array_t<double> params) {
@@ -186,56 +181,110 @@ void Step::store(py::array_t<double> params) {
     write(param_at_[slots_[i].tensor], slots_[i].element, params.data()[i]);
 }
 
-double Step::launch(uintptr_t params, const Data& data, int threads, bool with_update) {
+// -- the data
+
+void Step::see(py::object x, py::object y, const Data& data) {
+  x_ = Seen(x);
+  y_ = y.is_none() ? Seen() : Seen(y);
+  data_ = data;
+  moments_.reset();
+  settled_ = false;
+}
+
+void Step::settle(std::optional<Moments> moments, long x_version, long y_version) {
+  moments_ = moments;
+  settled_ = true;
+  moments_x_version_ = x_version;
+  moments_y_version_ = y_version;
+}
+
+// -- the optimizer
+
+void Step::bind(py::object owner, bool found, py::list watched, py::list held, py::list momentum,
+                bool updates, bool covers_owner) {
+  owner_ = owner.is_none() ? owner : py::weakref(owner);
+  found_ = found;
+  owner_watch_ = Watch(watched);
+  momentum_tensors_.assign(tensors_.size(), py::none());
+  py::list moved = held;
+  for (size_t i = 0; i < momentum.size(); ++i) {
+    if (!momentum[i].is_none()) moved.append(momentum[i]);
+    for (size_t t = 0; t < tensors_.size(); ++t)
+      if (tensors_[t].is(held[i])) momentum_tensors_[t] = momentum[i];
+  }
+  moved_ = moved;
+  momentum_at_ = addresses(momentum_tensors_);
+  updates_ = updates;
+  covers_owner_ = covers_owner;
+  generation_ = generation();
+}
+
+bool Step::bound_to(PyObject* owner) const {
+  if (owner) {
+    if (owner_.is_none() || !refers_to(owner_.ptr(), owner)) return false;
+  } else if (!found_ || generation_ != generation()) {
+    return false;
+  }
+  if (!owner_watch_.unchanged()) return false;
+  for (size_t t = 0; t < momentum_tensors_.size(); ++t)
+    if (momentum_at_[t] && address_of(momentum_tensors_[t].ptr()) != momentum_at_[t]) return false;
+  return true;
+}
+
+// -- launch and update
+
+void Step::launch(Objective& objective, int threads) {
   Problem problem = plan_.problem;
-  problem.data = data;
+  problem.data = data_;
+  problem.mean = objective.mean;
   problem.threads = threads;
-  const auto* p = reinterpret_cast<const double*>(params);
+  const Moments* moments = moments_ ? &*moments_ : nullptr;
+  const Forward& forward = *objective.forward;
   double loss;
-  if (data.n < 4096) {
-    loss = polyfuse::objective(problem, nullptr, p, grad_.data());
+  if (moments || data_.n < 4096) {
+    loss = polyfuse::objective(problem, moments, forward.params.data(), grad_.data());
   } else {
     py::gil_scoped_release release;
-    loss = polyfuse::objective(problem, nullptr, p, grad_.data());
+    loss = polyfuse::objective(problem, nullptr, forward.params.data(), grad_.data());
   }
-  return finish(p, loss, with_update);
-}
-
-double Step::launch_moments(uintptr_t params, const Moments& moments, bool with_update) {
-  const auto* p = reinterpret_cast<const double*>(params);
-  return finish(p, polyfuse::objective(plan_.problem, &moments, p, grad_.data()), with_update);
-}
-
-double Step::finish(const double* params, double loss, bool with_update) {
   count_launch();
-  const size_t n = slots_.size();
-  std::memcpy(params_.data(), params, n * sizeof(double));
-  updated_ = with_update;
   if (dtype_ == Dtype::Float32) {
     loss = static_cast<float>(loss);
     for (double& g : grad_) g = static_cast<float>(g);
   }
-  for (size_t i = 0; with_update && i < n; ++i) {
-    const Slot slot = slots_[i];
-    const bool first = momentum_at_.empty() || !momentum_at_[slot.tensor];
-    momentum_[i] = first ? 0.0 : read(momentum_at_[slot.tensor], slot.element);
-    const auto update = [&](auto p, auto g, auto b) {
+  params_ = forward.params;
+  objective.value = loss;
+  objective.launch = ++launch_;
+  computed_ = updates_;
+  if (!updates_) return;
+  for (size_t i = 0; i < slots_.size(); ++i)
+    if (const char* at = momentum_at_[slots_[i].tensor]) momentum_[i] = read(at, slots_[i].element);
+  update();
+}
+
+// next_ and next_momentum_ from params_, grad_ and momentum_, in the precision of the parameters.
+void Step::update() {
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    const bool first = !momentum_at_[slots_[i].tensor];
+    const auto in = [&](auto p, auto g, auto b) {
       Sgd::update(plan_.rule[i], p, g, b, first);
       next_[i] = p;
       next_momentum_[i] = b;
     };
     if (dtype_ == Dtype::Float32)
-      update(float(params[i]), float(grad_[i]), float(momentum_[i]));
+      in(float(params_[i]), float(grad_[i]), float(momentum_[i]));
     else
-      update(params[i], grad_[i], momentum_[i]);
+      in(params_[i], grad_[i], momentum_[i]);
   }
-  return loss;
 }
 
-void Step::set_momentum(py::list tensors) {
-  std::vector<py::object> buffers;
-  for (py::handle t : tensors) buffers.push_back(py::reinterpret_borrow<py::object>(t));
-  momentum_at_ = addresses(buffers);
+bool Step::hooked() const {
+  static const TensorAttribute backward_hooks("_backward_hooks"),
+      accumulate_hooks("_post_accumulate_grad_hooks");
+  for (const py::object& tensor : tensors_)
+    if (!backward_hooks.is(tensor.ptr(), Py_None) || !accumulate_hooks.is(tensor.ptr(), Py_None))
+      return true;
+  return false;
 }
 
 void Step::set_grads(py::tuple grads, uintptr_t storage, long uses) {
@@ -272,34 +321,40 @@ py::array_t<double> Step::grads() const {
   return py::array_t<double>(static_cast<py::ssize_t>(grad_.size()), grad_.data());
 }
 
-bool Step::install(const Watch& groups, py::handle moved) {
-  static PyObject* increment_version = torch_function("_increment_version");
-  if (!updated_ || !groups.unchanged()) return false;
+bool Step::install(PyObject* owner) {
+  if (!computed_ || !bound_to(owner) || grads_.empty()) return false;
+  computed_ = false;
   for (size_t t = 0; t < tensors_.size(); ++t) {
     if (address_of(tensors_[t].ptr()) != param_at_[t]) return false;
     if (!trainable_[t]) continue;
     if (!grad_of().is(tensors_[t].ptr(), grads_[t].ptr())) return false;
     if (address_of(grads_[t].ptr()) != grad_at_[t]) return false;
   }
-  const auto same = [](double a, double b) { return std::memcmp(&a, &b, sizeof a) == 0; };
+  bool same = true;
+  const auto refresh = [&](double& was, double is) {
+    same = same && std::memcmp(&was, &is, sizeof is) == 0;
+    was = is;
+  };
   for (size_t i = 0; i < slots_.size(); ++i) {
     const Slot slot = slots_[i];
-    if (!same(read(param_at_[slot.tensor], slot.element), params_[i])) return false;
-    if (!same(read(grad_at_[slot.tensor], slot.element), grad_[i])) return false;
-    if (!momentum_at_.empty() && momentum_at_[slot.tensor] &&
-        !same(read(momentum_at_[slot.tensor], slot.element), momentum_[i]))
-      return false;
+    refresh(params_[i], read(param_at_[slot.tensor], slot.element));
+    if (trainable_[slot.tensor]) refresh(grad_[i], read(grad_at_[slot.tensor], slot.element));
+    if (const char* at = momentum_at_[slot.tensor]) refresh(momentum_[i], read(at, slot.element));
+  }
+  if (!same) {
+    count_launch();
+    launch_++;  // grad_ is no longer that of an objective
+    update();
   }
   for (size_t i = 0; i < slots_.size(); ++i) {
     const Slot slot = slots_[i];
     if (!plan_.rule[i].owned) continue;
     write(param_at_[slot.tensor], slot.element, next_[i]);
-    if (!momentum_at_.empty() && momentum_at_[slot.tensor])
-      write(momentum_at_[slot.tensor], slot.element, next_momentum_[i]);
+    if (char* at = momentum_at_[slot.tensor]) write(at, slot.element, next_momentum_[i]);
   }
-  updated_ = false;
+  static PyObject* increment_version = torch_function("_increment_version");
   const auto done =
-      py::reinterpret_steal<py::object>(PyObject_CallOneArg(increment_version, moved.ptr()));
+      py::reinterpret_steal<py::object>(PyObject_CallOneArg(increment_version, moved_.ptr()));
   if (!done) throw py::error_already_set();
   return true;
 }

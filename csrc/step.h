@@ -1,11 +1,12 @@
-// The five-line training loop's hot path: one launch, with everything else Python would be asked
-// for on every iteration (has the module changed, where do its parameters lie) checked in C++.
+// One training step of one module: the launch, with everything it rests on (the module, the data,
+// the optimizer) guarded, and the parameters, gradients and momentum buffers it writes in place.
 #pragma once
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <vector>
 
 #include "cpu/run.h"
@@ -29,59 +30,131 @@ struct Plan {
 int64_t launches();
 void count_launch();
 
+// Moves on when bindings may have become stale that no step can see: optimizers that come and go,
+// promises about data.
+int64_t generation();
+void next_generation();
+
 // Where each scalar parameter lies: tensor, and element of it.
 struct Slot {
   int tensor;
   int64_t element;
 };
 
+// One call model(x): the data, and the parameters as they were. Python's Forward adds the rest.
+struct Forward {
+  std::vector<double> params;  // [P]
+  py::object x;
+  long x_version = 0;
+  py::object plain = py::none();  // the values, once somebody looked
+  py::object real = py::none();   // the values with their graph
+  bool freed = false;
+
+  explicit Forward(size_t n_params) : params(n_params) {}
+  bool untouched() const;  // nobody looked at the prediction in a way that torch must know of
+  int visit(visitproc visit, void* arg) const;
+  void clear();
+};
+
+// One call criterion(model(x), y): its value once launched.
+struct Objective {
+  py::object forward_object;
+  Forward* forward = nullptr;
+  py::object y;
+  long y_version = 0;
+  bool mean = true;
+  std::optional<double> value;
+  py::object real = py::none();  // the loss with its graph
+  bool freed = false;
+  int64_t launch = 0;  // number of the launch that holds its gradient; 0: none yet
+
+  int visit(visitproc visit, void* arg) const;
+  void clear();
+};
+
 class Step {
  public:
   Step(Plan& plan, py::tuple tensors, py::list slots, Dtype dtype, py::list watched);
+  virtual ~Step() = default;
+  int visit(visitproc visit, void* arg) const;
+  void clear();
 
-  bool unchanged() const;  // modules and parameters are what they were
+  // The module.
+  bool unchanged() const;
+  void snapshot(double* params) const;     // [P]
+  void store(py::array_t<double> params);  // [P]
 
-  void see(py::object x, py::object y);  // data that Python has found acceptable; y may be None
-  bool matches(py::handle x) const;      // x is the one seen, and nothing changed
-  bool matches_target(py::handle y) const;
-  // Where all is as seen, a wrapper out of the pool with its record begun anew, otherwise None.
-  py::object predict(py::handle x, py::list pool) const;
-  py::object objective(py::handle y, py::handle forward, py::handle reduction, py::list pool) const;
-  long snapshot(uintptr_t to, py::handle x) const;  // parameters [P]; returns the version of x
+  // The data that Python has found acceptable; y may be None.
+  void see(py::object x, py::object y, const Data& data);
+  bool sees(PyObject* x) const { return x_.same(x); }
+  bool sees_target(PyObject* y) const { return y_.same(y); }
+  // Moments of the data, good while the versions of x and y are these; or none, to read the data.
+  void settle(std::optional<Moments> moments, long x_version, long y_version);
 
-  void store(py::array_t<double> params);  // parameters [P]
-  double launch(uintptr_t params, const Data& data, int threads, bool with_update);
-  double launch_moments(uintptr_t params, const Moments& moments, bool with_update);
+  // The optimizer whose rule the plan holds, None where no fused one alone owns the parameters.
+  // `watched` is what that rests on; `momentum` the buffers of `held`, or None.
+  // `found`: Python looked for the owner, rather than being told.
+  void bind(py::object owner, bool found, py::list watched, py::list held, py::list momentum,
+            bool updates, bool covers_owner);
+  bool bound_to(PyObject* owner) const;  // null: to whoever was found to own the parameters
+  bool updates() const { return updates_; }
+  const std::vector<py::object>& tensors() const { return tensors_; }
+  bool covers_owner() const { return covers_owner_; }
+
+  // Loss, gradient and, where `updates`, the next parameters.
+  void launch(Objective& objective, int threads);
+  bool holds(const Objective& objective) const {
+    return objective.launch && objective.launch == launch_;
+  }
   py::array_t<double> grads() const;  // [P], of the last launch
 
-  void set_momentum(py::list tensors);  // momentum buffers, None where there is none yet
   // Tensors that backward fills; they share one storage, with `uses` users.
   void set_grads(py::tuple grads, uintptr_t storage, long uses);
   enum Given { kGiven, kHooked, kAccumulate, kHeld };
   int give_grads();  // p.grad = gradient, unless hooks, a gradient, or a holder of it is there
-  // The next parameters, if nothing changed since the launch; advances the versions of `moved`.
-  bool install(const Watch& groups, py::handle moved);
+  // The update that the launch has computed, or from what lies there now where values changed.
+  bool install(PyObject* owner);
 
- private:
+ protected:
   bool hooked() const;
   bool grads_are_free() const;
-  double finish(const double* params, double loss, bool with_update);
   double read(const void* base, int64_t element) const;
   void write(void* base, int64_t element, double value) const;
   std::vector<char*> addresses(const std::vector<py::object>& tensors) const;
+  void update();
 
   Plan& plan_;
   Dtype dtype_;
-  std::vector<py::object> tensors_, grads_;
-  std::vector<char*> param_at_, grad_at_, momentum_at_;
-  std::vector<bool> trainable_;
   std::vector<Slot> slots_;
-  Watch watched_;
+  bool alive_ = true;
+
+  std::vector<py::object> tensors_, storages_;
+  std::vector<char*> param_at_;
+  std::vector<bool> trainable_;
+  Watch module_watch_;
+
   Seen x_, y_;
+  Data data_;
+  std::optional<Moments> moments_;
+  long moments_x_version_ = 0, moments_y_version_ = 0;
+  bool settled_ = false;  // whether there are moments of this data has been asked
+
+  py::object owner_ = py::none();
+  Watch owner_watch_;
+  py::object moved_;  // tensors whose versions a step advances
+  std::vector<py::object> momentum_tensors_;
+  std::vector<char*> momentum_at_;
+  bool covers_owner_ = false, updates_ = false, found_ = false;
+  int64_t generation_ = -1;
+
+  std::vector<py::object> grads_;
+  std::vector<char*> grad_at_;
   py::object storage_;
   long uses_ = 0;
-  std::vector<double> params_, grad_, next_, momentum_, next_momentum_;
-  bool updated_ = false;
+
+  std::vector<double> params_, grad_, next_, momentum_, next_momentum_;  // [P], of the launch
+  int64_t launch_ = 0;
+  bool computed_ = false;  // next_ is there and not yet installed
 };
 
 }  // namespace polyfuse

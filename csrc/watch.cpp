@@ -1,5 +1,7 @@
 #include "watch.h"
 
+#include <cstring>
+
 namespace polyfuse {
 
 namespace {
@@ -57,63 +59,84 @@ long version_of(PyObject* tensor) {
   return version.number(tensor);
 }
 
-Watch::Watch(py::list dicts) {
-  for (py::handle d : dicts) {
-    const auto dict = py::reinterpret_borrow<py::dict>(d);
-    watched_.emplace_back(dict, std::vector<std::pair<py::object, py::object>>());
-    for (auto [key, value] : dict)
-      watched_.back().second.emplace_back(py::reinterpret_borrow<py::object>(key),
-                                          py::reinterpret_borrow<py::object>(value));
+Watch::Watch(py::list things) {
+  for (py::handle thing : things) {
+    if (PyDict_Check(thing.ptr())) {
+      dicts_.push_back({py::reinterpret_borrow<py::dict>(thing), {}});
+      for (auto [key, value] : dicts_.back().dict)
+        dicts_.back().items.emplace_back(py::reinterpret_borrow<py::object>(key),
+                                         py::reinterpret_borrow<py::object>(value));
+    } else if (PyList_Check(thing.ptr())) {
+      lists_.push_back({py::reinterpret_borrow<py::list>(thing), {}});
+      for (py::handle item : lists_.back().list)
+        lists_.back().items.push_back(py::reinterpret_borrow<py::object>(item));
+    } else {
+      char* address = address_of(thing.ptr());
+      const auto size = thing.attr("nbytes").cast<size_t>();
+      values_.push_back({py::reinterpret_borrow<py::object>(thing), thing.attr("untyped_storage")(),
+                         address, std::string(address, size)});
+    }
   }
 }
 
 bool Watch::unchanged() const {
-  for (const auto& [dict, items] : watched_) {
-    if (PyDict_Size(dict.ptr()) != static_cast<Py_ssize_t>(items.size())) return false;
+  for (const Dict& d : dicts_) {
+    if (PyDict_Size(d.dict.ptr()) != static_cast<Py_ssize_t>(d.items.size())) return false;
     Py_ssize_t position = 0;
     PyObject *key, *value;
-    for (size_t i = 0; PyDict_Next(dict.ptr(), &position, &key, &value); ++i)
-      if (key != items[i].first.ptr() || value != items[i].second.ptr()) return false;
+    for (size_t i = 0; PyDict_Next(d.dict.ptr(), &position, &key, &value); ++i)
+      if (key != d.items[i].first.ptr() || value != d.items[i].second.ptr()) return false;
   }
+  for (const List& l : lists_) {
+    if (PyList_GET_SIZE(l.list.ptr()) != static_cast<Py_ssize_t>(l.items.size())) return false;
+    for (size_t i = 0; i < l.items.size(); ++i)
+      if (PyList_GET_ITEM(l.list.ptr(), i) != l.items[i].ptr()) return false;
+  }
+  for (const Values& v : values_)
+    if (address_of(v.tensor.ptr()) != v.address ||
+        std::memcmp(v.address, v.bytes.data(), v.bytes.size()) != 0)
+      return false;
   return true;
+}
+
+int Watch::visit(visitproc visit, void* arg) const {
+  for (const Dict& d : dicts_) {
+    Py_VISIT(d.dict.ptr());
+    for (const auto& [key, value] : d.items) {
+      Py_VISIT(key.ptr());
+      Py_VISIT(value.ptr());
+    }
+  }
+  for (const List& l : lists_) {
+    Py_VISIT(l.list.ptr());
+    for (const py::object& item : l.items) Py_VISIT(item.ptr());
+  }
+  for (const Values& v : values_) Py_VISIT(v.tensor.ptr());
+  return 0;
 }
 
 Seen::Seen(py::object tensor)
     : tensor_(tensor),
+      storage_(tensor.attr("untyped_storage")()),
       stride_(tensor.attr("stride")()),
       dtype_(tensor.attr("dtype")),
       numel_(tensor.attr("numel")().cast<long long>()),
       address_(address_of(tensor.ptr())) {}
 
-bool Seen::same(py::handle tensor) const {
+bool Seen::same(PyObject* tensor) const {
   static const TensorAttribute dtype("dtype"), requires_grad("requires_grad");
   static const TensorMethod numel("numel"), stride("stride");
-  PyObject* t = tensor.ptr();
-  if (t != tensor_.ptr() || address_of(t) != address_ || !requires_grad.is(t, Py_False) ||
-      !dtype.is(t, dtype_.ptr()))
+  if (tensor != tensor_.ptr() || address_of(tensor) != address_ ||
+      !requires_grad.is(tensor, Py_False) || !dtype.is(tensor, dtype_.ptr()))
     return false;
   // For the layouts that are accepted, one stride or none broken, these two give the shape.
-  return PyLong_AsLongLong(numel.call(t).ptr()) == numel_ &&
-         PyObject_RichCompareBool(stride.call(t).ptr(), stride_.ptr(), Py_EQ) == 1;
+  return PyLong_AsLongLong(numel.call(tensor).ptr()) == numel_ &&
+         PyObject_RichCompareBool(stride.call(tensor).ptr(), stride_.ptr(), Py_EQ) == 1;
 }
 
-Py_ssize_t find_unheld(py::list pool) {
-  for (Py_ssize_t i = 0; i + 1 < PyList_GET_SIZE(pool.ptr()); i += 2)
-    if (Py_REFCNT(PyList_GET_ITEM(pool.ptr(), i)) == 1 &&      // the pool's
-        Py_REFCNT(PyList_GET_ITEM(pool.ptr(), i + 1)) == 2) {  // the pool's and the wrapper's
-      return i;
-    }
-  return -1;
-}
-
-void clear_grads(py::list param_groups) {
-  static const TensorAttribute grad("grad");
-  static PyObject* params = PyUnicode_InternFromString("params");
-  for (py::handle group : param_groups) {
-    PyObject* list = PyDict_GetItem(group.ptr(), params);
-    for (Py_ssize_t i = 0; list && i < PyList_Size(list); ++i)
-      grad.set(PyList_GetItem(list, i), Py_None);
-  }
+int Seen::visit(visitproc visit, void* arg) const {
+  Py_VISIT(tensor_.ptr());
+  return 0;
 }
 
 }  // namespace polyfuse

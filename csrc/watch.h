@@ -1,8 +1,9 @@
-// Has anything changed? Cheap answers for the training loop about Python dictionaries and tensors.
+// Has anything changed? Cheap answers for the training loop about Python objects and tensors.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -38,14 +39,32 @@ class TensorMethod {
 char* address_of(PyObject* tensor);
 long version_of(PyObject* tensor);
 
-// Dictionaries whose keys and values must stay the very same objects.
+// Dictionaries and lists whose entries must stay the very same objects, and small contiguous CPU
+// tensors whose values must stay the same.
 class Watch {
  public:
-  explicit Watch(py::list dicts);
+  Watch() = default;
+  explicit Watch(py::list things);
   bool unchanged() const;
+  int visit(visitproc visit, void* arg) const;
 
  private:
-  std::vector<std::pair<py::dict, std::vector<std::pair<py::object, py::object>>>> watched_;
+  struct Dict {
+    py::dict dict;
+    std::vector<std::pair<py::object, py::object>> items;
+  };
+  struct List {
+    py::list list;
+    std::vector<py::object> items;
+  };
+  struct Values {
+    py::object tensor, storage;
+    char* address;
+    std::string bytes;
+  };
+  std::vector<Dict> dicts_;
+  std::vector<List> lists_;
+  std::vector<Values> values_;
 };
 
 // One tensor whose memory, shape, strides and dtype must stay; its values may change.
@@ -53,18 +72,14 @@ class Seen {
  public:
   Seen() = default;
   explicit Seen(py::object tensor);
-  bool same(py::handle tensor) const;
+  bool is(PyObject* tensor) const { return tensor == tensor_.ptr(); }
+  bool same(PyObject* tensor) const;
+  int visit(visitproc visit, void* arg) const;
 
  private:
-  py::object tensor_, stride_, dtype_;
+  py::object tensor_, storage_, stride_, dtype_;  // the storage: what is read cannot be freed
   long long numel_ = 0;
   char* address_ = nullptr;
 };
-
-// From [wrapper, record, wrapper, record, ...], the place of a wrapper that nobody else holds, nor
-// its record; -1 for none.
-Py_ssize_t find_unheld(py::list pool);
-
-void clear_grads(py::list param_groups);  // p.grad = None
 
 }  // namespace polyfuse

@@ -3,7 +3,8 @@
 `predict` stands for model(x), `mse` for criterion(y_pred, y). ``loss.backward()`` launches forward,
 loss, backward and update at once, from the parameters as they were at model(x); what it computed
 is installed by ``optimizer.step()`` if nothing changed in between. A deferred tensor that meets any
-other torch function becomes its value, from torch's own forward.
+other torch function becomes its value, from torch's own forward. While everything is as it was in
+the iteration before, C++ answers these calls (csrc/loop.cpp) and nothing here runs.
 """
 
 from __future__ import annotations
@@ -11,214 +12,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, is_grad_enabled
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
-from .backends import REGISTRY
-from .fused import Fused, fused
-from .optim.owners import bind
-from .static import moments_of
-
-_GONE = (
-    "one of the variables needed for gradient computation has been modified by an inplace "
-    "operation: {} was changed after model(x) and before its result was looked at"
-)
-_FREED = (
-    "Trying to backward through the graph a second time (or directly access saved tensors after "
-    "they have already been freed). Saved intermediate values of the graph are freed when you call "
-    ".backward() or autograd.grad(). Specify retain_graph=True if you need to backward through the "
-    "graph a second time or if you need to access saved tensors after calling backward."
-)
-
-
-_GIVEN, _HOOKED, _, _HELD = range(4)  # what Step.give_grads answers
-
-
-class Forward:
-    """One call model(x): the data, and the parameters as they were."""
-
-    __slots__ = ("at", "freed", "fused", "params", "plain", "real", "x", "x_version")
-
-    def __init__(self, known: Fused):
-        assert known.traced is not None
-        self.fused = known
-        self.params = np.empty(len(known.traced.slots))
-        self.at = self.params.ctypes.data
-        self.plain: torch.Tensor | None = None
-        self.real: torch.Tensor | None = None
-
-    def begin(self, x: torch.Tensor) -> None:
-        self.x = x
-        self.x_version = self.fused.step.snapshot(self.at, x)
-        self.plain = self.real = None
-        self.freed = False
-
-    def current(self) -> bool:
-        """Whether torch's own forward would still give the same."""
-        now = np.empty_like(self.params)
-        known = self.fused
-        if not known.valid() or self.x._version != self.x_version:
-            return False
-        known.step.snapshot(now.ctypes.data, self.x)
-        return now.tobytes() == self.params.tobytes()
-
-    def value(self) -> torch.Tensor:
-        """The prediction with its graph: torch's own where it still can be had."""
-        if self.real is None:
-            module = self.fused.module()
-            if module is not None and self.current():
-                with torch.enable_grad():
-                    self.real = torch.nn.Module.__call__(module, self.x)
-                if self.plain is not None and self.plain._version:
-                    self.real.data.copy_(self.plain)
-            else:
-                self.real = _PredictionGraph.apply(self, *self.fused.tensors)
-        return self.real
-
-    def values(self) -> torch.Tensor:
-        """The prediction alone."""
-        if self.real is not None:
-            return self.real.detach()
-        if self.plain is None:
-            self.plain = self.evaluate()
-        return self.plain
-
-    def evaluate(self) -> torch.Tensor:
-        if self.x._version != self.x_version:
-            raise RuntimeError(_GONE.format("x"))
-        known = self.fused
-        assert known.traced is not None
-        coef = known.traced.coefficients(self.params)
-        y = REGISTRY["cpu"].evaluate(known.traced, coef, self.x.reshape(-1))
-        return y.reshape(self.x.shape)
-
-
-class Objective:
-    """One call criterion(model(x), y): its value and gradient once launched."""
-
-    __slots__ = ("forward", "freed", "real", "reduction", "value_", "y", "y_version")
-
-    def __init__(self, forward: Forward, y: torch.Tensor, reduction: str):
-        self.forward, self.y, self.reduction = forward, y, reduction
-        self.y_version = y._version
-        self.value_: float | None = None
-        self.real: torch.Tensor | None = None
-        self.freed = False
-
-    def launch(self, optimizer: Any = None) -> None:
-        """Loss, gradient and the next parameters, in one launch."""
-        forward = self.forward
-        known, x, y = forward.fused, forward.x, self.y
-        if x._version != forward.x_version:
-            raise RuntimeError(_GONE.format("x"))
-        if y._version != self.y_version:
-            raise RuntimeError(_GONE.format("the target"))
-        owner = bind(known, optimizer)
-        mean = self.reduction == "mean"
-        if known.mean is not mean:
-            known.mean = known.plan.mean = mean
-        moments = moments_of(known, x, y)
-        if moments is not None:
-            value = known.step.launch_moments(forward.at, moments, owner)
-        else:
-            if x is not known.x or y is not known.y:
-                known.accepts(y, x)
-            threads = torch.get_num_threads()
-            value = known.step.launch(forward.at, known.data, threads, owner)
-        known.current = self
-        self.value_ = value
-
-    def number(self) -> float:
-        if self.value_ is None:
-            if self.real is not None:
-                return self.real.item()
-            self.launch()
-        assert self.value_ is not None
-        return self.value_
-
-    def value(self) -> torch.Tensor:
-        """The loss with its graph."""
-        if self.real is None:
-            forward = self.forward
-            if self.y._version == self.y_version and (
-                forward.real is not None or forward.current()
-            ):
-                self.real = F.mse_loss(forward.value(), self.y, reduction=self.reduction)
-            else:
-                self.real = _LossGraph.apply(self, *forward.fused.tensors)
-        return self.real
-
-    def gradients(self) -> list[torch.Tensor]:
-        known = self.forward.fused
-        if known.current is not self:
-            self.launch()
-        return known.gather(known.step.grads())
-
-    def backward(self, retain_graph: bool | None) -> bool:
-        """Sets or adds to .grad; False where parameters have hooks, which only torch calls."""
-        forward = self.forward
-        known = forward.fused
-        if self.freed or forward.freed:
-            raise RuntimeError(_FREED)
-        if known.current is not self:
-            self.launch()
-        given = known.step.give_grads()
-        if given == _HELD:
-            known.fresh_grads()
-            given = known.step.give_grads()
-        if given == _GIVEN:
-            known.offer(self)
-        elif given == _HOOKED:
-            return False
-        else:
-            for tensor, grad in zip(known.tensors, self.gradients(), strict=True):
-                if tensor.requires_grad:
-                    with torch.no_grad():
-                        tensor.grad = grad if tensor.grad is None else tensor.grad.add_(grad)
-        if not retain_graph:
-            self.freed = forward.freed = True
-        return True
-
-
-class _PredictionGraph(torch.autograd.Function):
-    """The prediction of parameters that have changed since."""
-
-    @staticmethod
-    def forward(ctx, forward, *tensors):
-        ctx.record = forward
-        return forward.values()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        forward: Forward = ctx.record
-        known = forward.fused
-        assert known.traced is not None
-        if forward.x._version != forward.x_version:
-            raise RuntimeError(_GONE.format("x"))
-        cpu = REGISTRY["cpu"]
-        g = grad.reshape(-1).contiguous()
-        grad_coef = cpu.project(known.traced, forward.x.reshape(-1), g)
-        grads = known.traced.pull_back(forward.params, grad_coef)
-        return None, *known.gather(grads)
-
-
-class _LossGraph(torch.autograd.Function):
-    """The loss of parameters that have changed since."""
-
-    @staticmethod
-    def forward(ctx, objective, *tensors):
-        ctx.record = objective
-        return torch.tensor(objective.number(), dtype=objective.forward.fused.dtype)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        return None, *(grad * g for g in ctx.record.gradients())
+from . import _C
+from .fused import Fused, fused, watched
+from .records import GONE, Forward, Objective
 
 
 class Deferred(torch.Tensor):
@@ -269,21 +71,20 @@ class Loss(Deferred):
     _record: Objective
 
     def item(self):
-        return self._record.number()
+        return self._record.item()
 
-    def __float__(self):
-        return self._record.number()
+    __float__ = item
 
     def __format__(self, spec):
-        return self._record.number().__format__(spec) if spec else str(self._record.number())
+        return self._record.item().__format__(spec) if spec else str(self._record.item())
 
+    @_C.fast("backward")
     def backward(self, gradient=None, retain_graph=None, create_graph=False, inputs=None):
         record = self._record
         forward = record.forward
         if (
             gradient is None and not create_graph and inputs is None
-            and record.real is None and forward.real is None
-            and (forward.plain is None or not forward.plain._version)
+            and record.real is None and forward.untouched()
             and record.backward(retain_graph)
         ):  # fmt: skip
             return None
@@ -294,7 +95,7 @@ def _value(a: Any) -> Any:
     if isinstance(a, Residual):
         forward, y, y_version, sign = a._record
         if y._version != y_version:
-            raise RuntimeError(_GONE.format("the target"))
+            raise RuntimeError(GONE.format("the target"))
         r = forward.value() - y
         return r * sign if sign else r * r
     return a._record.value() if isinstance(a, Deferred) else a
@@ -321,42 +122,23 @@ def _wrap(cls: type, shape: Any, known: Fused) -> Any:
 
 
 def predict(module: Any, x: Any) -> Any:
-    """model(x) deferred; None where torch's own forward must run."""
-    known = module._fused
-    if (
-        known is not None
-        and known.deferrable
-        and DistributedDataParallel._active_ddp_module is None
-    ):
-        out = known.step.predict(x, known.predictions)
-        if out is not None:
-            return out
-    known = _prepare(module, x)
-    if known is None:
+    """model(x) deferred, or its value under no_grad; None where torch's own forward must run."""
+    known = _known(module, x)
+    if known is None or torch.is_inference_mode_enabled():
         return None
-    if (
-        not is_grad_enabled()
-        or not known.trainable
-        or DistributedDataParallel._active_ddp_module is not None
-    ):
-        return _eager(known, x)
+    if not is_grad_enabled():
+        return Forward(known, x).evaluate()
+    if not known.trainable or DistributedDataParallel._active_ddp_module is not None:
+        return None
+    if not known.loop.sees(x):
+        known.see(x)
     out = _wrap(Prediction, x.shape, known)
-    out._record = record = Forward(known)
-    record.begin(x)
-    if len(known.predictions) < 10:
-        known.predictions += (out, record)
+    out._record = Forward(known, x)
+    known.loop.pool_prediction(out, out._record)
     return out
 
 
-def _eager(known: Fused, x: torch.Tensor) -> Any:
-    if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
-        return None
-    record = Forward(known)
-    record.begin(x)
-    return record.evaluate()
-
-
-def _prepare(module: Any, x: Any) -> Fused | None:
+def _known(module: Any, x: Any) -> Fused | None:
     """The module's trace for this x, or None."""
     if (
         type(x) is not torch.Tensor
@@ -375,35 +157,30 @@ def _prepare(module: Any, x: Any) -> Fused | None:
     ):
         return None
     known = fused(module, x.dtype, x.device)
-    module._fused = known
     if known.traced is None or known.traced.ndim > x.ndim:
         return None
-    if x is not known.x or not known.step.matches(x):
-        known.x, known.y = x, None
-        known.step.see(x, None)
+    object.__setattr__(module, "_loop", known.loop if known.cheap else None)
     return known
 
 
-def mse(y_pred: Prediction, y: Any, reduction: str) -> Any:
+def mse(y_pred: Prediction, y: Any, reduction: str, criterion: Any = None) -> Any:
     """criterion(y_pred, y) deferred; None where torch's own must run."""
     forward = y_pred._record
     known = forward.fused
     if (
-        forward.real is not None
-        or (forward.plain is not None and forward.plain._version)
-        or (reduction != "mean" and reduction != "sum")
+        (reduction != "mean" and reduction != "sum")
+        or not forward.untouched()
+        or type(y) is not Tensor
+        or not is_grad_enabled()
+        or not known.accepts(y, forward.x)
     ):
         return None
-    if known.x is forward.x:
-        out = known.step.objective(y, forward, reduction, known.losses)
-        if out is not None:
-            return out
-    if type(y) is not Tensor or not is_grad_enabled() or not known.accepts(y, forward.x):
-        return None
+    mean = reduction == "mean"
+    if criterion is not None:
+        known.loop.see_criterion(criterion, watched(criterion), mean)
     out = _wrap(Loss, (), known)
-    out._record = record = Objective(forward, y, reduction)
-    if len(known.losses) < 10:
-        known.losses += (out, record)
+    out._record = Objective(forward, y, y._version, mean)
+    known.loop.pool_loss(out, out._record)
     return out
 
 
@@ -455,8 +232,7 @@ def _reduce(reduction):
             return NotImplemented
         forward, y, y_version, _ = a._record
         out = _wrap(Loss, (), forward.fused)
-        out._record = Objective(forward, y, reduction)
-        out._record.y_version = y_version
+        out._record = Objective(forward, y, y_version, reduction == "mean")
         return out
 
     return handler
@@ -466,7 +242,7 @@ def _detach(a):
     if type(a) is Prediction:
         return a._record.values()
     if type(a) is Loss:
-        return torch.tensor(a._record.number(), dtype=a._record.forward.fused.dtype)
+        return torch.tensor(a._record.item(), dtype=a._record.forward.fused.dtype)
     return NotImplemented
 
 

@@ -9,8 +9,10 @@ import torch
 from . import _check
 from .backends import choose
 from .fit import choose_engine, refuse_engine
-from .fused import fused, refuse_criterion, refuse_optimizer, rule_of
+from .fused import fused
+from .optim.owners import rule_of
 from .problem import Problem
+from .recognise import refuse_criterion, refuse_optimizer
 
 
 def explain(

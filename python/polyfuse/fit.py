@@ -12,8 +12,10 @@ import torch
 
 from . import _check
 from .backends import choose
-from .fused import Fused, fused, refuse_criterion, refuse_optimizer, rule_of
+from .fused import Fused, fused
+from .optim.owners import rule_of
 from .problem import Problem, Schedule, State
+from .recognise import refuse_criterion, refuse_optimizer
 from .result import FitResult
 
 SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard

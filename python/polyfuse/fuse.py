@@ -8,9 +8,9 @@ import torch
 
 from ._C import clear_grads
 from .backends import choose
-from .deferred import Forward, Objective
 from .fit import prepare
 from .fused import Fused
+from .records import Forward, Objective
 
 
 class FusedStep:
@@ -26,8 +26,8 @@ class FusedStep:
         known = self._known
         if (
             known is None
-            or not known.step.matches(x)
-            or not known.step.matches_target(y)
+            or not known.loop.sees(x)
+            or not known.loop.sees_target(y)
             or not known.valid()
             or self._criterion != (self.criterion, self.criterion.reduction)
         ):
@@ -38,16 +38,14 @@ class FusedStep:
             self._known = known
             self._criterion = (self.criterion, self.criterion.reduction)
         optimizer = self.optimizer
-        forward = Forward(known)
-        forward.begin(x)
-        objective = Objective(forward, y, self.criterion.reduction)
+        objective = Objective(Forward(known, x), y, y._version, self.criterion.reduction == "mean")
         objective.launch(optimizer)
         clear_grads(optimizer.param_groups)
-        if not objective.backward(False):
+        if not objective.backward():
             raise ValueError("model: its parameters have gradient hooks, which a fused step skips")
-        if not known.install(optimizer, objective):
+        if not known.loop.install(optimizer):
             optimizer.step()
-        return torch.tensor(objective.number(), dtype=known.dtype)
+        return torch.tensor(objective.item(), dtype=known.dtype)
 
 
 def fuse(model: Any, criterion: Any, optimizer: Any) -> FusedStep:

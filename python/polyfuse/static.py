@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import _check
+from . import _C, _check
 from .backends import REGISTRY
 from .problem import Problem
 
@@ -59,6 +59,7 @@ def static(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
             t.data_ptr(),
             t.shape,
         )
+    _C.next_generation()
     return x, y
 
 

@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 
+from .. import _C
+from ..deferred import Prediction, mse
+
 
 class MSELoss(torch.nn.MSELoss):
     """Squared error, as `torch.nn.MSELoss`; mean and sum of a deferred prediction are fused.
@@ -21,15 +24,13 @@ class MSELoss(torch.nn.MSELoss):
         2.0
     """
 
+    @_C.fast("objective")
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 2 and type(args[0]) is deferred.Prediction and not (
+        if len(args) == 2 and type(args[0]) is Prediction and not (
             self._forward_hooks or self._forward_pre_hooks
             or self._backward_hooks or self._backward_pre_hooks
         ):  # fmt: skip
-            loss = deferred.mse(args[0], args[1], self.reduction)
+            loss = mse(args[0], args[1], self.reduction, self)
             if loss is not None:
                 return loss
         return super().__call__(*args, **kwargs)
-
-
-from .. import deferred  # noqa: E402  (deferred needs the names above)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .. import _C
 from ..deferred import predict
 
 
@@ -30,23 +31,27 @@ class Module(torch.nn.Module):
         [2.0, 6.0]
     """
 
-    # Outside __dict__, which is part of what the trace watches.
-    __slots__ = ("_fused",)
+    # What answers for the module; outside __dict__, which is part of what the trace watches.
+    __slots__ = ("_loop",)
 
     def __new__(cls, *args: Any, **kwargs: Any):
         module = super().__new__(cls)
-        object.__setattr__(module, "_fused", None)
+        object.__setattr__(module, "_loop", None)
         return module
 
     def __getstate__(self) -> dict:
         return self.__dict__.copy()
 
+    @_C.fast("predict")
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 1 and not kwargs:
             y = predict(self, args[0])
             if y is not None:
                 return y
         return super().__call__(*args, **kwargs)
+
+
+_C.declare_module(Module)
 
 
 class Polynomial(Module):

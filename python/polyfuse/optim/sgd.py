@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.optim.optimizer as _base
 
-from .._C import clear_grads
+from .. import _C
 from .owners import register
+
+_torch_step: Any = torch.optim.SGD.step
+if not getattr(_torch_step, "hooked", False):
+    _torch_step = torch.optim.Optimizer.profile_hook_step(_torch_step)
 
 
 class SGD(torch.optim.SGD):
@@ -29,9 +32,11 @@ class SGD(torch.optim.SGD):
         >>> optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     """
 
+    __slots__ = ("_pending",)  # steps whose update backward has computed
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._pending: list = []
+        self._pending: list[_C.Loop] = []
         register(self)
 
     def __setstate__(self, state: dict) -> None:
@@ -56,27 +61,22 @@ class SGD(torch.optim.SGD):
             g["differentiable"] for g in self.param_groups
         )
 
+    @_C.fast("zero_grad")
     def zero_grad(self, set_to_none: bool = True) -> None:
         if not set_to_none:
             return super().zero_grad(set_to_none=False)
-        clear_grads(self.param_groups)
+        _C.clear_grads(self.param_groups)
 
+    @_C.fast("step")
     def step(self, closure: Any = None) -> Any:
         pending, self._pending = self._pending, []
-        if (
-            not pending
-            or closure is not None
-            or self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or _base._global_optimizer_pre_hooks
-            or _base._global_optimizer_post_hooks
-        ):
-            return super().step(closure)
-        done = [known for known, record in pending if known.install(self, record)]
+        if not pending or closure is not None:
+            return _torch_step(self, closure)
+        done = [loop for loop in pending if loop.install(self)]
         if len(done) == 1 and done[0].covers_owner:
             return None
         # Several models, or something was changed: torch's step for what is not installed.
-        installed = {id(t) for known in done for t in known.tensors}
+        installed = {id(t) for loop in done for t in loop.tensors}
         aside = [
             (p, p.grad)
             for g in self.param_groups
@@ -88,9 +88,12 @@ class SGD(torch.optim.SGD):
         for p, _ in aside:
             p.grad = None
         try:
-            return super().step()
+            return _torch_step(self)
         finally:
             for p, grad in aside:
                 p.grad = grad
 
-    step.hooked = True  # type: ignore[attr-defined]  # hooks are seen to here
+    step.hooked = True  # so that torch does not wrap it: `_torch_step` calls the hooks
+
+
+_C.declare_optimizer(SGD)

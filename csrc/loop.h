@@ -1,0 +1,59 @@
+// The five lines of the training loop, answered without Python while everything is as it was.
+#pragma once
+
+#include "fast.h"
+#include "step.h"
+
+namespace polyfuse {
+
+// A step with what the loop hands out: deferred tensors ("wrappers"), each with its record. They
+// are handed out again once nobody holds them any more.
+class Loop : public Step {
+ public:
+  using Step::Step;
+  ~Loop() override { forget(); }
+  int visit(visitproc visit, void* arg) const;
+  void clear();
+
+  void begin(Forward& forward, py::object x) const;  // the parameters as they are now
+  // `self` is the Python object of this.
+  void pool_prediction(py::handle self, py::object wrapper, py::object record);
+  void pool_loss(py::handle self, py::object wrapper, py::object record);
+  // The criterion that Python has found to be squared error; `watched` is what that rests on.
+  void see_criterion(py::object criterion, py::list watched, bool mean);
+  // Lists the step with the owner's pending ones, where backward has computed its update.
+  void offer(py::handle self) const;
+
+  static py::object fast(const std::string& name, py::object method);
+  // The classes whose slots the answers read: Module._loop, SGD._pending.
+  static void declare_module(py::type module);
+  static void declare_optimizer(py::type optimizer);
+
+ private:
+  template <class Record>
+  struct Pooled {
+    py::object wrapper, record_object;
+    Record* record;
+  };
+  template <class Record>
+  using Pool = std::vector<Pooled<Record>>;
+  void forget();
+  template <class Record>
+  static const Pooled<Record>* unheld(const Pool<Record>& pool);
+
+  static PyObject* predict(PyObject* const* args, size_t n_args);
+  static PyObject* objective(PyObject* const* args, size_t n_args);
+  static PyObject* zero_grad(PyObject* const* args, size_t n_args);
+  static PyObject* backward(PyObject* const* args, size_t n_args);
+  static PyObject* step(PyObject* const* args, size_t n_args);
+
+  Pool<Forward> predictions_;
+  Pool<Objective> losses_;
+  py::object criterion_;
+  Watch criterion_watch_;
+  bool mean_ = true;
+};
+
+void clear_grads(PyObject* param_groups);  // p.grad = None
+
+}  // namespace polyfuse

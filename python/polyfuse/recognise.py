@@ -1,0 +1,34 @@
+"""Which criteria and optimizers the kernels know; each answer is None, or the reason why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .nn.criterion import MSELoss
+from .optim.sgd import SGD
+
+
+def refuse_optimizer(optimizer: Any) -> str | None:
+    """None, or why this optimizer's step is not one that is compiled."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
+    if not (type(optimizer) is torch.optim.SGD or type(optimizer) is SGD):
+        return f"{type(optimizer).__name__} has no compiled update rule; fused: SGD"
+    if any(g["differentiable"] for g in optimizer.param_groups):
+        return "differentiable=True is not fused"
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return "the optimizer has step hooks, which a fused run would pass over"
+    return None
+
+
+def refuse_criterion(criterion: Any) -> str | None:
+    """None, or why this criterion is not one that is compiled."""
+    if not isinstance(criterion, torch.nn.Module):
+        return f"expected a criterion module such as nn.MSELoss(), got {type(criterion).__name__}"
+    if type(criterion) not in (torch.nn.MSELoss, MSELoss):
+        return f"{type(criterion).__name__} is not fused; fused: MSELoss"
+    if criterion.reduction not in ("mean", "sum"):
+        return f"reduction {criterion.reduction!r} gives no scalar loss; expected mean or sum"
+    return None

@@ -1,0 +1,187 @@
+"""What deferred tensors know: one call of the model, one of the criterion, and their graphs.
+
+`Forward` stands for model(x), `Objective` for criterion(model(x), y). Their values come from one
+kernel launch, or from torch's own forward where torch's graph is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from . import _C
+from .backends import REGISTRY
+from .fused import Fused
+from .optim.owners import bind
+from .static import moments_of
+
+GONE = (
+    "one of the variables needed for gradient computation has been modified by an inplace "
+    "operation: {} was changed after model(x) and before its result was looked at"
+)
+_FREED = (
+    "Trying to backward through the graph a second time (or directly access saved tensors after "
+    "they have already been freed). Saved intermediate values of the graph are freed when you call "
+    ".backward() or autograd.grad(). Specify retain_graph=True if you need to backward through the "
+    "graph a second time or if you need to access saved tensors after calling backward."
+)
+_GIVEN, _HOOKED, _ACCUMULATE, _HELD = range(4)  # what Loop.give_grads answers
+
+
+class Forward(_C.Forward):
+    """One call model(x): the data, and the parameters as they were."""
+
+    __slots__ = ("fused",)
+
+    def __init__(self, known: Fused, x: torch.Tensor):
+        assert known.traced is not None
+        super().__init__(len(known.traced.slots))
+        self.fused = known
+        known.loop.begin(self, x)
+
+    def current(self) -> bool:
+        """Whether torch's own forward would still give the same."""
+        known = self.fused
+        if not known.valid() or self.x._version != self.x_version:
+            return False
+        return known.loop.snapshot(len(self.params)).tobytes() == self.params.tobytes()
+
+    def value(self) -> torch.Tensor:
+        """The prediction with its graph: torch's own where it still can be had."""
+        if self.real is None:
+            module = self.fused.module()
+            if module is not None and self.current():
+                with torch.enable_grad():
+                    self.real = torch.nn.Module.__call__(module, self.x)
+                if self.plain is not None and self.plain._version:
+                    self.real.data.copy_(self.plain)
+            else:
+                self.real = _PredictionGraph.apply(self, *self.fused.tensors)
+        return self.real
+
+    def values(self) -> torch.Tensor:
+        """The prediction alone."""
+        if self.real is not None:
+            return self.real.detach()
+        if self.plain is None:
+            self.plain = self.evaluate()
+        return self.plain
+
+    def evaluate(self) -> torch.Tensor:
+        if self.x._version != self.x_version:
+            raise RuntimeError(GONE.format("x"))
+        known = self.fused
+        assert known.traced is not None
+        coef = known.traced.coefficients(self.params)
+        y = REGISTRY["cpu"].evaluate(known.traced, coef, self.x.reshape(-1))
+        return y.reshape(self.x.shape)
+
+
+class Objective(_C.Objective):
+    """One call criterion(model(x), y): its number and gradient once launched."""
+
+    __slots__ = ()
+    forward: Forward
+
+    def launch(self, optimizer: Any = None) -> None:
+        """Loss, gradient and the next parameters, in one launch."""
+        forward = self.forward
+        known, x, y = forward.fused, forward.x, self.y
+        if x._version != forward.x_version:
+            raise RuntimeError(GONE.format("x"))
+        if y._version != self.y_version:
+            raise RuntimeError(GONE.format("the target"))
+        bind(known, optimizer)
+        known.accepts(y, x)
+        known.loop.settle(moments_of(known, x, y), x._version, y._version)
+        known.loop.launch(self, torch.get_num_threads())
+
+    def item(self) -> float:
+        if self.number is None:
+            if self.real is not None:
+                return self.real.item()
+            self.launch()
+        assert self.number is not None
+        return self.number
+
+    def value(self) -> torch.Tensor:
+        """The loss with its graph."""
+        if self.real is None:
+            forward = self.forward
+            if self.y._version == self.y_version and (
+                forward.real is not None or forward.current()
+            ):
+                reduction = "mean" if self.mean else "sum"
+                self.real = F.mse_loss(forward.value(), self.y, reduction=reduction)
+            else:
+                self.real = _LossGraph.apply(self, *forward.fused.tensors)
+        return self.real
+
+    def gradients(self) -> list[torch.Tensor]:
+        known = self.forward.fused
+        if not known.loop.holds(self):
+            self.launch()
+        return known.gather(known.loop.grads())
+
+    def backward(self, retain_graph: bool | None = None) -> bool:
+        """Sets or adds to .grad; False where parameters have hooks, which only torch calls."""
+        forward = self.forward
+        known = forward.fused
+        if self.freed or forward.freed:
+            raise RuntimeError(_FREED)
+        if not known.loop.holds(self):
+            self.launch()
+        given = known.loop.give_grads()
+        if given == _HELD:
+            known.fresh_grads()
+            given = known.loop.give_grads()
+        if given == _HOOKED:
+            return False
+        if given == _ACCUMULATE:
+            for tensor, grad in zip(known.tensors, self.gradients(), strict=True):
+                if tensor.requires_grad:
+                    with torch.no_grad():
+                        tensor.grad = grad if tensor.grad is None else tensor.grad.add_(grad)
+        known.loop.offer()
+        if not retain_graph:
+            self.freed = forward.freed = True
+        return True
+
+
+class _PredictionGraph(torch.autograd.Function):
+    """The prediction of parameters that have changed since."""
+
+    @staticmethod
+    def forward(ctx, forward, *tensors):
+        ctx.record = forward
+        return forward.values()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        forward: Forward = ctx.record
+        known = forward.fused
+        assert known.traced is not None
+        if forward.x._version != forward.x_version:
+            raise RuntimeError(GONE.format("x"))
+        cpu = REGISTRY["cpu"]
+        g = grad.reshape(-1).contiguous()
+        grad_coef = cpu.project(known.traced, forward.x.reshape(-1), g)
+        grads = known.traced.pull_back(forward.params, grad_coef)
+        return None, *known.gather(grads)
+
+
+class _LossGraph(torch.autograd.Function):
+    """The loss of parameters that have changed since."""
+
+    @staticmethod
+    def forward(ctx, objective, *tensors):
+        ctx.record = objective
+        return torch.tensor(objective.item(), dtype=objective.forward.fused.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return None, *(grad * g for g in ctx.record.gradients())
