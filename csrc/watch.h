@@ -1,43 +1,13 @@
 // Has anything changed? Cheap answers for the training loop about Python objects and tensors.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "tensor.h"
+
 namespace polyfuse {
-
-namespace py = pybind11;
-
-// An attribute of plain tensors and parameters, read past Python's look-up of it by name.
-class TensorAttribute {
- public:
-  explicit TensorAttribute(const char* name);
-  py::object get(PyObject* tensor) const;
-  bool is(PyObject* tensor, PyObject* value) const;  // the very same object
-  long number(PyObject* tensor) const;
-  void set(PyObject* tensor, PyObject* value) const;
-
- private:
-  PyObject* name_;
-  PyGetSetDef* getset_ = nullptr;
-};
-
-// A method of tensors without arguments, likewise.
-class TensorMethod {
- public:
-  explicit TensorMethod(const char* name);
-  py::object call(PyObject* tensor) const;
-
- private:
-  PyObject* name_;
-  PyCFunction function_ = nullptr;
-};
-
-char* address_of(PyObject* tensor);
-long version_of(PyObject* tensor);
 
 // Dictionaries and lists whose entries must stay the very same objects, and small contiguous CPU
 // tensors whose values must stay the same.
@@ -52,6 +22,8 @@ class Watch {
   struct Dict {
     py::dict dict;
     std::vector<std::pair<py::object, py::object>> items;
+    mutable uint64_t version = 0;  // CPython's own, where it has one: equal, so is the content
+    bool unchanged() const;
   };
   struct List {
     py::list list;
@@ -77,9 +49,8 @@ class Seen {
   int visit(visitproc visit, void* arg) const;
 
  private:
-  py::object tensor_, storage_, stride_, dtype_;  // the storage: what is read cannot be freed
-  long long numel_ = 0;
-  char* address_ = nullptr;
+  py::object tensor_, storage_;  // the storage: what is read cannot be freed
+  Layout layout_;
 };
 
 }  // namespace polyfuse

@@ -1,0 +1,51 @@
+// What a torch tensor is, read without Python's look-up of attributes by name.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace polyfuse {
+
+namespace py = pybind11;
+
+// An attribute of plain tensors and parameters.
+class TensorAttribute {
+ public:
+  explicit TensorAttribute(const char* name);
+  py::object get(PyObject* tensor) const;
+  bool is(PyObject* tensor, PyObject* value) const;  // the very same object
+  long number(PyObject* tensor) const;
+  void set(PyObject* tensor, PyObject* value) const;
+
+ private:
+  PyObject* name_;
+  PyGetSetDef* getset_ = nullptr;
+};
+
+// A method of tensors without arguments.
+class TensorMethod {
+ public:
+  explicit TensorMethod(const char* name);
+  py::object call(PyObject* tensor) const;
+
+ private:
+  PyObject* name_;
+  PyCFunction function_ = nullptr;
+};
+
+// Where a tensor lies and how, through DLPack's exchange interface (torch 2.10 and later) or else
+// through attributes.
+struct Layout {
+  static constexpr int kMaxDims = 8;
+  char* address = nullptr;
+  uint32_t dtype = 0;  // opaque
+  int n_dims = -1;     // of a tensor with more than kMaxDims: equal to no other
+  int64_t shape[kMaxDims], stride[kMaxDims];
+
+  static Layout of(PyObject* tensor);
+  bool operator==(const Layout& other) const;
+};
+
+char* address_of(PyObject* tensor);
+long version_of(PyObject* tensor);
+
+}  // namespace polyfuse
