@@ -149,78 +149,101 @@ void moments_pass(const Data& data, const double* coef, int n_terms, int64_t beg
   out[3 * terms - 1] = square.total();
 }
 
-// a b + c with the product last to arrive: one rounding, one latency.
-PF_INLINE double multiply_add(double a, double b, double c) {
-#if defined(__FMA__) || defined(__aarch64__)
-  return __builtin_fma(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-
-// Few samples: the columns of V stay in registers and first-level cache for all epochs.
-template <int K, int Packs, bool Momentum>
+// Few samples: the columns of V stay in registers and first-level cache for all epochs. What an
+// epoch takes is the chain of operations from one sum over the samples to the next,
+//   r = (V coast - y) + V p_g sum,   sum = V^T r,
+// where coast, the parameters without the gradient's part in them, is known one epoch earlier.
+template <class Lanes, int K, int Packs, bool Momentum>
 void resident_epochs(const Data& data, const LinearStep* step, int64_t epochs, double* params,
                      double* momentum) {
-  const int n_packs = Packs ? Packs : static_cast<int>((data.n + kLanes - 1) / kLanes);
-  constexpr int kPacks = Packs ? Packs : kResidentSamples / kLanes;
-  Pack column[K][kPacks], target[kPacks];
-  for (int i = 0; i < n_packs; ++i) {
+  constexpr int lanes = Lanes::kParts * Lanes::kPartLanes;
+  constexpr bool ahead = Packs > 0;  // more operations, and a shorter chain of them
+  constexpr int max_packs = Packs ? Packs : kResidentSamples / lanes;
+  const int n_packs = Packs ? Packs : static_cast<int>((data.n + lanes - 1) / lanes);
+  Lanes column[K][max_packs], gain[K][max_packs], target[max_packs];
+  double power[kLanes], y_lane[kLanes];
+  for (int first = 0; first < n_packs * lanes; first += kLanes) {
     Pack x, y, w;
     if (data.dtype == Dtype::Float32)
-      load_weighted<float>(data, i * kLanes, data.n, x, y, w);
+      load_weighted<float>(data, first, data.n, x, y, w);
     else
-      load_weighted<double>(data, i * kLanes, data.n, x, y, w);
+      load_weighted<double>(data, first, data.n, x, y, w);
     const Pack u = (x - data.shift) * data.scale;
-    column[0][i] = w;
-    for (int k = 1; k < K; ++k) column[k][i] = column[k - 1][i] * u;
-    target[i] = y;
-  }
-  double p[K], b[K];
-  for (int k = 0; k < K; ++k) p[k] = params[k], b[k] = momentum[k];
-  for (int64_t epoch = 0; epoch < epochs; ++epoch) {
-    Pack sums[K] = {};
-    for (int i = 0; i < n_packs; ++i) {
-      Pack r = column[0][i] * p[0] - target[i];
-      for (int k = 1; k < K; ++k) r += column[k][i] * p[k];
-      for (int k = 0; k < K; ++k) sums[k] += r * column[k][i];
-    }
-    for (int k = 0; k < K; ++k) {
-      const double sum = sums[k].total();
-      const LinearStep& s = step[k];
-      const double p_old = p[k];
-      if (Momentum) {
-        p[k] = multiply_add(s.p_g, sum, s.p_p * p_old + s.p_b * b[k]);
-        b[k] = multiply_add(s.b_g, sum, s.b_p * p_old + s.b_b * b[k]);
-      } else {
-        p[k] = multiply_add(s.p_g, sum, s.p_p * p_old);
+    y.store(y_lane);
+    for (int k = 0; k < K; ++k, w *= u) {
+      w.store(power);
+      for (int lane = 0; lane < kLanes && first + lane < n_packs * lanes; lane += lanes) {
+        const int i = (first + lane) / lanes;
+        column[k][i] = Lanes::load(power + lane);
+        gain[k][i] = column[k][i] * step[k].p_g;
+        target[i] = Lanes::load(y_lane + lane);
       }
     }
   }
-  for (int k = 0; k < K; ++k) params[k] = p[k], momentum[k] = b[k];
+  Lanes p[K], b[K], sum[K] = {}, coast[K], fade[K];  // fade: the momentum buffer without gradient
+  for (int k = 0; k < K; ++k) coast[k] = Lanes::all(params[k]), fade[k] = Lanes::all(momentum[k]);
+  const auto arrive = [&](int k) PF_ALWAYS_INLINE {
+    p[k] = coast[k] + sum[k] * step[k].p_g;
+    if (Momentum) b[k] = fade[k] + sum[k] * step[k].b_g;
+  };
+  for (int64_t epoch = 0; epoch < epochs; ++epoch) {
+    constexpr int chains = Packs < 3 ? 1 : 2;  // sums side by side
+    Lanes next[K][chains] = {};
+    for (int k = 0; !ahead && k < K; ++k) arrive(k);
+    const auto add_pack = [&](auto i) PF_ALWAYS_INLINE {
+      Lanes r = column[0][i] * (ahead ? coast[0] : p[0]) - target[i];
+      for (int k = 1; k < K; ++k) r += column[k][i] * (ahead ? coast[k] : p[k]);
+      for (int k = 0; ahead && k < K; ++k) r += gain[k][i] * sum[k];
+      for (int k = 0; k < K; ++k) next[k][i % chains] += r * column[k][i];
+    };
+    if constexpr (Packs > 0)
+      unroll<Packs>(add_pack);
+    else
+      for (int i = 0; i < n_packs; ++i) add_pack(i);
+    for (int k = 0; k < K; ++k) {
+      if (ahead) arrive(k);
+      coast[k] = p[k] * step[k].p_p;
+      if (Momentum) {
+        coast[k] += b[k] * step[k].p_b;
+        fade[k] = p[k] * step[k].b_p + b[k] * step[k].b_b;
+      }
+      sum[k] = (chains == 2 ? next[k][0] + next[k][1] : next[k][0]).total_everywhere();
+    }
+  }
+  for (int k = 0; k < K; ++k) {
+    arrive(k);
+    params[k] = p[k].lane(0);
+    if (Momentum) momentum[k] = b[k].lane(0);
+  }
 }
 
-template <int K, int Packs>
+template <class Lanes, int K, int Packs>
 void resident_packs(const Data& data, const LinearStep* step, bool with_momentum, int64_t epochs,
                     double* params, double* momentum) {
   if (with_momentum)
-    resident_epochs<K, Packs, true>(data, step, epochs, params, momentum);
+    resident_epochs<Lanes, K, Packs, true>(data, step, epochs, params, momentum);
   else
-    resident_epochs<K, Packs, false>(data, step, epochs, params, momentum);
+    resident_epochs<Lanes, K, Packs, false>(data, step, epochs, params, momentum);
 }
 
 void resident(const Data& data, int n_terms, const LinearStep* step, bool with_momentum,
               int64_t epochs, double* params, double* momentum) {
   with_terms(n_terms, [&](auto k) {
     constexpr int terms = k() ? k() : 1;  // the caller keeps n_terms within the cases
-    constexpr bool small = terms <= 4;
-    const int64_t packs = (data.n + kLanes - 1) / kLanes;
-    if (small && packs == 1)
-      resident_packs<terms, 1>(data, step, with_momentum, epochs, params, momentum);
-    else if (small && packs == 2)
-      resident_packs<terms, 2>(data, step, with_momentum, epochs, params, momentum);
-    else
-      resident_packs<terms, 0>(data, step, with_momentum, epochs, params, momentum);
+    const auto run = [&](auto lanes, auto packs) {
+      resident_packs<decltype(lanes), terms, packs()>(data, step, with_momentum, epochs, params,
+                                                      momentum);
+    };
+    if constexpr (terms <= 4) {
+      // Narrow packs need more instructions and fewer steps to their total.
+      if (data.n <= 4) return run(Pair{}, std::integral_constant<int, 2>{});
+      if (data.n <= 6) return run(Pair{}, std::integral_constant<int, 3>{});
+      if (data.n <= 10) return run(Pair{}, std::integral_constant<int, 5>{});
+      if (data.n <= 12) return run(Quad{}, std::integral_constant<int, 3>{});
+      if (data.n <= 16) return run(Quad{}, std::integral_constant<int, 4>{});
+      if (data.n <= 24) return run(Quad{}, std::integral_constant<int, 6>{});
+    }
+    run(Pack{}, std::integral_constant<int, 0>{});
   });
 }
 
