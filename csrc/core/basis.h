@@ -10,8 +10,9 @@ inline namespace PF_ISA {
 // sum_k coef[k] u^k
 template <class T>
 PF_HD T horner(const double* coef, int n_terms, T u) {
-  T value = u * 0.0 + coef[n_terms - 1];
-  for (int k = n_terms - 2; k >= 0; --k) value = value * u + coef[k];
+  if (n_terms == 1) return u * 0.0 + coef[0];
+  T value = u * coef[n_terms - 1] + coef[n_terms - 2];
+  for (int k = n_terms - 3; k >= 0; --k) value = value * u + coef[k];
   return value;
 }
 

@@ -1,6 +1,10 @@
 // Doubles in as many registers as the instruction set needs; lane i is always sample i.
 #pragma once
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include <cstring>
 #include <type_traits>
 #include <utility>
@@ -64,9 +68,18 @@ struct PackOf {
   static PF_INLINE Part widened(const float* from) {
     PartF32 narrow;
     std::memcpy(&narrow, from, sizeof narrow);
+#if defined(__AVX512F__)  // gcc 12 converts halves and puts them together
+    if constexpr (kPartLanes == 8) return Part(_mm512_cvtps_pd(__m256(narrow)));
+#endif
     return __builtin_convertvector(narrow, Part);
   }
   static PF_INLINE void narrowed(Part wide, float* to) {
+#if defined(__AVX512F__)
+    if constexpr (kPartLanes == 8) {
+      _mm256_storeu_ps(to, _mm512_cvtpd_ps(__m512d(wide)));
+      return;
+    }
+#endif
     const PartF32 narrow = __builtin_convertvector(wide, PartF32);
     std::memcpy(to, &narrow, sizeof narrow);
   }

@@ -15,6 +15,9 @@ namespace polyfuse {
 inline namespace PF_ISA {
 namespace {
 
+// Bytes: a page ahead, which is where the hardware's own prefetching stops.
+constexpr int kPrefetch = 4096;
+
 inline bool finite(double v) { return v - v == 0.0; }
 
 // Up to eight samples at any stride; what is left out (past the end, or not finite) has weight 0.
@@ -61,9 +64,12 @@ PF_INLINE void for_each_pack_of(const Data& data, int64_t begin, int64_t end, Bo
     const T* xs = static_cast<const T*>(data.x);
     const T* ys = static_cast<const T*>(data.y);
     const double shift = data.shift, scale = data.scale;
-    for (; i + kLanes <= end; i += kLanes)
+    for (; i + kLanes <= end; i += kLanes) {
+      __builtin_prefetch(reinterpret_cast<const char*>(xs + i) + kPrefetch);
+      __builtin_prefetch(reinterpret_cast<const char*>(ys + i) + kPrefetch);
       body((Pack::load(xs + i) - shift) * scale, ys ? Pack::load(ys + i) : Pack{},
            std::true_type{});
+    }
   }
   for (; i < end; i += kLanes) {
     Pack x, y, w;
@@ -106,6 +112,7 @@ void loss_pass(const Data& data, const double* coef, int n_terms, int64_t begin,
                double* out) {
   const int terms = K ? K : n_terms;
   Pack value{}, count{}, sums[K ? K : kMaxTerms] = {};
+  int64_t whole = 0;  // samples of packs without weights
   for_each_pack(data, begin, end, [&](Pack u, Pack y, auto w) PF_ALWAYS_INLINE {
     const Pack r = horner(coef, terms, u) - y;
     value += weighted(Rho::value(r), w);
@@ -114,11 +121,14 @@ void loss_pass(const Data& data, const double* coef, int n_terms, int64_t begin,
       sums[k] += product;
       if (k + 1 < terms) product *= u;
     });
-    count += ones(w);
+    if (std::is_same<decltype(w), std::true_type>::value)
+      whole += kLanes;
+    else
+      count += ones(w);
   });
   out[0] = value.total();
   for (int k = 0; k < terms; ++k) out[1 + k] = sums[k].total();
-  out[1 + terms] = count.total();
+  out[1 + terms] = count.total() + static_cast<double>(whole);
 }
 
 template <int K>
