@@ -310,11 +310,23 @@ int Step::give_grads() {
   for (const py::object& tensor : tensors_)
     if (!grad_of().is(tensor.ptr(), Py_None)) return kAccumulate;
   if (!grads_are_free()) return kHeld;
+  set_grads_to(grad_.data());
+  return kGiven;
+}
+
+bool Step::replace_grads(py::array_t<double> values) {
+  for (size_t t = 0; t < tensors_.size(); ++t)
+    if (trainable_[t]) grad_of().set(tensors_[t].ptr(), Py_None);
+  if (!grads_are_free()) return false;
+  set_grads_to(values.data());
+  return true;
+}
+
+void Step::set_grads_to(const double* values) {
   for (size_t i = 0; i < slots_.size(); ++i)
-    write(grad_at_[slots_[i].tensor], slots_[i].element, grad_[i]);
+    write(grad_at_[slots_[i].tensor], slots_[i].element, values[i]);
   for (size_t t = 0; t < tensors_.size(); ++t)
     if (trainable_[t]) grad_of().set(tensors_[t].ptr(), grads_[t].ptr());
-  return kGiven;
 }
 
 py::array_t<double> Step::grads() const {

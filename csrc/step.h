@@ -112,12 +112,15 @@ class Step {
   void set_grads(py::tuple grads, uintptr_t storage, long uses);
   enum Given { kGiven, kHooked, kAccumulate, kHeld };
   int give_grads();  // p.grad = gradient, unless hooks, a gradient, or a holder of it is there
+  // p.grad = values [P], whatever was there; false where somebody holds the last gradients.
+  bool replace_grads(py::array_t<double> values);
   // The update that the launch has computed, or from what lies there now where values changed.
   bool install(PyObject* owner);
 
  protected:
   bool hooked() const;
   bool grads_are_free() const;
+  void set_grads_to(const double* values);
   double read(const void* base, int64_t element) const;
   void write(void* base, int64_t element, double value) const;
   std::vector<char*> addresses(const std::vector<py::object>& tensors) const;

@@ -142,10 +142,9 @@ class Fused:
         """Writes parameters, .grad and optimizer state as the training loop would have."""
         self.loop.store(state.params)
         increment_version(self.tensors)
-        if stepped:
-            for tensor, grad in zip(self.tensors, self.gather(state.grad), strict=True):
-                if tensor.requires_grad:
-                    tensor.grad = grad
+        if stepped and not self.loop.replace_grads(state.grad):
+            self.fresh_grads()
+            self.loop.replace_grads(state.grad)
         if optimizer is None or not stepped:
             return
         if not state.has_momentum.any():
