@@ -1,6 +1,9 @@
+import polyfuse as pf
 import pytest
 import torch
 from polyfuse import workload
+
+from .sides import Side
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["f32", "f64"])
@@ -19,3 +22,12 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[{}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}],
+                ids=["plain", "momentum"])  # fmt: skip
+def sides(request, dtype):
+    return (
+        Side(pf.nn, pf.optim, dtype, **request.param),
+        Side(torch.nn, torch.optim, dtype, **request.param),
+    )

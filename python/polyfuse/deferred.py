@@ -142,6 +142,7 @@ def _known(module: Any, x: Any) -> Fused | None:
     """The module's trace for this x, or None."""
     if (
         type(x) is not torch.Tensor
+        or torch._C._get_tracing_state() is not None
         or x.dtype not in (torch.float32, torch.float64)
         or x.device.type != "cpu"
         or x.requires_grad
