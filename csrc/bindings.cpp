@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <utility>
 
 #include "loop.h"
 
@@ -109,7 +110,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("descend", &descend);
   m.def("accumulate", &accumulate);
   m.def("count_nonfinite", &pf::count_nonfinite, py::call_guard<py::gil_scoped_release>());
-  m.def("evaluate", [](const pf::Data& data, Array coef, int threads, uintptr_t y) {
+  m.def("evaluate", [](const pf::Data& data, const Array& coef, int threads, uintptr_t y) {
     pf::count_launch();
     const double* c = coef.data();
     const int n_terms = static_cast<int>(coef.size());
@@ -146,11 +147,11 @@ PYBIND11_MODULE(_C, m) {
       .def("untouched", &pf::Forward::untouched);
 
   py::class_<pf::Objective>(m, "Objective", collected<pf::Objective>())
-      .def(py::init([](py::object forward, py::object y, long y_version, bool mean) {
+      .def(py::init([](const py::object& forward, py::object y, long y_version, bool mean) {
         auto* objective = new pf::Objective;
         objective->forward_object = forward;
         objective->forward = forward.cast<pf::Forward*>();
-        objective->y = y;
+        objective->y = std::move(y);
         objective->y_version = y_version;
         objective->mean = mean;
         return objective;
@@ -164,8 +165,8 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("freed", &pf::Objective::freed);
 
   py::class_<pf::Loop>(m, "Loop", collected<pf::Loop>())
-      .def(py::init([](pf::Plan& plan, py::tuple tensors, py::list slots, bool float64,
-                       py::list watched) {
+      .def(py::init([](pf::Plan& plan, const py::tuple& tensors, const py::list& slots,
+                       bool float64, const py::list& watched) {
              const pf::Dtype dtype = float64 ? pf::Dtype::Float64 : pf::Dtype::Float32;
              return new pf::Loop(plan, tensors, slots, dtype, watched);
            }),
@@ -202,20 +203,21 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("covers_owner", &pf::Loop::covers_owner)
       .def("begin", &pf::Loop::begin)
       .def("pool_prediction",
-           [](py::object self, py::object wrapper, py::object record) {
-             self.cast<pf::Loop&>().pool_prediction(self, wrapper, record);
+           [](const py::object& self, py::object wrapper, const py::object& record) {
+             self.cast<pf::Loop&>().pool_prediction(self, std::move(wrapper), record);
            })
       .def("pool_loss",
-           [](py::object self, py::object wrapper, py::object record) {
-             self.cast<pf::Loop&>().pool_loss(self, wrapper, record);
+           [](const py::object& self, py::object wrapper, const py::object& record) {
+             self.cast<pf::Loop&>().pool_loss(self, std::move(wrapper), record);
            })
       .def("see_criterion", &pf::Loop::see_criterion)
-      .def("offer", [](py::object self) { self.cast<const pf::Loop&>().offer(self); });
+      .def("offer", [](const py::object& self) { self.cast<const pf::Loop&>().offer(self); });
 
   m.def("declare_module", &pf::Loop::declare_module);
   m.def("declare_optimizer", &pf::Loop::declare_optimizer);
 
   m.def("fast", [](const std::string& name) {
-    return py::cpp_function([name](py::object method) { return pf::Loop::fast(name, method); });
+    return py::cpp_function(
+        [name](py::object method) { return pf::Loop::fast(name, std::move(method)); });
   });
 }

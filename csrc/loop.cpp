@@ -3,6 +3,7 @@
 #include <structmember.h>
 
 #include <unordered_map>
+#include <utility>
 
 namespace polyfuse {
 namespace {
@@ -26,7 +27,7 @@ const Origin* origin_of(PyObject* wrapper) {
 // A __slots__ entry, read past Python's look-up of it by name.
 class InstanceSlot {
  public:
-  void declare(py::type type, const char* name) {
+  void declare(const py::type& type, const char* name) {
     type_ = reinterpret_cast<PyTypeObject*>(py::object(type).release().ptr());
     const py::object descriptor = type.attr(name);
     offset_ = reinterpret_cast<PyMemberDescrObject*>(descriptor.ptr())->d_member->offset;
@@ -110,13 +111,13 @@ void Loop::begin(Forward& forward, py::object x) const {
   snapshot(forward.params.data());
 }
 
-void Loop::pool_prediction(py::handle self, py::object wrapper, py::object record) {
+void Loop::pool_prediction(py::handle self, py::object wrapper, const py::object& record) {
   if (predictions_.size() == kPoolSize) return;
   predictions_.push_back({wrapper, record, record.cast<Forward*>()});
   origins[wrapper.ptr()] = {self.ptr(), this, predictions_.back().record, nullptr};
 }
 
-void Loop::pool_loss(py::handle self, py::object wrapper, py::object record) {
+void Loop::pool_loss(py::handle self, py::object wrapper, const py::object& record) {
   if (losses_.size() == kPoolSize) return;
   losses_.push_back({wrapper, record, record.cast<Objective*>()});
   origins[wrapper.ptr()] = {self.ptr(), this, nullptr, losses_.back().record};
@@ -131,8 +132,8 @@ const Loop::Pooled<Record>* Loop::unheld(const Pool<Record>& pool) {
   return nullptr;
 }
 
-void Loop::see_criterion(py::object criterion, py::list watched, bool mean) {
-  criterion_ = criterion;
+void Loop::see_criterion(py::object criterion, const py::list& watched, bool mean) {
+  criterion_ = std::move(criterion);
   criterion_watch_ = Watch(watched);
   mean_ = mean;
 }
@@ -146,9 +147,11 @@ void Loop::offer(py::handle self) const {
   if (PyList_Append(pending, self.ptr()) < 0) throw py::error_already_set();
 }
 
-void Loop::declare_module(py::type module) { loop_slot.declare(module, "_loop"); }
+void Loop::declare_module(const py::type& module) { loop_slot.declare(module, "_loop"); }
 
-void Loop::declare_optimizer(py::type optimizer) { pending_slot.declare(optimizer, "_pending"); }
+void Loop::declare_optimizer(const py::type& optimizer) {
+  pending_slot.declare(optimizer, "_pending");
+}
 
 // y_pred = model(x)
 PyObject* Loop::predict(PyObject* const* args, size_t n_args) {
@@ -242,7 +245,7 @@ py::object Loop::fast(const std::string& name, py::object method) {
                                                                   {"zero_grad", zero_grad},
                                                                   {"backward", backward},
                                                                   {"step", step}};
-  return make_fast(answers.at(name), method);
+  return make_fast(answers.at(name), std::move(method));
 }
 
 void clear_grads(PyObject* param_groups) {

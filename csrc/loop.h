@@ -12,22 +12,22 @@ class Loop : public Step {
  public:
   using Step::Step;
   ~Loop() override { forget(); }
-  int visit(visitproc visit, void* arg) const;
-  void clear();
+  int visit(visitproc visit, void* arg) const override;
+  void clear() override;
 
   void begin(Forward& forward, py::object x) const;  // the parameters as they are now
   // `self` is the Python object of this.
-  void pool_prediction(py::handle self, py::object wrapper, py::object record);
-  void pool_loss(py::handle self, py::object wrapper, py::object record);
+  void pool_prediction(py::handle self, py::object wrapper, const py::object& record);
+  void pool_loss(py::handle self, py::object wrapper, const py::object& record);
   // The criterion that Python has found to be squared error; `watched` is what that rests on.
-  void see_criterion(py::object criterion, py::list watched, bool mean);
+  void see_criterion(py::object criterion, const py::list& watched, bool mean);
   // Lists the step with the owner's pending ones, where backward has computed its update.
   void offer(py::handle self) const;
 
   static py::object fast(const std::string& name, py::object method);
   // The classes whose slots the answers read: Module._loop, SGD._pending.
-  static void declare_module(py::type module);
-  static void declare_optimizer(py::type optimizer);
+  static void declare_module(const py::type& module);
+  static void declare_optimizer(const py::type& optimizer);
 
  private:
   template <class Record>

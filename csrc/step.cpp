@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <initializer_list>
+#include <utility>
 
 #include "core/optimizer.h"
 
@@ -36,6 +37,12 @@ bool refers_to(PyObject* weak, PyObject* object) {
 #endif
 }
 
+uint64_t bits_of(double value) {
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
 template <class Objects>
 int visit_all(const Objects& objects, visitproc visit, void* arg) {
   for (const py::object& object : objects) Py_VISIT(object.ptr());
@@ -49,7 +56,8 @@ void count_launch() { ++n_launches; }
 int64_t generation() { return n_generations; }
 void next_generation() { ++n_generations; }
 
-Plan::Plan(int n_params, int n_coefficients, py::list term_list, double shift, double scale) {
+Plan::Plan(int n_params, int n_coefficients, const py::list& term_list, double shift,
+           double scale) {
   for (py::handle item : term_list) {
     const auto [factor, coefficient, params] =
         item.cast<std::tuple<double, int32_t, std::vector<int32_t>>>();
@@ -72,7 +80,7 @@ Plan::Plan(int n_params, int n_coefficients, py::list term_list, double shift, d
   problem.rule = rule.data();
 }
 
-void Plan::set_rule(py::list options) {
+void Plan::set_rule(const py::list& options) {
   for (size_t i = 0; i < rule.size(); ++i) {
     rule[i] = {};
     if (options[i].is_none()) continue;
@@ -103,7 +111,8 @@ void Objective::clear() {
   forward_object = y = real = py::none();
 }
 
-Step::Step(Plan& plan, py::tuple tensors, py::list slots, Dtype dtype, py::list watched)
+Step::Step(Plan& plan, const py::tuple& tensors, const py::list& slots, Dtype dtype,
+           const py::list& watched)
     : plan_(plan), dtype_(dtype), module_watch_(watched) {
   for (py::handle t : tensors) {
     tensors_.push_back(py::reinterpret_borrow<py::object>(t));
@@ -143,6 +152,7 @@ void Step::clear() {
 
 std::vector<char*> Step::addresses(const std::vector<py::object>& tensors) const {
   std::vector<char*> result;
+  result.reserve(tensors.size());
   for (const py::object& t : tensors) result.push_back(t.is_none() ? nullptr : address_of(t.ptr()));
   return result;
 }
@@ -176,15 +186,15 @@ void Step::snapshot(double* params) const {
     params[i] = read(param_at_[slots_[i].tensor], slots_[i].element);
 }
 
-void Step::store(py::array_t<double> params) {
+void Step::store(const py::array_t<double>& params) {
   for (size_t i = 0; i < slots_.size(); ++i)
     write(param_at_[slots_[i].tensor], slots_[i].element, params.data()[i]);
 }
 
 // -- the data
 
-void Step::see(py::object x, py::object y, const Data& data) {
-  x_ = Seen(x);
+void Step::see(py::object x, const py::object& y, const Data& data) {
+  x_ = Seen(std::move(x));
   y_ = y.is_none() ? Seen() : Seen(y);
   data_ = data;
   moments_.reset();
@@ -200,8 +210,8 @@ void Step::settle(std::optional<Moments> moments, long x_version, long y_version
 
 // -- the optimizer
 
-void Step::bind(py::object owner, bool found, py::list watched, py::list held, py::list momentum,
-                bool updates, bool covers_owner) {
+void Step::bind(const py::object& owner, bool found, const py::list& watched, const py::list& held,
+                const py::list& momentum, bool updates, bool covers_owner) {
   owner_ = owner.is_none() ? owner : py::weakref(owner);
   found_ = found;
   owner_watch_ = Watch(watched);
@@ -212,7 +222,7 @@ void Step::bind(py::object owner, bool found, py::list watched, py::list held, p
     for (size_t t = 0; t < tensors_.size(); ++t)
       if (tensors_[t].is(held[i])) momentum_tensors_[t] = momentum[i];
   }
-  moved_ = moved;
+  moved_ = std::move(moved);
   momentum_at_ = addresses(momentum_tensors_);
   updates_ = updates;
   covers_owner_ = covers_owner;
@@ -287,7 +297,7 @@ bool Step::hooked() const {
   return false;
 }
 
-void Step::set_grads(py::tuple grads, uintptr_t storage, long uses) {
+void Step::set_grads(const py::tuple& grads, uintptr_t storage, long uses) {
   grads_.clear();
   for (py::handle g : grads) grads_.push_back(py::reinterpret_borrow<py::object>(g));
   grad_at_ = addresses(grads_);
@@ -314,7 +324,7 @@ int Step::give_grads() {
   return kGiven;
 }
 
-bool Step::replace_grads(py::array_t<double> values) {
+bool Step::replace_grads(const py::array_t<double>& values) {
   for (size_t t = 0; t < tensors_.size(); ++t)
     if (trainable_[t]) grad_of().set(tensors_[t].ptr(), Py_None);
   if (!grads_are_free()) return false;
@@ -344,7 +354,7 @@ bool Step::install(PyObject* owner) {
   }
   bool same = true;
   const auto refresh = [&](double& was, double is) {
-    same = same && std::memcmp(&was, &is, sizeof is) == 0;
+    same = same && bits_of(was) == bits_of(is);
     was = is;
   };
   for (size_t i = 0; i < slots_.size(); ++i) {

@@ -23,8 +23,8 @@ struct Plan {
   std::vector<SgdOptions> rule;
   Problem problem;
 
-  Plan(int n_params, int n_coefficients, py::list terms, double shift, double scale);
-  void set_rule(py::list options);
+  Plan(int n_params, int n_coefficients, const py::list& terms, double shift, double scale);
+  void set_rule(const py::list& options);
 };
 
 int64_t launches();
@@ -74,18 +74,19 @@ struct Objective {
 
 class Step {
  public:
-  Step(Plan& plan, py::tuple tensors, py::list slots, Dtype dtype, py::list watched);
+  Step(Plan& plan, const py::tuple& tensors, const py::list& slots, Dtype dtype,
+       const py::list& watched);
   virtual ~Step() = default;
-  int visit(visitproc visit, void* arg) const;
-  void clear();
+  virtual int visit(visitproc visit, void* arg) const;
+  virtual void clear();
 
   // The module.
   bool unchanged() const;
-  void snapshot(double* params) const;     // [P]
-  void store(py::array_t<double> params);  // [P]
+  void snapshot(double* params) const;            // [P]
+  void store(const py::array_t<double>& params);  // [P]
 
   // The data that Python has found acceptable; y may be None.
-  void see(py::object x, py::object y, const Data& data);
+  void see(py::object x, const py::object& y, const Data& data);
   bool sees(PyObject* x) const { return x_.same(x); }
   bool sees_target(PyObject* y) const { return y_.same(y); }
   // Moments of the data, good while the versions of x and y are these; or none, to read the data.
@@ -94,8 +95,8 @@ class Step {
   // The optimizer whose rule the plan holds, None where no fused one alone owns the parameters.
   // `watched` is what that rests on; `momentum` the buffers of `held`, or None.
   // `found`: Python looked for the owner, rather than being told.
-  void bind(py::object owner, bool found, py::list watched, py::list held, py::list momentum,
-            bool updates, bool covers_owner);
+  void bind(const py::object& owner, bool found, const py::list& watched, const py::list& held,
+            const py::list& momentum, bool updates, bool covers_owner);
   bool bound_to(PyObject* owner) const;  // null: to whoever was found to own the parameters
   bool updates() const { return updates_; }
   const std::vector<py::object>& tensors() const { return tensors_; }
@@ -109,11 +110,11 @@ class Step {
   py::array_t<double> grads() const;  // [P], of the last launch
 
   // Tensors that backward fills; they share one storage, with `uses` users.
-  void set_grads(py::tuple grads, uintptr_t storage, long uses);
+  void set_grads(const py::tuple& grads, uintptr_t storage, long uses);
   enum Given { kGiven, kHooked, kAccumulate, kHeld };
   int give_grads();  // p.grad = gradient, unless hooks, a gradient, or a holder of it is there
   // p.grad = values [P], whatever was there; false where somebody holds the last gradients.
-  bool replace_grads(py::array_t<double> values);
+  bool replace_grads(const py::array_t<double>& values);
   // The update that the launch has computed, or from what lies there now where values changed.
   bool install(PyObject* owner);
 

@@ -4,7 +4,7 @@
 
 namespace polyfuse {
 
-Watch::Watch(py::list things) {
+Watch::Watch(const py::list& things) {
   for (py::handle thing : things) {
     if (PyDict_Check(thing.ptr())) {
       dicts_.push_back({py::reinterpret_borrow<py::dict>(thing), {}, 0});

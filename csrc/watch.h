@@ -14,7 +14,7 @@ namespace polyfuse {
 class Watch {
  public:
   Watch() = default;
-  explicit Watch(py::list things);
+  explicit Watch(const py::list& things);
   bool unchanged() const;
   int visit(visitproc visit, void* arg) const;
 

@@ -11,6 +11,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,7 +128,14 @@ def demo(plot: str, eager_steps: int) -> None:
     draw(Path(plot), xs.numpy(), ys.numpy(), lines, losses.history_epochs, losses.history)
 
 
-def draw(path: Path, x, y, lines, epochs, losses) -> None:
+def draw(
+    path: Path,
+    x: np.ndarray,
+    y: np.ndarray,
+    lines: list[tuple[str, np.ndarray, np.ndarray]],
+    epochs: np.ndarray,
+    losses: np.ndarray,
+) -> None:
     """Data with curves, and the loss curve; many points are thinned."""
     try:
         import matplotlib
@@ -220,7 +228,7 @@ def fit_file(args: argparse.Namespace) -> None:
             )  # fmt: skip
 
 
-def _finite_or_none(value):
+def _finite_or_none(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite_or_none(v) for v in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value

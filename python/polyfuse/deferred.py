@@ -29,7 +29,7 @@ class Deferred(torch.Tensor):
     _record: Any
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _META:
             with torch._C.DisableTorchFunctionSubclass():
@@ -43,17 +43,17 @@ class Deferred(torch.Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         args, kwargs = tree_map(_value_alone, (args, kwargs or {}))
         return func(*args, **kwargs)
 
-    is_leaf = property(lambda self: False)  # type: ignore[assignment]
-    grad_fn = property(lambda self: _value(self).grad_fn)  # type: ignore[assignment]
+    is_leaf = property(lambda self: False)
+    grad_fn = property(lambda self: _value(self).grad_fn)
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: Any) -> Any:
         return _value(self).__deepcopy__(memo)
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: Any) -> Any:
         return _value(self).__reduce_ex__(protocol)
 
 
@@ -70,16 +70,22 @@ class Residual(Deferred):
 class Loss(Deferred):
     _record: Objective
 
-    def item(self):
+    def item(self) -> Any:
         return self._record.item()
 
     __float__ = item
 
-    def __format__(self, spec):
+    def __format__(self, spec: Any) -> Any:
         return self._record.item().__format__(spec) if spec else str(self._record.item())
 
     @_C.fast("backward")
-    def backward(self, gradient=None, retain_graph=None, create_graph=False, inputs=None):
+    def backward(
+        self,
+        gradient: Any = None,
+        retain_graph: Any = None,
+        create_graph: Any = False,
+        inputs: Any = None,
+    ) -> Any:
         record = self._record
         forward = record.forward
         if (
@@ -188,14 +194,21 @@ def mse(y_pred: Prediction, y: Any, reduction: str, criterion: Any = None) -> An
 # -- torch functions that keep a deferred tensor deferred -----------------------------------------
 
 
-def _mse_loss(input, target, size_average=None, reduce=None, reduction="mean", weight=None):
+def _mse_loss(
+    input: Any,
+    target: Any,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: Any = "mean",
+    weight: Any = None,
+) -> Any:
     if type(input) is Prediction and size_average is None and reduce is None and weight is None:
         out = mse(input, target, reduction)
         return NotImplemented if out is None else out
     return NotImplemented
 
 
-def _sub(a, b, *, alpha=1):
+def _sub(a: Any, b: Any, *, alpha: Any = 1) -> Any:
     """y_pred - y or y - y_pred; the sign is lost in the square, and kept should it be looked at."""
     y_pred, y, sign = (a, b, 1) if isinstance(a, Prediction) else (b, a, -1)
     if type(y_pred) is not Prediction or type(y) is not torch.Tensor or alpha != 1:
@@ -216,19 +229,19 @@ def _residual(forward: Forward, y: torch.Tensor, y_version: int, sign: int) -> R
     return out
 
 
-def _square(a, exponent=2):
+def _square(a: Any, exponent: Any = 2) -> Any:
     """The residual's square, marked by the sign 0."""
     if type(a) is not Residual or not a._record[3] or exponent != 2:
         return NotImplemented
     return _residual(*a._record[:3], 0)
 
 
-def _mul(a, b):
+def _mul(a: Any, b: Any) -> Any:
     return _square(a) if a is b else NotImplemented
 
 
-def _reduce(reduction):
-    def handler(a):
+def _reduce(reduction: Any) -> Any:
+    def handler(a: Any) -> Any:
         if type(a) is not Residual or a._record[3] or a._record[0].real is not None:
             return NotImplemented
         forward, y, y_version, _ = a._record
@@ -239,7 +252,7 @@ def _reduce(reduction):
     return handler
 
 
-def _detach(a):
+def _detach(a: Any) -> Any:
     if type(a) is Prediction:
         return a._record.values()
     if type(a) is Loss:

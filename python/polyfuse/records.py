@@ -154,13 +154,13 @@ class _PredictionGraph(torch.autograd.Function):
     """The prediction of parameters that have changed since."""
 
     @staticmethod
-    def forward(ctx, forward, *tensors):
+    def forward(ctx: Any, forward: Any, *tensors: Any) -> Any:
         ctx.record = forward
         return forward.values()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Any) -> Any:
         forward: Forward = ctx.record
         known = forward.fused
         assert known.traced is not None
@@ -177,11 +177,11 @@ class _LossGraph(torch.autograd.Function):
     """The loss of parameters that have changed since."""
 
     @staticmethod
-    def forward(ctx, objective, *tensors):
+    def forward(ctx: Any, objective: Any, *tensors: Any) -> Any:
         ctx.record = objective
         return torch.tensor(objective.item(), dtype=objective.forward.fused.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Any) -> Any:
         return None, *(grad * g for g in ctx.record.gradients())

@@ -78,12 +78,20 @@ class Traced:
 class Symbol:
     """A polynomial in x and in parameters, behaving as a tensor in a traced forward."""
 
-    def __init__(self, trace: Trace, products: Products, *, var=None, of_x=False, is_x=False):
+    def __init__(
+        self,
+        trace: Trace,
+        products: Products,
+        *,
+        var: Any = None,
+        of_x: Any = False,
+        is_x: Any = False,
+    ) -> None:
         self.trace, self.products, self.var = trace, products, var
         self.of_x, self.is_x = of_x, is_x  # shaped like x; is the caller's own x
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise NotPolynomial("a symbol was used after its trace")
 
     def __getattr__(self, name: str) -> Any:
@@ -103,7 +111,7 @@ class Symbol:
     __lt__ = __le__ = __gt__ = __ge__ = _stop
 
 
-def _method(name: str):
+def _method(name: str) -> Any:
     method = getattr(torch.Tensor, name)
     return lambda self, *args: self.trace.call(method, (self, *args), {})
 
@@ -142,7 +150,7 @@ class Trace(TorchFunctionMode):
         self.buffers = {id(b): (b, b._version) for b in module.buffers()}
         self.ndim = 0
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         involved = [a for a in (*args, *kwargs.values()) if isinstance(a, (Symbol, torch.Tensor))]
         if not involved and getattr(func, "__name__", "") in ("rand", "randn", "normal", "randint"):
@@ -153,11 +161,11 @@ class Trace(TorchFunctionMode):
             return self.call(func, args, kwargs)
         return func(*args, **kwargs)
 
-    def call(self, func, args, kwargs):
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         with torch._C.DisableTorchFunction():
             return self.answer(func, args, kwargs)
 
-    def answer(self, func, args, kwargs):
+    def answer(self, func: Any, args: Any, kwargs: Any) -> Any:
         """func's result on polynomials; raises `NotPolynomial`."""
         name = getattr(func, "__name__", str(func))
         if name == "__get__":
@@ -261,7 +269,7 @@ class Trace(TorchFunctionMode):
                 products[j, slots] = products.get((j, slots), 0.0) + part
         return Symbol(self, products, var=var, of_x=a.of_x)
 
-    def _add(self, a, b, alpha=1):
+    def _add(self, a: Any, b: Any, alpha: Any = 1) -> Any:
         a, b = self.same_variable(self.lift(a), self.lift(b))
         b = self._mul(b, alpha) if alpha != 1 else b
         products = dict(a.products)
@@ -282,20 +290,20 @@ class Trace(TorchFunctionMode):
         var = (shift - offset / (slope * scale), slope * scale)
         return Symbol(self, {(1, ()): 1.0}, var=var, of_x=a.of_x)
 
-    def _sub(self, a, b, alpha=1):
+    def _sub(self, a: Any, b: Any, alpha: Any = 1) -> Any:
         return self._add(a, self._neg(b), alpha)
 
-    def _rsub(self, a, b, alpha=1):
+    def _rsub(self, a: Any, b: Any, alpha: Any = 1) -> Any:
         return self._sub(b, a, alpha)
 
-    def _neg(self, a):
+    def _neg(self, a: Any) -> Any:
         return self._mul(a, -1)
 
-    def _pos(self, a):
+    def _pos(self, a: Any) -> Any:
         a = self.lift(a)
         return Symbol(self, dict(a.products), var=a.var, of_x=a.of_x)
 
-    def _mul(self, a, b):
+    def _mul(self, a: Any, b: Any) -> Any:
         a, b = self.same_variable(self.lift(a), self.lift(b))
         products: Products = {}
         for (da, sa), fa in a.products.items():
@@ -308,19 +316,19 @@ class Trace(TorchFunctionMode):
             raise NotPolynomial(f"the polynomial has more than {MAX_TERMS} terms")
         return self.renamed(Symbol(self, products, var=a.var or b.var, of_x=a.of_x or b.of_x))
 
-    def _square(self, a):
+    def _square(self, a: Any) -> Any:
         return self._mul(a, a)
 
-    def _addcmul(self, a, b, c, value=1):
+    def _addcmul(self, a: Any, b: Any, c: Any, value: Any = 1) -> Any:
         return self._add(a, self._mul(b, c), value)
 
-    def _div(self, a, b):
+    def _div(self, a: Any, b: Any) -> Any:
         divisor = self.lift(b)
         if divisor.of_x or set(divisor.products) != {(0, ())}:
             raise NotPolynomial("division by something that is not a non-zero constant")
         return self._mul(a, 1.0 / divisor.products[0, ()])
 
-    def _pow(self, a, exponent):
+    def _pow(self, a: Any, exponent: Any) -> Any:
         power = self.lift(exponent)
         if power.of_x or set(power.products) - {(0, ())}:
             raise NotPolynomial("an exponent that is not a constant")
@@ -333,10 +341,10 @@ class Trace(TorchFunctionMode):
             result = self._mul(result, a)
         return result
 
-    def _ones_like(self, a):
+    def _ones_like(self, a: Any) -> Any:
         return self.constant(1.0, of_x=self.lift(a).of_x)
 
-    def _zeros_like(self, a):
+    def _zeros_like(self, a: Any) -> Any:
         return self.constant(0.0, of_x=self.lift(a).of_x)
 
 

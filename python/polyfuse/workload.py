@@ -20,13 +20,13 @@ def make_model(nn: Any, dtype: torch.dtype = torch.float32) -> Any:
     """The user's model, on torch.nn or on polyfuse.nn."""
 
     class MyModel(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.a = nn.Parameter(torch.tensor([1.0], dtype=dtype))
             self.b = nn.Parameter(torch.tensor([2.0], dtype=dtype))
             self.c = nn.Parameter(torch.tensor([3.0], dtype=dtype))
 
-        def forward(self, x):
+        def forward(self, x: Any) -> Any:
             y = self.a * (x**2)
             y += self.b * (x**1)
             y += self.c

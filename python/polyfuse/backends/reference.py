@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -67,7 +68,9 @@ class Reference:
             shift, scale, reference.numpy(), power.numpy(), (v.T @ r).numpy(), float(r @ r)
         )
 
-    def objective(self, problem: Problem, engine: str, moments: Moments | None):
+    def objective(
+        self, problem: Problem, engine: str, moments: Moments | None
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
         """params [P] -> loss, differentiable; from the data or from its moments."""
         model = problem.model
         if engine == "stream":

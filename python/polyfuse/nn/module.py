@@ -34,7 +34,7 @@ class Module(torch.nn.Module):
     # What answers for the module; outside __dict__, which is part of what the trace watches.
     __slots__ = ("_loop",)
 
-    def __new__(cls, *args: Any, **kwargs: Any):
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         module = super().__new__(cls)
         object.__setattr__(module, "_loop", None)
         return module
