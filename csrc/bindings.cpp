@@ -210,6 +210,8 @@ PYBIND11_MODULE(_C, m) {
            [](const py::object& self, py::object wrapper, const py::object& record) {
              self.cast<pf::Loop&>().pool_loss(self, std::move(wrapper), record);
            })
+      .def("sees_criterion",
+           [](const pf::Loop& loop, py::handle c) { return loop.sees_criterion(c.ptr()); })
       .def("see_criterion", &pf::Loop::see_criterion)
       .def("offer", [](const py::object& self) { self.cast<const pf::Loop&>().offer(self); });
 

@@ -172,9 +172,8 @@ PyObject* Loop::objective(PyObject* const* args, size_t n_args) {
   if (!origin || !origin->forward) return nullptr;
   Loop* loop = origin->loop;
   Forward* forward = origin->forward;
-  if (args[0] != loop->criterion_.ptr() || !loop->criterion_watch_.unchanged() ||
-      !loop->x_.is(forward->x.ptr()) || !loop->sees_target(args[2]) || !forward->untouched() ||
-      !grad_enabled())
+  if (!loop->sees_criterion(args[0]) || !loop->x_.is(forward->x.ptr()) ||
+      !loop->sees_target(args[2]) || !forward->untouched() || !grad_enabled())
     return nullptr;
   const auto* pooled = unheld(loop->losses_);
   if (!pooled) return nullptr;

@@ -19,6 +19,9 @@ class Loop : public Step {
   // `self` is the Python object of this.
   void pool_prediction(py::handle self, py::object wrapper, const py::object& record);
   void pool_loss(py::handle self, py::object wrapper, const py::object& record);
+  bool sees_criterion(PyObject* criterion) const {
+    return criterion == criterion_.ptr() && criterion_watch_.unchanged();
+  }
   // The criterion that Python has found to be squared error; `watched` is what that rests on.
   void see_criterion(py::object criterion, const py::list& watched, bool mean);
   // Lists the step with the owner's pending ones, where backward has computed its update.
