@@ -130,6 +130,8 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("generation", &pf::generation);
   m.def("next_generation", &pf::next_generation);
+  m.def("promise", &pf::promise);
+  m.def("end_promise", &pf::end_promise);
   m.def("clear_grads", [](py::list param_groups) { pf::clear_grads(param_groups.ptr()); });
 
   py::class_<pf::Forward>(m, "Forward", collected<pf::Forward>())

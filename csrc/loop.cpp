@@ -157,7 +157,8 @@ void Loop::declare_optimizer(const py::type& optimizer) {
 PyObject* Loop::predict(PyObject* const* args, size_t n_args) {
   if (n_args != 2) return nullptr;
   Loop* loop = loop_of(loop_slot.get(args[0]));
-  if (!loop || !loop->sees(args[1]) || !loop->unchanged() || !grad_enabled() || inside_ddp())
+  if (!loop || !loop->unchanged() || !grad_enabled() || inside_ddp() ||
+      !(loop->sees(args[1]) || loop->adopt(args[1])))
     return nullptr;
   const auto* pooled = unheld(loop->predictions_);
   if (!pooled) return nullptr;
@@ -172,8 +173,9 @@ PyObject* Loop::objective(PyObject* const* args, size_t n_args) {
   if (!origin || !origin->forward) return nullptr;
   Loop* loop = origin->loop;
   Forward* forward = origin->forward;
-  if (!loop->sees_criterion(args[0]) || !loop->x_.is(forward->x.ptr()) ||
-      !loop->sees_target(args[2]) || !forward->untouched() || !grad_enabled())
+  if (!loop->sees_criterion(args[0]) || !loop->x_.tensor().is(forward->x) ||
+      !forward->untouched() || !grad_enabled() ||
+      !(loop->sees_target(args[2]) || loop->adopt_target(args[2])))
     return nullptr;
   const auto* pooled = unheld(loop->losses_);
   if (!pooled) return nullptr;
@@ -210,14 +212,12 @@ PyObject* Loop::backward(PyObject* const* args, size_t n_args) {
   Objective& objective = *origin->objective;
   Forward& forward = *objective.forward;
   if (objective.freed || forward.freed || !objective.real.is_none() || !forward.untouched() ||
-      !loop->x_.is(forward.x.ptr()) || !loop->y_.is(objective.y.ptr()) ||
+      !loop->sees(forward.x.ptr()) || !loop->sees_target(objective.y.ptr()) ||
       version_of(forward.x.ptr()) != forward.x_version ||
       version_of(objective.y.ptr()) != objective.y_version)
     return nullptr;
   if (!loop->holds(objective)) {
-    const bool promised = loop->moments_x_version_ == forward.x_version &&
-                          loop->moments_y_version_ == objective.y_version;
-    if (!loop->settled_ || (loop->moments_ && !promised) || !loop->bound_to(nullptr))
+    if (!loop->bound_to(nullptr) || !loop->settled(forward.x_version, objective.y_version))
       return nullptr;
     loop->launch(objective, loop->data_.n < 4096 ? 1 : torch_threads());
   }

@@ -1,7 +1,7 @@
 #include "step.h"
 
 #include <cstring>
-#include <initializer_list>
+#include <unordered_set>
 #include <utility>
 
 #include "core/optimizer.h"
@@ -10,6 +10,7 @@ namespace polyfuse {
 namespace {
 
 int64_t n_launches = 0, n_generations = 0;
+std::unordered_set<PyObject*> promised;
 
 const TensorAttribute& grad_of() {
   static const TensorAttribute grad("grad");
@@ -37,6 +38,28 @@ bool refers_to(PyObject* weak, PyObject* object) {
 #endif
 }
 
+// A tensor of torch's own class, without gradient and with a version.
+bool is_plain(PyObject* tensor) {
+  static PyObject* type = py::object(py::module_::import("torch").attr("Tensor")).release().ptr();
+  static const TensorAttribute requires_grad("requires_grad");
+  static const TensorMethod is_inference("is_inference");
+  return reinterpret_cast<PyObject*>(Py_TYPE(tensor)) == type &&
+         requires_grad.is(tensor, Py_False) && is_inference.call(tensor).ptr() == Py_False;
+}
+
+// Whether something is active that changes what torch's functions do, or looks on.
+bool intercepted() {
+  static PyObject* tracing_state = torch_function("_get_tracing_state");
+  static PyObject* function_modes = torch_function("_len_torch_function_stack");
+  static PyObject* dispatch_modes = torch_function("_len_torch_dispatch_stack");
+  static PyObject* is_autocast_enabled = torch_function("is_autocast_enabled");
+  static PyObject* cpu = PyUnicode_InternFromString("cpu");
+  const auto tracing = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(tracing_state));
+  return !tracing.is_none() || number(PyObject_CallNoArgs(function_modes)) ||
+         number(PyObject_CallNoArgs(dispatch_modes)) ||
+         number(PyObject_CallOneArg(is_autocast_enabled, cpu));
+}
+
 uint64_t bits_of(double value) {
   uint64_t bits;
   std::memcpy(&bits, &value, sizeof bits);
@@ -55,6 +78,12 @@ int64_t launches() { return n_launches; }
 void count_launch() { ++n_launches; }
 int64_t generation() { return n_generations; }
 void next_generation() { ++n_generations; }
+
+void promise(py::handle tensor) {
+  promised.insert(tensor.ptr());
+  next_generation();
+}
+void end_promise(uintptr_t tensor) { promised.erase(reinterpret_cast<PyObject*>(tensor)); }
 
 Plan::Plan(int n_params, int n_coefficients, const py::list& term_list, double shift,
            double scale) {
@@ -193,12 +222,32 @@ void Step::store(const py::array_t<double>& params) {
 
 // -- the data
 
-void Step::see(py::object x, const py::object& y, const Data& data) {
-  x_ = Seen(std::move(x));
+void Step::see(const py::object& x, const py::object& y) {
+  x_ = Seen(x);
   y_ = y.is_none() ? Seen() : Seen(y);
-  data_ = data;
+  const Layout &of_x = x_.layout(), &of_y = y_.layout();
+  data_ = plan_.problem.data;
+  data_.x = of_x.address;
+  data_.y = of_y.address;
+  data_.n = of_x.numel();
+  data_.x_stride = of_x.n_dims == 1 ? of_x.stride[0] : 1;
+  data_.y_stride = of_y.n_dims == 1 ? of_y.stride[0] : 1;
+  data_.dtype = dtype_;
   moments_.reset();
   settled_ = false;
+}
+
+bool Step::adopt(PyObject* x) {
+  if (!is_plain(x) || !Layout::of_any(x).serves_as(x_.layout()) || intercepted()) return false;
+  see(py::reinterpret_borrow<py::object>(x), py::none());
+  return true;
+}
+
+bool Step::adopt_target(PyObject* y) {
+  const Layout layout = is_plain(y) ? Layout::of_any(y) : Layout{};
+  if (!layout.serves_as(x_.layout()) || !layout.same_shape(x_.layout())) return false;
+  see(x_.tensor(), py::reinterpret_borrow<py::object>(y));
+  return true;
 }
 
 void Step::settle(std::optional<Moments> moments, long x_version, long y_version) {
@@ -206,6 +255,11 @@ void Step::settle(std::optional<Moments> moments, long x_version, long y_version
   settled_ = true;
   moments_x_version_ = x_version;
   moments_y_version_ = y_version;
+}
+
+bool Step::settled(long x_version, long y_version) const {
+  if (moments_) return moments_x_version_ == x_version && moments_y_version_ == y_version;
+  return settled_ || !promised.count(x_.tensor().ptr()) || !promised.count(y_.tensor().ptr());
 }
 
 // -- the optimizer

@@ -35,6 +35,10 @@ void count_launch();
 int64_t generation();
 void next_generation();
 
+// Tensors of which the user has said that they stay as they are.
+void promise(py::handle tensor);
+void end_promise(uintptr_t tensor);
+
 // Where each scalar parameter lies: tensor, and element of it.
 struct Slot {
   int tensor;
@@ -86,11 +90,16 @@ class Step {
   void store(const py::array_t<double>& params);  // [P]
 
   // The data that Python has found acceptable; y may be None.
-  void see(py::object x, const py::object& y, const Data& data);
+  void see(const py::object& x, const py::object& y);
+  // Sees other data, where it is such that what Python has found holds for it as well.
+  bool adopt(PyObject* x);
+  bool adopt_target(PyObject* y);
   bool sees(PyObject* x) const { return x_.same(x); }
   bool sees_target(PyObject* y) const { return y_.same(y); }
-  // Moments of the data, good while the versions of x and y are these; or none, to read the data.
+  // Moments of the data, good while the versions of x and y are these; or none, to read it.
   void settle(std::optional<Moments> moments, long x_version, long y_version);
+
+  bool settled(long x_version, long y_version) const;
 
   // The optimizer whose rule the plan holds, None where no fused one alone owns the parameters.
   // `watched` is what that rests on; `momentum` the buffers of `held`, or None.

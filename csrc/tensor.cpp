@@ -98,7 +98,9 @@ Layout Layout::of(PyObject* tensor) {
   DlTensor described;
   if (describe(tensor, described)) {
     layout.address = static_cast<char*>(described.data) + described.byte_offset;
-    std::memcpy(&layout.dtype, &described.dtype, sizeof layout.dtype);
+    uint32_t dtype;
+    std::memcpy(&dtype, &described.dtype, sizeof dtype);
+    layout.kind = static_cast<uint64_t>(described.device.type) << 32 | dtype;
     if (described.ndim > kMaxDims) return layout;
     layout.n_dims = described.ndim;
     std::copy_n(described.shape, described.ndim, layout.shape);
@@ -108,7 +110,7 @@ Layout Layout::of(PyObject* tensor) {
   static const TensorAttribute dtype("dtype"), shape("shape");
   static const TensorMethod stride("stride");
   layout.address = address_of(tensor);
-  layout.dtype = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(dtype.get(tensor).ptr()));
+  layout.kind = reinterpret_cast<uintptr_t>(dtype.get(tensor).ptr());
   const py::tuple sizes = shape.get(tensor), strides = stride.call(tensor);
   if (sizes.size() > kMaxDims) return layout;
   layout.n_dims = static_cast<int>(sizes.size());
@@ -119,9 +121,36 @@ Layout Layout::of(PyObject* tensor) {
   return layout;
 }
 
+Layout Layout::of_any(PyObject* tensor) {
+  try {
+    return of(tensor);
+  } catch (py::error_already_set&) {
+    return {};
+  }
+}
+
+int64_t Layout::numel() const {
+  int64_t product = 1;
+  for (int i = 0; i < n_dims; ++i) product *= shape[i];
+  return product;
+}
+
+bool Layout::same_shape(const Layout& other) const {
+  return n_dims == other.n_dims && n_dims >= 0 && std::equal(shape, shape + n_dims, other.shape);
+}
+
+bool Layout::serves_as(const Layout& other) const {
+  if (kind != other.kind || n_dims != other.n_dims || n_dims < 0 || numel() == 0) return false;
+  int64_t contiguous = 1;
+  for (int i = n_dims - 1; n_dims > 1 && i >= 0; --i) {
+    if (shape[i] != 1 && stride[i] != contiguous) return false;
+    contiguous *= shape[i];
+  }
+  return true;
+}
+
 bool Layout::operator==(const Layout& other) const {
-  return address == other.address && dtype == other.dtype && n_dims == other.n_dims &&
-         n_dims >= 0 && std::equal(shape, shape + n_dims, other.shape) &&
+  return address == other.address && kind == other.kind && same_shape(other) &&
          std::equal(stride, stride + n_dims, other.stride);
 }
 

@@ -37,11 +37,16 @@ class TensorMethod {
 struct Layout {
   static constexpr int kMaxDims = 8;
   char* address = nullptr;
-  uint32_t dtype = 0;  // opaque
-  int n_dims = -1;     // of a tensor with more than kMaxDims: equal to no other
+  uint64_t kind = 0;  // dtype and type of device, opaque
+  int n_dims = -1;    // of a tensor with more than kMaxDims: equal to no other
   int64_t shape[kMaxDims], stride[kMaxDims];
 
   static Layout of(PyObject* tensor);
+  static Layout of_any(PyObject* tensor);  // equal to no other where there is no memory to lie in
+  int64_t numel() const;
+  bool same_shape(const Layout& other) const;
+  // Whether kernels that read the other read this: one stride, or none broken.
+  bool serves_as(const Layout& other) const;
   bool operator==(const Layout& other) const;
 };
 

@@ -71,14 +71,11 @@ int Watch::visit(visitproc visit, void* arg) const {
   return 0;
 }
 
-Seen::Seen(py::object tensor)
-    : tensor_(tensor),
-      storage_(tensor.attr("untyped_storage")()),
-      layout_(Layout::of(tensor.ptr())) {}
+Seen::Seen(py::object tensor) : tensor_(tensor), layout_(Layout::of(tensor.ptr())) {}
 
 bool Seen::same(PyObject* tensor) const {
   static const TensorAttribute requires_grad("requires_grad");
-  return tensor == tensor_.ptr() && Layout::of(tensor) == layout_ &&
+  return tensor == tensor_.ptr() && Layout::of_any(tensor) == layout_ &&
          requires_grad.is(tensor, Py_False);
 }
 

@@ -44,12 +44,13 @@ class Seen {
  public:
   Seen() = default;
   explicit Seen(py::object tensor);
-  bool is(PyObject* tensor) const { return tensor == tensor_.ptr(); }
   bool same(PyObject* tensor) const;
+  const py::object& tensor() const { return tensor_; }
+  const Layout& layout() const { return layout_; }
   int visit(visitproc visit, void* arg) const;
 
  private:
-  py::object tensor_, storage_;  // the storage: what is read cannot be freed
+  py::object tensor_;
   Layout layout_;
 };
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from polyfuse import _C, workload
 from polyfuse.records import Forward, Objective
+from torch.overrides import TorchFunctionMode
 
 from .sides import LR, Side, check, launches, step
 
@@ -58,6 +59,67 @@ def test_evaluation_in_between(sides):
         return [value, loss, kept.detach(), third]
 
     check(sides, script)
+
+
+def test_mini_batches(sides):
+    """New tensors every time, of changing length, and one that is not seen as the others are."""
+
+    def script(side, epoch):
+        losses = []
+        for first, stop, every in ((0, 4, 1), (4, 9, 1), (0, 9, 2), (8, 9, 1), (2, 7, 1)):
+            x, y = side.xs[first:stop:every], side.ys[first:stop:every].clone()
+            if (epoch, first) == (3, 4):
+                x = x.clone().requires_grad_()
+            before = launches()
+            loss = side.criterion(side.model(x), y)
+            side.optimizer.zero_grad()
+            loss.backward()
+            side.optimizer.step()
+            if side is sides[0] and epoch > 0 and not x.requires_grad:
+                assert launches() - before == 1
+            losses.append(loss.detach())
+        return losses
+
+    check(sides, script)
+
+
+def test_targets_of_other_shapes_and_types(sides):
+    def script(side, epoch):
+        losses = []
+        for y in (side.ys, side.ys[:1], side.ys.double(), side.ys.clone().requires_grad_()):
+            loss = torch.nn.MSELoss(reduction="sum")(side.model(side.xs), y.expand(9))
+            side.optimizer.zero_grad()
+            loss.backward()
+            side.optimizer.step()
+            losses.append(loss.detach().double())
+        return losses
+
+    check(sides, script)
+
+
+def test_modes_that_change_torch(dtype):
+    """What looks on at torch's functions still sees them."""
+
+    class Count(TorchFunctionMode):
+        seen = 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            Count.seen += 1
+            return func(*args, **(kwargs or {}))
+
+    side = Side(pf.nn, pf.optim, dtype)
+    for _ in range(3):
+        step(side)
+    with Count():
+        side.model(side.xs.clone())
+    assert Count.seen > 5
+    with torch.inference_mode():
+        x = side.xs.clone()
+    torch.testing.assert_close(side.model(x).detach(), side.model(side.xs).detach())
+    batch = torch.stack([side.xs, side.xs])
+    torch.testing.assert_close(
+        torch.func.vmap(side.model)(batch).detach(), side.model(batch).detach()
+    )
 
 
 def test_parameters_changed_in_place(sides):

@@ -137,7 +137,7 @@ def predict(module: Any, x: Any) -> Any:
     if not known.trainable or DistributedDataParallel._active_ddp_module is not None:
         return None
     if not known.loop.sees(x):
-        known.see(x)
+        known.loop.see(x, None)
     out = _wrap(Prediction, x.shape, known)
     out._record = Forward(known, x)
     known.loop.pool_prediction(out, out._record)

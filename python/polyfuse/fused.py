@@ -11,7 +11,7 @@ import torch
 from torch.autograd.graph import increment_version
 
 from . import _C
-from .backends.native import make_data, make_plan
+from .backends.native import make_plan
 from .problem import State
 from .symbolic import NotPolynomial, Traced, trace
 
@@ -64,7 +64,6 @@ class Fused:
         self.order = np.array([i for _, _, i in sorted(where)], dtype=np.int64)
         self.sizes = [t.numel() for t in self.tensors]
         self.trainable = any(t.requires_grad for t in self.tensors)
-        self.pair: tuple = (None, None)  # the last x and y that the loop was told of
         self.moments: Any = None
         # The fused optimizer that owns the parameters, and when it was looked for.
         self.owner: Any = None
@@ -78,20 +77,9 @@ class Fused:
             and all(_contents(c) == kept for c, kept in self.containers)
         )
 
-    def see(self, x: torch.Tensor) -> None:
-        """Tells the loop of x, for which there is no target yet."""
-        assert self.traced is not None
-        self.pair = (x, None)
-        self.loop.see(x, None, make_data(self.traced, x.reshape(-1), None))
-
     def accepts(self, y: torch.Tensor, x: torch.Tensor) -> bool:
         """Whether y is a target that the kernels read; tells the loop of the pair."""
-        if (
-            self.pair[0] is x
-            and self.pair[1] is y
-            and self.loop.sees(x)
-            and self.loop.sees_target(y)
-        ):
+        if self.loop.sees(x) and self.loop.sees_target(y):
             return True
         if (
             y.dtype is not self.dtype
@@ -102,9 +90,7 @@ class Fused:
             or torch._C._functorch.is_functorch_wrapped_tensor(y)
         ):
             return False
-        assert self.traced is not None
-        self.pair = (x, y)
-        self.loop.see(x, y, make_data(self.traced, x.reshape(-1), y.reshape(-1)))
+        self.loop.see(x, y)
         return True
 
     def fresh_grads(self) -> None:

@@ -26,8 +26,9 @@ class Promise(NamedTuple):
 _promises: dict[int, Promise] = {}
 
 
-def _forget(key: int, _: weakref.ref) -> None:
+def _forget(key: int, _: Any = None) -> None:
     _promises.pop(key, None)
+    _C.end_promise(key)
 
 
 def static(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,7 +60,7 @@ def static(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
             t.data_ptr(),
             t.shape,
         )
-    _C.next_generation()
+        _C.promise(t)
     return x, y
 
 
@@ -75,7 +76,7 @@ def _kept(t: torch.Tensor) -> bool:
     ):
         return True
     logger.info("pf.static: the data was changed in place; the promise is void")
-    del _promises[id(t)]
+    _forget(id(t))
     return False
 
 
