@@ -80,6 +80,8 @@ Array as_array(const double* values, py::ssize_t n) { return Array(n, values); }
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  pf::Torch::find();
+  pf::passes();
   m.attr("MAX_TERMS") = pf::kMaxTerms;
   m.def("isa", [] { return pf::passes().isa; });
   m.def("noop", [] {});
@@ -132,7 +134,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("next_generation", &pf::next_generation);
   m.def("promise", &pf::promise);
   m.def("end_promise", &pf::end_promise);
-  m.def("clear_grads", [](py::list param_groups) { pf::clear_grads(param_groups.ptr()); });
+  m.def("clear_grads", [](py::handle groups) { return pf::clear_grads(groups.ptr()); });
 
   py::class_<pf::Forward>(m, "Forward", collected<pf::Forward>())
       .def(py::init<size_t>())
@@ -150,7 +152,7 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<pf::Objective>(m, "Objective", collected<pf::Objective>())
       .def(py::init([](const py::object& forward, py::object y, long y_version, bool mean) {
-        auto* objective = new pf::Objective;
+        auto objective = std::make_unique<pf::Objective>();
         objective->forward_object = forward;
         objective->forward = forward.cast<pf::Forward*>();
         objective->y = std::move(y);
@@ -174,6 +176,7 @@ PYBIND11_MODULE(_C, m) {
            }),
            py::keep_alive<1, 2>())
       .def("unchanged", &pf::Loop::unchanged)
+      .def("as_trainable", &pf::Loop::as_trainable)
       .def("snapshot",
            [](const pf::Loop& loop, py::ssize_t n_params) {
              Array params(n_params);
@@ -217,6 +220,7 @@ PYBIND11_MODULE(_C, m) {
       .def("see_criterion", &pf::Loop::see_criterion)
       .def("offer", [](const py::object& self) { self.cast<const pf::Loop&>().offer(self); });
 
+  m.def("unpool", &pf::Loop::unpool);
   m.def("declare_module", &pf::Loop::declare_module);
   m.def("declare_optimizer", &pf::Loop::declare_optimizer);
 

@@ -2,6 +2,7 @@
 
 #include <structmember.h>
 
+#include <type_traits>
 #include <unordered_map>
 #include <utility>
 
@@ -50,26 +51,24 @@ Loop* loop_of(PyObject* object) {
   return caster.load(object, false) ? static_cast<Loop*>(caster.value) : nullptr;
 }
 
-PyObject* imported(const char* module, const char* name) {
-  return py::object(py::module_::import(module).attr(name)).release().ptr();
+bool answers_true(const py::object& function) {
+  return py::reinterpret_steal<py::object>(PyObject_CallNoArgs(function.ptr())).is(py::bool_(true));
 }
 
-bool grad_enabled() {
-  static PyObject* is_grad_enabled = imported("torch._C", "is_grad_enabled");
-  const auto enabled = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(is_grad_enabled));
-  return enabled.ptr() == Py_True;
+bool answers_zero(const py::object& function) {
+  const auto answer = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(function.ptr()));
+  return answer && PyLong_AsLong(answer.ptr()) == 0;
 }
 
-bool inside_ddp() {
-  static PyObject* ddp = imported("torch.nn.parallel", "DistributedDataParallel");
-  static PyObject* name = PyUnicode_InternFromString("_active_ddp_module");
-  const auto active = py::reinterpret_steal<py::object>(PyObject_GetAttr(ddp, name));
-  return active.ptr() != Py_None;
-}
-
-int torch_threads() {
-  static PyObject* get_num_threads = imported("torch", "get_num_threads");
-  return py::reinterpret_borrow<py::object>(get_num_threads)().cast<int>();
+// Whether gradients are recorded, and nothing looks on at torch's functions.
+bool undisturbed() {
+  const Torch& names = torch();
+  if (!answers_true(names.is_grad_enabled) || !answers_zero(names.function_modes) ||
+      !answers_zero(names.dispatch_modes))
+    return false;
+  const auto active = py::reinterpret_steal<py::object>(
+      PyObject_GetAttr(names.distributed.ptr(), names.active_ddp_module.ptr()));
+  return active.is_none();
 }
 
 }  // namespace
@@ -111,25 +110,56 @@ void Loop::begin(Forward& forward, py::object x) const {
   snapshot(forward.params.data());
 }
 
+template <class Record>
+void Loop::add(Pool<Record>& pool, py::handle self, py::object wrapper, const py::object& record) {
+  if (pool.size() == kPoolSize) {  // somebody keeps all of them, the first for longest
+    origins.erase(pool.front().wrapper.ptr());
+    pool.erase(pool.begin());
+  }
+  auto* known = record.cast<Record*>();
+  Origin origin{self.ptr(), this, nullptr, nullptr};
+  if constexpr (std::is_same_v<Record, Forward>)
+    origin.forward = known;
+  else
+    origin.objective = known;
+  origins[wrapper.ptr()] = origin;
+  pool.push_back({std::move(wrapper), record, known});
+}
+
 void Loop::pool_prediction(py::handle self, py::object wrapper, const py::object& record) {
-  if (predictions_.size() == kPoolSize) return;
-  predictions_.push_back({wrapper, record, record.cast<Forward*>()});
-  origins[wrapper.ptr()] = {self.ptr(), this, predictions_.back().record, nullptr};
+  add(predictions_, self, std::move(wrapper), record);
 }
 
 void Loop::pool_loss(py::handle self, py::object wrapper, const py::object& record) {
-  if (losses_.size() == kPoolSize) return;
-  losses_.push_back({wrapper, record, record.cast<Objective*>()});
-  origins[wrapper.ptr()] = {self.ptr(), this, nullptr, losses_.back().record};
+  add(losses_, self, std::move(wrapper), record);
+}
+
+void Loop::unpool(py::handle wrapper) {
+  const auto found = origins.find(wrapper.ptr());
+  if (found == origins.end()) return;
+  Loop& loop = *found->second.loop;
+  origins.erase(found);
+  const auto drop = [&](auto& pool) {
+    for (auto p = pool.begin(); p != pool.end(); ++p)
+      if (p->wrapper.is(wrapper)) return void(pool.erase(p));
+  };
+  drop(loop.predictions_);
+  drop(loop.losses_);
 }
 
 template <class Record>
 const Loop::Pooled<Record>* Loop::unheld(const Pool<Record>& pool) {
-  for (const auto& pooled : pool)
-    if (pooled.wrapper.ref_count() == 1 &&      // the pool's
-        pooled.record_object.ref_count() == 2)  // the pool's and the wrapper's
-      return &pooled;
-  return nullptr;
+  const Pooled<Record>* found = nullptr;
+  for (const auto& pooled : pool) {
+    if (pooled.wrapper.ref_count() != 1 ||      // the pool's
+        pooled.record_object.ref_count() != 2)  // the pool's and the wrapper's
+      continue;
+    if (found)
+      pooled.record->clear();  // lets go of its data
+    else
+      found = &pooled;
+  }
+  return found;
 }
 
 void Loop::see_criterion(py::object criterion, const py::list& watched, bool mean) {
@@ -140,7 +170,8 @@ void Loop::see_criterion(py::object criterion, const py::list& watched, bool mea
 
 void Loop::offer(py::handle self) const {
   if (!computed_ || owner_.is_none()) return;
-  PyObject* pending = pending_slot.get(owner_().ptr());
+  PyObject* owner = referent(owner_.ptr());
+  PyObject* pending = owner ? pending_slot.get(owner) : nullptr;
   if (!pending) return;
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(pending); ++i)
     if (PyList_GET_ITEM(pending, i) == self.ptr()) return;
@@ -157,7 +188,7 @@ void Loop::declare_optimizer(const py::type& optimizer) {
 PyObject* Loop::predict(PyObject* const* args, size_t n_args) {
   if (n_args != 2) return nullptr;
   Loop* loop = loop_of(loop_slot.get(args[0]));
-  if (!loop || !loop->unchanged() || !grad_enabled() || inside_ddp() ||
+  if (!loop || !loop->unchanged() || !undisturbed() ||
       !(loop->sees(args[1]) || loop->adopt(args[1])))
     return nullptr;
   const auto* pooled = unheld(loop->predictions_);
@@ -173,9 +204,8 @@ PyObject* Loop::objective(PyObject* const* args, size_t n_args) {
   if (!origin || !origin->forward) return nullptr;
   Loop* loop = origin->loop;
   Forward* forward = origin->forward;
-  if (!loop->sees_criterion(args[0]) || !loop->x_.tensor().is(forward->x) ||
-      !forward->untouched() || !grad_enabled() ||
-      !(loop->sees_target(args[2]) || loop->adopt_target(args[2])))
+  if (!loop->sees_criterion(args[0]) || !loop->x_.is(forward->x.ptr()) || !forward->untouched() ||
+      !undisturbed() || !(loop->sees_target(args[2]) || loop->adopt_target(args[2])))
     return nullptr;
   const auto* pooled = unheld(loop->losses_);
   if (!pooled) return nullptr;
@@ -196,10 +226,10 @@ PyObject* Loop::objective(PyObject* const* args, size_t n_args) {
 // optimizer.zero_grad()
 PyObject* Loop::zero_grad(PyObject* const* args, size_t n_args) {
   if (n_args != 1 || !pending_slot.get(args[0])) return nullptr;
-  static PyObject* name = PyUnicode_InternFromString("param_groups");
-  const auto groups = py::reinterpret_steal<py::object>(PyObject_GetAttr(args[0], name));
+  const auto groups =
+      py::reinterpret_steal<py::object>(PyObject_GetAttr(args[0], torch().param_groups.ptr()));
   if (!groups) throw py::error_already_set();
-  clear_grads(groups.ptr());
+  if (!clear_grads(groups.ptr())) return nullptr;
   Py_RETURN_NONE;
 }
 
@@ -211,15 +241,16 @@ PyObject* Loop::backward(PyObject* const* args, size_t n_args) {
   Loop* loop = origin->loop;
   Objective& objective = *origin->objective;
   Forward& forward = *objective.forward;
-  if (objective.freed || forward.freed || !objective.real.is_none() || !forward.untouched() ||
-      !loop->sees(forward.x.ptr()) || !loop->sees_target(objective.y.ptr()) ||
-      version_of(forward.x.ptr()) != forward.x_version ||
+  if (!loop->as_trainable() || objective.freed || forward.freed || !objective.real.is_none() ||
+      !forward.untouched() || !loop->sees(forward.x.ptr()) ||
+      !loop->sees_target(objective.y.ptr()) || version_of(forward.x.ptr()) != forward.x_version ||
       version_of(objective.y.ptr()) != objective.y_version)
     return nullptr;
   if (!loop->holds(objective)) {
     if (!loop->bound_to(nullptr) || !loop->settled(forward.x_version, objective.y_version))
       return nullptr;
-    loop->launch(objective, loop->data_.n < 4096 ? 1 : torch_threads());
+    loop->launch(objective,
+                 loop->data_.n < kLongLaunch ? 1 : torch().get_num_threads().cast<int>());
   }
   if (loop->give_grads() != kGiven) return nullptr;
   loop->offer(origin->loop_object);
@@ -247,14 +278,25 @@ py::object Loop::fast(const std::string& name, py::object method) {
   return make_fast(answers.at(name), std::move(method));
 }
 
-void clear_grads(PyObject* param_groups) {
-  static const TensorAttribute grad("grad");
-  static PyObject* params = PyUnicode_InternFromString("params");
+bool clear_grads(PyObject* param_groups) {
+  auto* base = reinterpret_cast<PyTypeObject*>(torch().tensor_base.ptr());
+  const auto params_of = [](PyObject* group) {
+    PyObject* list = PyDict_Check(group) ? PyDict_GetItem(group, torch().params.ptr()) : nullptr;
+    return list && PyList_Check(list) ? list : nullptr;
+  };
+  if (!PyList_Check(param_groups)) return false;
   for (py::handle group : py::reinterpret_borrow<py::list>(param_groups)) {
-    PyObject* list = PyDict_GetItem(group.ptr(), params);
-    for (Py_ssize_t i = 0; list && i < PyList_Size(list); ++i)
-      grad.set(PyList_GetItem(list, i), Py_None);
+    PyObject* list = params_of(group.ptr());
+    if (!list) return false;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i)
+      if (!PyObject_TypeCheck(PyList_GET_ITEM(list, i), base)) return false;
   }
+  for (py::handle group : py::reinterpret_borrow<py::list>(param_groups)) {
+    PyObject* list = params_of(group.ptr());
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i)
+      torch().grad.set(PyList_GET_ITEM(list, i), Py_None);
+  }
+  return true;
 }
 
 }  // namespace polyfuse

@@ -24,6 +24,7 @@ class Loop : public Step {
   }
   // The criterion that Python has found to be squared error; `watched` is what that rests on.
   void see_criterion(py::object criterion, const py::list& watched, bool mean);
+  static void unpool(py::handle wrapper);  // it is never handed out again
   // Lists the step with the owner's pending ones, where backward has computed its update.
   void offer(py::handle self) const;
 
@@ -42,6 +43,8 @@ class Loop : public Step {
   using Pool = std::vector<Pooled<Record>>;
   void forget();
   template <class Record>
+  void add(Pool<Record>& pool, py::handle self, py::object wrapper, const py::object& record);
+  template <class Record>
   static const Pooled<Record>* unheld(const Pool<Record>& pool);
 
   static PyObject* predict(PyObject* const* args, size_t n_args);
@@ -57,6 +60,6 @@ class Loop : public Step {
   bool mean_ = true;
 };
 
-void clear_grads(PyObject* param_groups);  // p.grad = None
+bool clear_grads(PyObject* param_groups);  // p.grad = None; false for odd groups, left alone
 
 }  // namespace polyfuse

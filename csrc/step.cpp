@@ -12,52 +12,26 @@ namespace {
 int64_t n_launches = 0, n_generations = 0;
 std::unordered_set<PyObject*> promised;
 
-const TensorAttribute& grad_of() {
-  static const TensorAttribute grad("grad");
-  return grad;
-}
-
-PyObject* torch_function(const char* name) {
-  return py::object(py::module_::import("torch._C").attr(name)).release().ptr();
-}
-
 long number(PyObject* result) {
   const auto value = py::reinterpret_steal<py::object>(result);
   if (!value) throw py::error_already_set();
   return PyLong_AsLong(value.ptr());
 }
 
-bool refers_to(PyObject* weak, PyObject* object) {
-#if PY_VERSION_HEX >= 0x030D0000
-  PyObject* referent;
-  if (PyWeakref_GetRef(weak, &referent) <= 0) return false;
-  Py_DECREF(referent);
-  return referent == object;
-#else
-  return PyWeakref_GetObject(weak) == object;
-#endif
-}
-
 // A tensor of torch's own class, without gradient and with a version.
 bool is_plain(PyObject* tensor) {
-  static PyObject* type = py::object(py::module_::import("torch").attr("Tensor")).release().ptr();
-  static const TensorAttribute requires_grad("requires_grad");
-  static const TensorMethod is_inference("is_inference");
-  return reinterpret_cast<PyObject*>(Py_TYPE(tensor)) == type &&
-         requires_grad.is(tensor, Py_False) && is_inference.call(tensor).ptr() == Py_False;
+  return reinterpret_cast<PyObject*>(Py_TYPE(tensor)) == torch().tensor.ptr() &&
+         torch().requires_grad.is(tensor, Py_False) &&
+         torch().is_inference.call(tensor).is(py::bool_(false)) &&
+         torch().is_neg.call(tensor).is(py::bool_(false));
 }
 
-// Whether something is active that changes what torch's functions do, or looks on.
-bool intercepted() {
-  static PyObject* tracing_state = torch_function("_get_tracing_state");
-  static PyObject* function_modes = torch_function("_len_torch_function_stack");
-  static PyObject* dispatch_modes = torch_function("_len_torch_dispatch_stack");
-  static PyObject* is_autocast_enabled = torch_function("is_autocast_enabled");
-  static PyObject* cpu = PyUnicode_InternFromString("cpu");
-  const auto tracing = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(tracing_state));
-  return !tracing.is_none() || number(PyObject_CallNoArgs(function_modes)) ||
-         number(PyObject_CallNoArgs(dispatch_modes)) ||
-         number(PyObject_CallOneArg(is_autocast_enabled, cpu));
+// Whether torch's operations are being recorded, or compute in other types.
+bool recorded() {
+  const auto state =
+      py::reinterpret_steal<py::object>(PyObject_CallNoArgs(torch().tracing_state.ptr()));
+  return !state.is_none() ||
+         number(PyObject_CallOneArg(torch().is_autocast_enabled.ptr(), torch().cpu.ptr()));
 }
 
 uint64_t bits_of(double value) {
@@ -128,7 +102,10 @@ int Forward::visit(visitproc visit, void* arg) const {
   return 0;
 }
 
-void Forward::clear() { x = plain = real = py::none(); }
+void Forward::clear() {
+  for (py::object* object : {&x, &plain, &real})
+    if (!object->is_none()) *object = py::none();
+}
 
 int Objective::visit(visitproc visit, void* arg) const {
   for (const py::object* object : {&forward_object, &y, &real}) Py_VISIT(object->ptr());
@@ -137,7 +114,8 @@ int Objective::visit(visitproc visit, void* arg) const {
 
 void Objective::clear() {
   forward = nullptr;
-  forward_object = y = real = py::none();
+  for (py::object* object : {&forward_object, &y, &real})
+    if (!object->is_none()) *object = py::none();
 }
 
 Step::Step(Plan& plan, const py::tuple& tensors, const py::list& slots, Dtype dtype,
@@ -152,7 +130,7 @@ Step::Step(Plan& plan, const py::tuple& tensors, const py::list& slots, Dtype dt
     const auto [tensor, element] = s.cast<std::pair<int, int64_t>>();
     slots_.push_back({tensor, element});
   }
-  param_at_ = addresses(tensors_);
+  param_at_ = layouts(tensors_);
   const size_t n = slots_.size();
   params_.resize(n), grad_.resize(n), next_.resize(n), momentum_.resize(n),
       next_momentum_.resize(n);
@@ -165,8 +143,6 @@ int Step::visit(visitproc visit, void* arg) const {
     if (const int stop = visit_all(*objects, visit, arg)) return stop;
   for (const Watch* watch : {&module_watch_, &owner_watch_})
     if (const int stop = watch->visit(visit, arg)) return stop;
-  for (const Seen* seen : {&x_, &y_})
-    if (const int stop = seen->visit(visit, arg)) return stop;
   return 0;
 }
 
@@ -179,10 +155,11 @@ void Step::clear() {
   owner_ = moved_ = py::none();
 }
 
-std::vector<char*> Step::addresses(const std::vector<py::object>& tensors) const {
-  std::vector<char*> result;
+std::vector<Layout> Step::layouts(const std::vector<py::object>& tensors) {
+  std::vector<Layout> result;
   result.reserve(tensors.size());
-  for (const py::object& t : tensors) result.push_back(t.is_none() ? nullptr : address_of(t.ptr()));
+  for (const py::object& t : tensors)
+    result.push_back(t.is_none() ? Layout{} : Layout::of(t.ptr()));
   return result;
 }
 
@@ -202,22 +179,26 @@ void Step::write(void* base, int64_t element, double value) const {
 
 bool Step::unchanged() const {
   if (!alive_ || !module_watch_.unchanged()) return false;
-  static const TensorAttribute requires_grad("requires_grad");
-  for (size_t t = 0; t < tensors_.size(); ++t) {
-    if (address_of(tensors_[t].ptr()) != param_at_[t]) return false;
-    if (!requires_grad.is(tensors_[t].ptr(), trainable_[t] ? Py_True : Py_False)) return false;
-  }
+  for (size_t t = 0; t < tensors_.size(); ++t)
+    if (!param_at_[t].still_that_of(tensors_[t].ptr())) return false;
+  return as_trainable();
+}
+
+bool Step::as_trainable() const {
+  for (size_t t = 0; t < tensors_.size(); ++t)
+    if (!torch().requires_grad.is(tensors_[t].ptr(), trainable_[t] ? Py_True : Py_False))
+      return false;
   return true;
 }
 
 void Step::snapshot(double* params) const {
   for (size_t i = 0; i < slots_.size(); ++i)
-    params[i] = read(param_at_[slots_[i].tensor], slots_[i].element);
+    params[i] = read(param_at_[slots_[i].tensor].address, slots_[i].element);
 }
 
 void Step::store(const py::array_t<double>& params) {
   for (size_t i = 0; i < slots_.size(); ++i)
-    write(param_at_[slots_[i].tensor], slots_[i].element, params.data()[i]);
+    write(param_at_[slots_[i].tensor].address, slots_[i].element, params.data()[i]);
 }
 
 // -- the data
@@ -238,15 +219,16 @@ void Step::see(const py::object& x, const py::object& y) {
 }
 
 bool Step::adopt(PyObject* x) {
-  if (!is_plain(x) || !Layout::of_any(x).serves_as(x_.layout()) || intercepted()) return false;
+  if (!is_plain(x) || !Layout::of_any(x).serves_as(x_.layout()) || recorded()) return false;
   see(py::reinterpret_borrow<py::object>(x), py::none());
   return true;
 }
 
 bool Step::adopt_target(PyObject* y) {
+  if (!x_.tensor()) return false;
   const Layout layout = is_plain(y) ? Layout::of_any(y) : Layout{};
   if (!layout.serves_as(x_.layout()) || !layout.same_shape(x_.layout())) return false;
-  see(x_.tensor(), py::reinterpret_borrow<py::object>(y));
+  see(py::reinterpret_borrow<py::object>(x_.tensor()), py::reinterpret_borrow<py::object>(y));
   return true;
 }
 
@@ -259,7 +241,7 @@ void Step::settle(std::optional<Moments> moments, long x_version, long y_version
 
 bool Step::settled(long x_version, long y_version) const {
   if (moments_) return moments_x_version_ == x_version && moments_y_version_ == y_version;
-  return settled_ || !promised.count(x_.tensor().ptr()) || !promised.count(y_.tensor().ptr());
+  return settled_ || !promised.count(x_.tensor()) || !promised.count(y_.tensor());
 }
 
 // -- the optimizer
@@ -270,14 +252,15 @@ void Step::bind(const py::object& owner, bool found, const py::list& watched, co
   found_ = found;
   owner_watch_ = Watch(watched);
   momentum_tensors_.assign(tensors_.size(), py::none());
-  py::list moved = held;
+  py::list moved;
+  for (py::handle tensor : held) moved.append(tensor);
   for (size_t i = 0; i < momentum.size(); ++i) {
     if (!momentum[i].is_none()) moved.append(momentum[i]);
     for (size_t t = 0; t < tensors_.size(); ++t)
       if (tensors_[t].is(held[i])) momentum_tensors_[t] = momentum[i];
   }
   moved_ = std::move(moved);
-  momentum_at_ = addresses(momentum_tensors_);
+  momentum_at_ = layouts(momentum_tensors_);
   updates_ = updates;
   covers_owner_ = covers_owner;
   generation_ = generation();
@@ -285,13 +268,14 @@ void Step::bind(const py::object& owner, bool found, const py::list& watched, co
 
 bool Step::bound_to(PyObject* owner) const {
   if (owner) {
-    if (owner_.is_none() || !refers_to(owner_.ptr(), owner)) return false;
+    if (owner_.is_none() || referent(owner_.ptr()) != owner) return false;
   } else if (!found_ || generation_ != generation()) {
     return false;
   }
   if (!owner_watch_.unchanged()) return false;
   for (size_t t = 0; t < momentum_tensors_.size(); ++t)
-    if (momentum_at_[t] && address_of(momentum_tensors_[t].ptr()) != momentum_at_[t]) return false;
+    if (momentum_at_[t].address && !(momentum_at_[t].still_that_of(momentum_tensors_[t].ptr())))
+      return false;
   return true;
 }
 
@@ -305,11 +289,15 @@ void Step::launch(Objective& objective, int threads) {
   const Moments* moments = moments_ ? &*moments_ : nullptr;
   const Forward& forward = *objective.forward;
   double loss;
-  if (moments || data_.n < 4096) {
+  if (moments || data_.n < kLongLaunch) {
     loss = polyfuse::objective(problem, moments, forward.params.data(), grad_.data());
   } else {
-    py::gil_scoped_release release;
-    loss = polyfuse::objective(problem, nullptr, forward.params.data(), grad_.data());
+    std::vector<double> grad(grad_.size());  // other threads may launch meanwhile
+    {
+      py::gil_scoped_release release;
+      loss = polyfuse::objective(problem, nullptr, forward.params.data(), grad.data());
+    }
+    grad_ = std::move(grad);
   }
   count_launch();
   if (dtype_ == Dtype::Float32) {
@@ -322,14 +310,15 @@ void Step::launch(Objective& objective, int threads) {
   computed_ = updates_;
   if (!updates_) return;
   for (size_t i = 0; i < slots_.size(); ++i)
-    if (const char* at = momentum_at_[slots_[i].tensor]) momentum_[i] = read(at, slots_[i].element);
+    if (const char* at = momentum_at_[slots_[i].tensor].address)
+      momentum_[i] = read(at, slots_[i].element);
   update();
 }
 
 // next_ and next_momentum_ from params_, grad_ and momentum_, in the precision of the parameters.
 void Step::update() {
   for (size_t i = 0; i < slots_.size(); ++i) {
-    const bool first = !momentum_at_[slots_[i].tensor];
+    const bool first = !momentum_at_[slots_[i].tensor].address;
     const auto in = [&](auto p, auto g, auto b) {
       Sgd::update(plan_.rule[i], p, g, b, first);
       next_[i] = p;
@@ -343,10 +332,9 @@ void Step::update() {
 }
 
 bool Step::hooked() const {
-  static const TensorAttribute backward_hooks("_backward_hooks"),
-      accumulate_hooks("_post_accumulate_grad_hooks");
   for (const py::object& tensor : tensors_)
-    if (!backward_hooks.is(tensor.ptr(), Py_None) || !accumulate_hooks.is(tensor.ptr(), Py_None))
+    if (!torch().backward_hooks.is(tensor.ptr(), Py_None) ||
+        !torch().accumulate_hooks.is(tensor.ptr(), Py_None))
       return true;
   return false;
 }
@@ -354,25 +342,25 @@ bool Step::hooked() const {
 void Step::set_grads(const py::tuple& grads, uintptr_t storage, long uses) {
   grads_.clear();
   for (py::handle g : grads) grads_.push_back(py::reinterpret_borrow<py::object>(g));
-  grad_at_ = addresses(grads_);
+  grad_at_ = layouts(grads_);
   storage_ = py::int_(storage);
   uses_ = uses;
 }
 
 bool Step::grads_are_free() const {
-  static const TensorMethod use_count("_use_count");
-  static PyObject* storage_use_count = torch_function("_storage_Use_Count");
-  for (const py::object& g : grads_) {
-    if (g.ref_count() != 1) return false;
-    if (PyLong_AsLong(use_count.call(g.ptr()).ptr()) != 1) return false;
+  for (size_t t = 0; t < grads_.size(); ++t) {
+    const py::object& g = grads_[t];
+    if (g.ref_count() != 1 || !grad_at_[t].still_that_of(g.ptr())) return false;
+    if (PyLong_AsLong(torch().use_count.call(g.ptr()).ptr()) != 1) return false;
   }
-  return !grads_.empty() && number(PyObject_CallOneArg(storage_use_count, storage_.ptr())) == uses_;
+  return !grads_.empty() &&
+         number(PyObject_CallOneArg(torch().storage_use_count.ptr(), storage_.ptr())) == uses_;
 }
 
 int Step::give_grads() {
   if (hooked()) return kHooked;
   for (const py::object& tensor : tensors_)
-    if (!grad_of().is(tensor.ptr(), Py_None)) return kAccumulate;
+    if (!torch().grad.is(tensor.ptr(), Py_None)) return kAccumulate;
   if (!grads_are_free()) return kHeld;
   set_grads_to(grad_.data());
   return kGiven;
@@ -380,7 +368,7 @@ int Step::give_grads() {
 
 bool Step::replace_grads(const py::array_t<double>& values) {
   for (size_t t = 0; t < tensors_.size(); ++t)
-    if (trainable_[t]) grad_of().set(tensors_[t].ptr(), Py_None);
+    if (trainable_[t]) torch().grad.set(tensors_[t].ptr(), Py_None);
   if (!grads_are_free()) return false;
   set_grads_to(values.data());
   return true;
@@ -388,9 +376,9 @@ bool Step::replace_grads(const py::array_t<double>& values) {
 
 void Step::set_grads_to(const double* values) {
   for (size_t i = 0; i < slots_.size(); ++i)
-    write(grad_at_[slots_[i].tensor], slots_[i].element, values[i]);
+    write(grad_at_[slots_[i].tensor].address, slots_[i].element, values[i]);
   for (size_t t = 0; t < tensors_.size(); ++t)
-    if (trainable_[t]) grad_of().set(tensors_[t].ptr(), grads_[t].ptr());
+    if (trainable_[t]) torch().grad.set(tensors_[t].ptr(), grads_[t].ptr());
 }
 
 py::array_t<double> Step::grads() const {
@@ -401,10 +389,10 @@ bool Step::install(PyObject* owner) {
   if (!computed_ || !bound_to(owner) || grads_.empty()) return false;
   computed_ = false;
   for (size_t t = 0; t < tensors_.size(); ++t) {
-    if (address_of(tensors_[t].ptr()) != param_at_[t]) return false;
+    if (!param_at_[t].still_that_of(tensors_[t].ptr())) return false;
     if (!trainable_[t]) continue;
-    if (!grad_of().is(tensors_[t].ptr(), grads_[t].ptr())) return false;
-    if (address_of(grads_[t].ptr()) != grad_at_[t]) return false;
+    if (!torch().grad.is(tensors_[t].ptr(), grads_[t].ptr())) return false;
+    if (!grad_at_[t].still_that_of(grads_[t].ptr())) return false;
   }
   bool same = true;
   const auto refresh = [&](double& was, double is) {
@@ -413,9 +401,11 @@ bool Step::install(PyObject* owner) {
   };
   for (size_t i = 0; i < slots_.size(); ++i) {
     const Slot slot = slots_[i];
-    refresh(params_[i], read(param_at_[slot.tensor], slot.element));
-    if (trainable_[slot.tensor]) refresh(grad_[i], read(grad_at_[slot.tensor], slot.element));
-    if (const char* at = momentum_at_[slot.tensor]) refresh(momentum_[i], read(at, slot.element));
+    refresh(params_[i], read(param_at_[slot.tensor].address, slot.element));
+    if (trainable_[slot.tensor])
+      refresh(grad_[i], read(grad_at_[slot.tensor].address, slot.element));
+    if (const char* at = momentum_at_[slot.tensor].address)
+      refresh(momentum_[i], read(at, slot.element));
   }
   if (!same) {
     count_launch();
@@ -425,12 +415,11 @@ bool Step::install(PyObject* owner) {
   for (size_t i = 0; i < slots_.size(); ++i) {
     const Slot slot = slots_[i];
     if (!plan_.rule[i].owned) continue;
-    write(param_at_[slot.tensor], slot.element, next_[i]);
-    if (char* at = momentum_at_[slot.tensor]) write(at, slot.element, next_momentum_[i]);
+    write(param_at_[slot.tensor].address, slot.element, next_[i]);
+    if (char* at = momentum_at_[slot.tensor].address) write(at, slot.element, next_momentum_[i]);
   }
-  static PyObject* increment_version = torch_function("_increment_version");
-  const auto done =
-      py::reinterpret_steal<py::object>(PyObject_CallOneArg(increment_version, moved_.ptr()));
+  const auto done = py::reinterpret_steal<py::object>(
+      PyObject_CallOneArg(torch().increment_version.ptr(), moved_.ptr()));
   if (!done) throw py::error_already_set();
   return true;
 }

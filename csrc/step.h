@@ -23,6 +23,8 @@ struct Plan {
   std::vector<SgdOptions> rule;
   Problem problem;
 
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
   Plan(int n_params, int n_coefficients, const py::list& terms, double shift, double scale);
   void set_rule(const py::list& options);
 };
@@ -39,6 +41,9 @@ void next_generation();
 void promise(py::handle tensor);
 void end_promise(uintptr_t tensor);
 
+// From so many samples on, a launch lets other threads run meanwhile, and takes several itself.
+constexpr int64_t kLongLaunch = 4096;
+
 // Where each scalar parameter lies: tensor, and element of it.
 struct Slot {
   int tensor;
@@ -48,7 +53,7 @@ struct Slot {
 // One call model(x): the data, and the parameters as they were. Python's Forward adds the rest.
 struct Forward {
   std::vector<double> params;  // [P]
-  py::object x;
+  py::object x = py::none();
   long x_version = 0;
   py::object plain = py::none();  // the values, once somebody looked
   py::object real = py::none();   // the values with their graph
@@ -62,9 +67,9 @@ struct Forward {
 
 // One call criterion(model(x), y): its value once launched.
 struct Objective {
-  py::object forward_object;
+  py::object forward_object = py::none();
   Forward* forward = nullptr;
-  py::object y;
+  py::object y = py::none();
   long y_version = 0;
   bool mean = true;
   std::optional<double> value;
@@ -86,7 +91,8 @@ class Step {
 
   // The module.
   bool unchanged() const;
-  void snapshot(double* params) const;            // [P]
+  bool as_trainable() const;            // the parameters that need gradients are those that did
+  void snapshot(double* params) const;  // [P]
   void store(const py::array_t<double>& params);  // [P]
 
   // The data that Python has found acceptable; y may be None.
@@ -133,7 +139,7 @@ class Step {
   void set_grads_to(const double* values);
   double read(const void* base, int64_t element) const;
   void write(void* base, int64_t element, double value) const;
-  std::vector<char*> addresses(const std::vector<py::object>& tensors) const;
+  static std::vector<Layout> layouts(const std::vector<py::object>& tensors);
   void update();
 
   Plan& plan_;
@@ -142,7 +148,7 @@ class Step {
   bool alive_ = true;
 
   std::vector<py::object> tensors_, storages_;
-  std::vector<char*> param_at_;
+  std::vector<Layout> param_at_;
   std::vector<bool> trainable_;
   Watch module_watch_;
 
@@ -156,12 +162,12 @@ class Step {
   Watch owner_watch_;
   py::object moved_;  // tensors whose versions a step advances
   std::vector<py::object> momentum_tensors_;
-  std::vector<char*> momentum_at_;
+  std::vector<Layout> momentum_at_;
   bool covers_owner_ = false, updates_ = false, found_ = false;
   int64_t generation_ = -1;
 
   std::vector<py::object> grads_;
-  std::vector<char*> grad_at_;
+  std::vector<Layout> grad_at_;
   py::object storage_;
   long uses_ = 0;
 

@@ -33,8 +33,9 @@ struct DlExchange {
   void* current_stream;
 };
 
-const DlExchange* find_exchange() {
-  const py::object tensor = py::module_::import("torch").attr("Tensor");
+const Torch* found = nullptr;
+
+const DlExchange* find_exchange(const py::object& tensor) {
   const py::object capsule = py::getattr(tensor, "__dlpack_c_exchange_api__", py::none());
   if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
   const auto* exchange =
@@ -42,12 +43,26 @@ const DlExchange* find_exchange() {
   return exchange->header.version.major == 1 && exchange->tensor_from_object ? exchange : nullptr;
 }
 
+char* address_in(const DlTensor& tensor) {
+  return static_cast<char*>(tensor.data) + tensor.byte_offset;
+}
+
+uint64_t kind_of(const DlTensor& tensor) {
+  uint32_t dtype;
+  std::memcpy(&dtype, &tensor.dtype, sizeof dtype);
+  return static_cast<uint64_t>(tensor.device.type) << 32 | dtype;
+}
+
 bool describe(PyObject* tensor, DlTensor& out) {
-  static const DlExchange* exchange = find_exchange();
+  const auto* exchange = static_cast<const DlExchange*>(torch().exchange);
   if (!exchange) return false;
   if (exchange->tensor_from_object(tensor, &out) == 0) return true;
   PyErr_Clear();
   return false;
+}
+
+py::object interned(const char* text) {
+  return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(text));
 }
 
 py::object tensor_base() { return py::module_::import("torch._C").attr("TensorBase"); }
@@ -93,25 +108,45 @@ py::object TensorMethod::call(PyObject* tensor) const {
   return checked(function_ ? function_(tensor, nullptr) : PyObject_CallMethodNoArgs(tensor, name_));
 }
 
+const Torch& torch() { return *found; }
+
+void Torch::find() {
+  auto* names = new Torch;
+  const py::module_ torch = py::module_::import("torch"), c = py::module_::import("torch._C");
+  names->tensor = torch.attr("Tensor");
+  names->tensor_base = c.attr("TensorBase");
+  names->distributed = py::module_::import("torch.nn.parallel").attr("DistributedDataParallel");
+  names->active_ddp_module = interned("_active_ddp_module");
+  names->get_num_threads = torch.attr("get_num_threads");
+  names->cpu = interned("cpu");
+  names->params = interned("params");
+  names->param_groups = interned("param_groups");
+  names->is_grad_enabled = c.attr("is_grad_enabled");
+  names->is_autocast_enabled = c.attr("is_autocast_enabled");
+  names->tracing_state = c.attr("_get_tracing_state");
+  names->function_modes = c.attr("_len_torch_function_stack");
+  names->dispatch_modes = c.attr("_len_torch_dispatch_stack");
+  names->storage_use_count = c.attr("_storage_Use_Count");
+  names->increment_version = c.attr("_increment_version");
+  names->exchange = find_exchange(names->tensor);
+  found = names;
+}
+
 Layout Layout::of(PyObject* tensor) {
   Layout layout;
   DlTensor described;
   if (describe(tensor, described)) {
-    layout.address = static_cast<char*>(described.data) + described.byte_offset;
-    uint32_t dtype;
-    std::memcpy(&dtype, &described.dtype, sizeof dtype);
-    layout.kind = static_cast<uint64_t>(described.device.type) << 32 | dtype;
+    layout.address = address_in(described);
+    layout.kind = kind_of(described);
     if (described.ndim > kMaxDims) return layout;
     layout.n_dims = described.ndim;
     std::copy_n(described.shape, described.ndim, layout.shape);
     std::copy_n(described.strides, described.ndim, layout.stride);
     return layout;
   }
-  static const TensorAttribute dtype("dtype"), shape("shape");
-  static const TensorMethod stride("stride");
   layout.address = address_of(tensor);
-  layout.kind = reinterpret_cast<uintptr_t>(dtype.get(tensor).ptr());
-  const py::tuple sizes = shape.get(tensor), strides = stride.call(tensor);
+  layout.kind = reinterpret_cast<uintptr_t>(torch().dtype.get(tensor).ptr());
+  const py::tuple sizes = torch().shape.get(tensor), strides = torch().stride.call(tensor);
   if (sizes.size() > kMaxDims) return layout;
   layout.n_dims = static_cast<int>(sizes.size());
   for (int i = 0; i < layout.n_dims; ++i) {
@@ -127,6 +162,15 @@ Layout Layout::of_any(PyObject* tensor) {
   } catch (py::error_already_set&) {
     return {};
   }
+}
+
+bool Layout::still_that_of(PyObject* tensor) const {
+  DlTensor now;
+  if (!describe(tensor, now)) return of_any(tensor) == *this;
+  if (now.ndim != n_dims || address_in(now) != address || kind_of(now) != kind) return false;
+  for (int i = 0; i < n_dims; ++i)
+    if (now.shape[i] != shape[i] || now.strides[i] != stride[i]) return false;
+  return true;
 }
 
 int64_t Layout::numel() const {
@@ -156,15 +200,10 @@ bool Layout::operator==(const Layout& other) const {
 
 char* address_of(PyObject* tensor) {
   DlTensor described;
-  if (describe(tensor, described))
-    return static_cast<char*>(described.data) + described.byte_offset;
-  static const TensorMethod data_ptr("data_ptr");
-  return reinterpret_cast<char*>(PyLong_AsUnsignedLongLong(data_ptr.call(tensor).ptr()));
+  if (describe(tensor, described)) return address_in(described);
+  return reinterpret_cast<char*>(PyLong_AsUnsignedLongLong(torch().data_ptr.call(tensor).ptr()));
 }
 
-long version_of(PyObject* tensor) {
-  static const TensorAttribute version("_version");
-  return version.number(tensor);
-}
+long version_of(PyObject* tensor) { return torch().version.number(tensor); }
 
 }  // namespace polyfuse

@@ -32,6 +32,24 @@ class TensorMethod {
   PyCFunction function_ = nullptr;
 };
 
+// The names of torch that are read here. They are looked up when the module is imported: later, a
+// look-up could let another thread in, half-way.
+struct Torch {
+  TensorAttribute grad{"grad"}, requires_grad{"requires_grad"}, version{"_version"};
+  TensorAttribute dtype{"dtype"}, shape{"shape"}, backward_hooks{"_backward_hooks"};
+  TensorAttribute accumulate_hooks{"_post_accumulate_grad_hooks"};
+  TensorMethod stride{"stride"}, data_ptr{"data_ptr"}, use_count{"_use_count"};
+  TensorMethod is_inference{"is_inference"}, is_neg{"is_neg"};
+  py::object tensor, tensor_base, distributed, active_ddp_module, get_num_threads, cpu, params,
+      param_groups;
+  py::object is_grad_enabled, is_autocast_enabled, tracing_state, function_modes, dispatch_modes;
+  py::object storage_use_count, increment_version;
+  const void* exchange = nullptr;  // DLPack's, where torch has one
+
+  static void find();
+};
+const Torch& torch();
+
 // Where a tensor lies and how, through DLPack's exchange interface (torch 2.10 and later) or else
 // through attributes.
 struct Layout {
@@ -43,6 +61,7 @@ struct Layout {
 
   static Layout of(PyObject* tensor);
   static Layout of_any(PyObject* tensor);  // equal to no other where there is no memory to lie in
+  bool still_that_of(PyObject* tensor) const;
   int64_t numel() const;
   bool same_shape(const Layout& other) const;
   // Whether kernels that read the other read this: one stride, or none broken.

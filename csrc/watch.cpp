@@ -4,6 +4,18 @@
 
 namespace polyfuse {
 
+PyObject* referent(PyObject* weak) {
+#if PY_VERSION_HEX >= 0x030D0000
+  PyObject* object;
+  if (PyWeakref_GetRef(weak, &object) <= 0) return nullptr;
+  Py_DECREF(object);
+  return object;
+#else
+  PyObject* object = PyWeakref_GetObject(weak);
+  return object == Py_None ? nullptr : object;
+#endif
+}
+
 Watch::Watch(const py::list& things) {
   for (py::handle thing : things) {
     if (PyDict_Check(thing.ptr())) {
@@ -15,11 +27,15 @@ Watch::Watch(const py::list& things) {
       lists_.push_back({py::reinterpret_borrow<py::list>(thing), {}});
       for (py::handle item : lists_.back().list)
         lists_.back().items.push_back(py::reinterpret_borrow<py::object>(item));
+    } else if (py::hasattr(thing, "forward")) {
+      PyTypeObject* type = Py_TYPE(thing.ptr());
+      py::getattr(py::handle(reinterpret_cast<PyObject*>(type)), "forward");  // gives it a version
+      classes_.push_back({py::weakref(thing), type, type->tp_version_tag});
     } else {
-      char* address = address_of(thing.ptr());
+      const Layout layout = Layout::of(thing.ptr());
       const auto size = thing.attr("nbytes").cast<size_t>();
       values_.push_back({py::reinterpret_borrow<py::object>(thing), thing.attr("untyped_storage")(),
-                         address, std::string(address, size)});
+                         layout, std::string(layout.address, size)});
     }
   }
 }
@@ -41,6 +57,10 @@ bool Watch::Dict::unchanged() const {
 }
 
 bool Watch::unchanged() const {
+  for (const Class& c : classes_) {
+    PyObject* module = referent(c.module.ptr());
+    if (!module || Py_TYPE(module) != c.type || c.type->tp_version_tag != c.version) return false;
+  }
   for (const Dict& d : dicts_)
     if (!d.unchanged()) return false;
   for (const List& l : lists_) {
@@ -49,8 +69,8 @@ bool Watch::unchanged() const {
       if (PyList_GET_ITEM(l.list.ptr(), i) != l.items[i].ptr()) return false;
   }
   for (const Values& v : values_)
-    if (address_of(v.tensor.ptr()) != v.address ||
-        std::memcmp(v.address, v.bytes.data(), v.bytes.size()) != 0)
+    if (!v.layout.still_that_of(v.tensor.ptr()) ||
+        std::memcmp(v.layout.address, v.bytes.data(), v.bytes.size()) != 0)
       return false;
   return true;
 }
@@ -71,17 +91,11 @@ int Watch::visit(visitproc visit, void* arg) const {
   return 0;
 }
 
-Seen::Seen(py::object tensor) : tensor_(tensor), layout_(Layout::of(tensor.ptr())) {}
+Seen::Seen(const py::object& tensor)
+    : weak_(py::weakref(tensor)), layout_(Layout::of(tensor.ptr())) {}
 
 bool Seen::same(PyObject* tensor) const {
-  static const TensorAttribute requires_grad("requires_grad");
-  return tensor == tensor_.ptr() && Layout::of_any(tensor) == layout_ &&
-         requires_grad.is(tensor, Py_False);
-}
-
-int Seen::visit(visitproc visit, void* arg) const {
-  Py_VISIT(tensor_.ptr());
-  return 0;
+  return is(tensor) && layout_.still_that_of(tensor) && torch().requires_grad.is(tensor, Py_False);
 }
 
 }  // namespace polyfuse

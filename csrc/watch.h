@@ -9,8 +9,10 @@
 
 namespace polyfuse {
 
-// Dictionaries and lists whose entries must stay the very same objects, and small contiguous CPU
-// tensors whose values must stay the same.
+PyObject* referent(PyObject* weak);  // borrowed; null where it is gone
+
+// Dictionaries and lists whose entries must stay the very same objects, small contiguous CPU
+// tensors whose values must stay the same, and modules whose class must stay as it is.
 class Watch {
  public:
   Watch() = default;
@@ -31,26 +33,33 @@ class Watch {
   };
   struct Values {
     py::object tensor, storage;
-    char* address;
+    Layout layout;
     std::string bytes;
   };
+  struct Class {
+    py::object module;  // weak reference
+    PyTypeObject* type;
+    unsigned int version;
+  };
+  std::vector<Class> classes_;
   std::vector<Dict> dicts_;
   std::vector<List> lists_;
   std::vector<Values> values_;
 };
 
-// One tensor whose memory, shape, strides and dtype must stay; its values may change.
+// One tensor whose memory, shape, strides and dtype must stay; its values may change. It is not
+// kept alive.
 class Seen {
  public:
   Seen() = default;
-  explicit Seen(py::object tensor);
+  explicit Seen(const py::object& tensor);
+  bool is(PyObject* tensor) const { return weak_ && referent(weak_.ptr()) == tensor; }
   bool same(PyObject* tensor) const;
-  const py::object& tensor() const { return tensor_; }
+  PyObject* tensor() const { return weak_ ? referent(weak_.ptr()) : nullptr; }
   const Layout& layout() const { return layout_; }
-  int visit(visitproc visit, void* arg) const;
 
  private:
-  py::object tensor_;
+  py::object weak_;
   Layout layout_;
 };
 

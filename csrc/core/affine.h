@@ -4,6 +4,8 @@
 
 #include <vector>
 
+#include "macros.h"
+
 namespace polyfuse {
 inline namespace PF_ISA {
 

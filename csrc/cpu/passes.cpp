@@ -66,7 +66,7 @@ PF_INLINE void for_each_pack_of(const Data& data, int64_t begin, int64_t end, Bo
     const double shift = data.shift, scale = data.scale;
     for (; i + kLanes <= end; i += kLanes) {
       __builtin_prefetch(reinterpret_cast<const char*>(xs + i) + kPrefetch);
-      __builtin_prefetch(reinterpret_cast<const char*>(ys + i) + kPrefetch);
+      if (ys) __builtin_prefetch(reinterpret_cast<const char*>(ys + i) + kPrefetch);
       body((Pack::load(xs + i) - shift) * scale, ys ? Pack::load(ys + i) : Pack{},
            std::true_type{});
     }

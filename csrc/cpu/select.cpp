@@ -1,6 +1,7 @@
-// Picks the instruction set at run time. POLYFUSE_ISA=baseline|avx2 narrows it, for tests.
+// Picks the instruction set at run time. POLYFUSE_ISA=baseline|avx2|avx512 narrows it, for tests.
 #include <cstdlib>
-#include <cstring>
+#include <stdexcept>
+#include <string>
 
 #include "passes.h"
 
@@ -8,15 +9,17 @@ namespace polyfuse {
 namespace {
 
 const Passes& choose() {
+  const char* variable = std::getenv("POLYFUSE_ISA");
+  const std::string limit = variable ? variable : "";
+  if (!limit.empty() && limit != "baseline" && limit != "avx2" && limit != "avx512")
+    throw std::invalid_argument("POLYFUSE_ISA: expected baseline, avx2 or avx512, got " + limit);
 #if defined(__x86_64__)
-  const char* limit = std::getenv("POLYFUSE_ISA");
-  const bool narrow = limit && *limit;
-  if (narrow && std::strcmp(limit, "baseline") == 0) return passes_baseline;
+  if (limit == "baseline") return passes_baseline;
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
-  if (avx2 && avx512 && !narrow) return passes_avx512;
+  if (avx2 && avx512 && limit != "avx2") return passes_avx512;
   if (avx2) return passes_avx2;
 #endif
   return passes_baseline;
