@@ -220,6 +220,10 @@ PYBIND11_MODULE(_C, m) {
       .def("see_criterion", &pf::Loop::see_criterion)
       .def("offer", [](const py::object& self) { self.cast<const pf::Loop&>().offer(self); });
 
+  py::class_<pf::Watch>(m, "Watch")
+      .def(py::init<const py::list&>())
+      .def("unchanged", &pf::Watch::unchanged);
+
   m.def("unpool", &pf::Loop::unpool);
   m.def("declare_module", &pf::Loop::declare_module);
   m.def("declare_optimizer", &pf::Loop::declare_optimizer);

@@ -110,7 +110,7 @@ NOT_POLYNOMIALS = {
     "matmul": (lambda m, x: torch.stack([x, x]) * m.a, "stack"),
     "input in place": (lambda m, x: x.add_(1) * m.a, "input in place"),
     "linear": (lambda m, x: F.linear(x, m.w), "linear"),
-    "counts": (lambda m, x: setattr(m, "k", m.k + 1) or m.a * x, "sets attributes"),
+    "counts": (lambda m, x: setattr(m, "k", m.k + 1) or m.a * x, "changes what its module holds"),
     "foreign gradient": (lambda m, x: m.a * x * OUTSIDE, "not a parameter"),
 }
 OUTSIDE = torch.ones(1, dtype=torch.float64, requires_grad=True)

@@ -19,8 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from . import _C
-from .fused import Fused, fused, watched
-from .records import GONE, Forward, Objective
+from .fused import Fused, fused
+from .records import Difference, Forward, Objective
+from .watching import watched
 
 
 class Deferred(torch.Tensor):
@@ -35,10 +36,13 @@ class Deferred(torch.Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         handler = _FUSED.get(func)
-        if handler is not None:
-            out = handler(*args, **kwargs)
-            if out is not NotImplemented:
-                return out
+        # What is called in other ways than these is torch's to answer, or to refuse.
+        if handler is not None and (not kwargs or func is F.mse_loss):
+            n_args, answer = handler
+            if len(args) == n_args or func is F.mse_loss:
+                out = answer(*args, **kwargs)
+                if out is not NotImplemented:
+                    return out
         args, kwargs = tree_map(_value, (args, kwargs))
         return func(*args, **kwargs)
 
@@ -49,6 +53,11 @@ class Deferred(torch.Tensor):
 
     is_leaf = property(lambda self: False)
     grad_fn = property(lambda self: _value(self).grad_fn)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "_record":  # what the user hangs on this tensor is not for the next one
+            _C.unpool(self)
+        super().__setattr__(name, value)
 
     def __deepcopy__(self, memo: Any) -> Any:
         return _value(self).__deepcopy__(memo)
@@ -62,9 +71,9 @@ class Prediction(Deferred):
 
 
 class Residual(Deferred):
-    """y_pred - y (sign 1), y - y_pred (-1) or the square (0)."""
+    """y_pred - y, y - y_pred, or the square of one."""
 
-    _record: tuple[Forward, torch.Tensor, int, int]  # forward, y, version of y, sign
+    _record: Difference
 
 
 class Loss(Deferred):
@@ -98,12 +107,6 @@ class Loss(Deferred):
 
 
 def _value(a: Any) -> Any:
-    if isinstance(a, Residual):
-        forward, y, y_version, sign = a._record
-        if y._version != y_version:
-            raise RuntimeError(GONE.format("the target"))
-        r = forward.value() - y
-        return r * sign if sign else r * r
     return a._record.value() if isinstance(a, Deferred) else a
 
 
@@ -157,7 +160,9 @@ def _known(module: Any, x: Any) -> Fused | None:
         or torch.compiler.is_compiling()
         or torch._C._functorch.is_functorch_wrapped_tensor(x)
         or x.is_inference()
+        or x.is_neg()
         or (x.ndim > 1 and not x.is_contiguous())
+        or x.data_ptr() == 0
         or torch.is_autocast_enabled("cpu")
         or torch.overrides._get_current_function_mode() is not None
         or torch.utils._python_dispatch._get_current_dispatch_mode() is not None
@@ -184,7 +189,7 @@ def mse(y_pred: Prediction, y: Any, reduction: str, criterion: Any = None) -> An
         return None
     mean = reduction == "mean"
     if criterion is not None and not known.loop.sees_criterion(criterion):
-        known.loop.see_criterion(criterion, watched(criterion), mean)
+        known.loop.see_criterion(criterion, [criterion, *watched(criterion)], mean)
     out = _wrap(Loss, (), known)
     out._record = Objective(forward, y, y._version, mean)
     known.loop.pool_loss(out, out._record)
@@ -208,45 +213,47 @@ def _mse_loss(
     return NotImplemented
 
 
-def _sub(a: Any, b: Any, *, alpha: Any = 1) -> Any:
+def _sub(a: Any, b: Any) -> Any:
     """y_pred - y or y - y_pred; the sign is lost in the square, and kept should it be looked at."""
     y_pred, y, sign = (a, b, 1) if isinstance(a, Prediction) else (b, a, -1)
-    if type(y_pred) is not Prediction or type(y) is not torch.Tensor or alpha != 1:
+    if type(y_pred) is not Prediction or type(y) is not torch.Tensor or not is_grad_enabled():
         return NotImplemented
     forward = y_pred._record
-    if (
-        forward.real is not None
-        or not torch.is_grad_enabled()
-        or not forward.fused.accepts(y, forward.x)
-    ):
+    if not forward.untouched() or not forward.fused.accepts(y, forward.x):
         return NotImplemented
-    return _residual(forward, y, y._version, sign)
+    return _difference(Difference(forward, y, y._version, sign))
 
 
-def _residual(forward: Forward, y: torch.Tensor, y_version: int, sign: int) -> Residual:
+def _difference(record: Difference) -> Residual:
+    forward = record.forward
     out: Residual = _wrap(Residual, forward.x.shape, forward.fused)
-    out._record = (forward, y, y_version, sign)
+    out._record = record
     return out
 
 
 def _square(a: Any, exponent: Any = 2) -> Any:
-    """The residual's square, marked by the sign 0."""
-    if type(a) is not Residual or not a._record[3] or exponent != 2:
+    """The residual's square, which has the sign 0."""
+    if type(a) is not Residual or type(exponent) not in (int, float) or exponent != 2:
         return NotImplemented
-    return _residual(*a._record[:3], 0)
+    record = a._record
+    if not record.sign or not record.untouched() or not is_grad_enabled():
+        return NotImplemented
+    return _difference(Difference(record.forward, record.y, record.y_version, 0))
 
 
 def _mul(a: Any, b: Any) -> Any:
     return _square(a) if a is b else NotImplemented
 
 
-def _reduce(reduction: Any) -> Any:
+def _reduce(mean: bool) -> Any:
     def handler(a: Any) -> Any:
-        if type(a) is not Residual or a._record[3] or a._record[0].real is not None:
+        if type(a) is not Residual or not is_grad_enabled():
             return NotImplemented
-        forward, y, y_version, _ = a._record
-        out = _wrap(Loss, (), forward.fused)
-        out._record = Objective(forward, y, y_version, reduction == "mean")
+        record = a._record
+        if record.sign or not record.untouched():
+            return NotImplemented
+        out = _wrap(Loss, (), record.forward.fused)
+        out._record = Objective(record.forward, record.y, record.y_version, mean)
         return out
 
     return handler
@@ -261,20 +268,21 @@ def _detach(a: Any) -> Any:
 
 
 T: Any = torch.Tensor
-_FUSED: dict[Any, Any] = {
-    F.mse_loss: _mse_loss,
-    **dict.fromkeys((T.sub, T.__sub__, torch.sub, T.subtract, torch.subtract), _sub),
-    T.__rsub__: lambda a, b: _sub(b, a),
-    **dict.fromkeys((T.pow, T.__pow__, torch.pow, T.square, torch.square), _square),
-    **dict.fromkeys((T.mul, T.__mul__, torch.mul), _mul),
-    **dict.fromkeys((T.mean, torch.mean), _reduce("mean")),
-    **dict.fromkeys((T.sum, torch.sum), _reduce("sum")),
-    **dict.fromkeys((T.detach, torch.detach, T.data.__get__), _detach),
+# How many arguments, all positional, and what answers them.
+_FUSED: dict[Any, tuple[int, Any]] = {
+    F.mse_loss: (2, _mse_loss),
+    **dict.fromkeys((T.sub, T.__sub__, torch.sub, T.subtract, torch.subtract), (2, _sub)),
+    T.__rsub__: (2, lambda a, b: _sub(b, a)),
+    **dict.fromkeys((T.pow, T.__pow__, torch.pow), (2, _square)),
+    **dict.fromkeys((T.square, torch.square), (1, _square)),
+    **dict.fromkeys((T.mul, T.__mul__, torch.mul), (2, _mul)),
+    **dict.fromkeys((T.mean, torch.mean), (1, _reduce(True))),
+    **dict.fromkeys((T.sum, torch.sum), (1, _reduce(False))),
+    **dict.fromkeys((T.detach, torch.detach, T.data.__get__), (1, _detach)),
 }
 _META = {
     T.shape.__get__, T.dtype.__get__, T.device.__get__, T.layout.__get__, T.ndim.__get__,
     T.requires_grad.__get__, T.size, T.dim, T.numel, T.nelement, T.is_floating_point,
     T.is_complex, T._version.__get__, T.is_contiguous, T.stride, T.__len__, T.ndimension,
     T.register_post_accumulate_grad_hook, T.is_sparse.__get__, T.is_quantized.__get__,
-    
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,9 @@ from . import _C
 from .backends.native import make_plan
 from .problem import State
 from .symbolic import NotPolynomial, Traced, trace
+from .watching import Contents
 
 logger = logging.getLogger("polyfuse")
-
-_GLOBAL_HOOKS = [
-    hooks
-    for name in ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks",
-                 "_global_backward_pre_hooks")
-    if isinstance(hooks := getattr(torch.nn.modules.module, name, None), dict)
-]  # fmt: skip
 
 
 class Fused:
@@ -41,25 +36,12 @@ class Fused:
         self.tensors = self.traced.tensors if self.traced else ()
         slots = list(self.traced.slots) if self.traced else []
         self.plan = make_plan(self.traced) if self.traced else _C.Plan(0, 1, [], 0.0, 1.0)
-        # What C++ can watch, and what only `valid` looks at.
-        watch: list = [*watched(module)]
-        self.buffers: list = []
-        self.containers: list = []
-        for b, version in self.traced.buffers if self.traced else ():
-            if b.device.type == "cpu" and b.is_contiguous() and b.nbytes <= 4096:
-                watch.append(b)
-            else:
-                self.buffers.append((b, version))
-        for m in module.modules():
-            for k, v in m.__dict__.items():
-                if k.startswith("_"):
-                    continue
-                if isinstance(v, (list, dict)):
-                    watch.append(v)
-                elif isinstance(v, (set, np.ndarray)):
-                    self.containers.append((v, _contents(v)))
-        self.cheap = not self.buffers and not self.containers
-        self.loop = _C.Loop(self.plan, self.tensors, slots, dtype == torch.float64, watch)
+        self.contents = contents = Contents(module)
+        for b in self.traced.buffers if self.traced else ():
+            contents.add(b)
+        # Whether the checks of the loop are all that a call needs.
+        self.cheap = not contents.copies and not contents.tensors
+        self.loop = _C.Loop(self.plan, self.tensors, slots, dtype == torch.float64, contents.cheap)
         where = [(t, e, i) for i, (t, e) in enumerate(slots)]
         self.order = np.array([i for _, _, i in sorted(where)], dtype=np.int64)
         self.sizes = [t.numel() for t in self.tensors]
@@ -71,32 +53,36 @@ class Fused:
 
     def valid(self) -> bool:
         """Whether the module is still what was traced."""
+        return self.loop.unchanged() and self.contents.unchanged()
+
+    def reads(self, t: torch.Tensor) -> bool:
+        """Whether the kernels read a tensor as it lies."""
         return (
-            self.loop.unchanged()
-            and all(b._version == v for b, v in self.buffers)
-            and all(_contents(c) == kept for c, kept in self.containers)
+            t.dtype is self.dtype
+            and t.device == self.device
+            and t.layout is torch.strided
+            and (t.ndim < 2 or t.is_contiguous())
+            and not t.is_inference()
+            and not t.is_neg()
+            and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+            and t.data_ptr() != 0
         )
 
     def accepts(self, y: torch.Tensor, x: torch.Tensor) -> bool:
         """Whether y is a target that the kernels read; tells the loop of the pair."""
         if self.loop.sees(x) and self.loop.sees_target(y):
             return True
-        if (
-            y.dtype is not self.dtype
-            or y.shape != x.shape
-            or y.device != self.device
-            or y.requires_grad
-            or (y.ndim > 1 and not y.is_contiguous())
-            or torch._C._functorch.is_functorch_wrapped_tensor(y)
-        ):
+        if y.shape != x.shape or y.requires_grad or not (self.reads(x) and self.reads(y)):
             return False
         self.loop.see(x, y)
         return True
 
     def fresh_grads(self) -> None:
         """New tensors for backward to fill, because somebody holds the last ones."""
-        with torch.no_grad():
-            flat = torch.zeros(sum(t.numel() for t in self.tensors), dtype=self.dtype)
+        with torch.inference_mode(False), torch.no_grad():
+            flat = torch.zeros(
+                sum(t.numel() for t in self.tensors), dtype=self.dtype, device=self.device
+            )
             parts = flat.split([t.numel() for t in self.tensors])
             grads = tuple(p.view(t.shape) for p, t in zip(parts, self.tensors, strict=True))
         storage = flat.untyped_storage()._cdata
@@ -147,28 +133,28 @@ class Fused:
                         optimizer.state[p]["momentum_buffer"] = buffer
 
 
-def _contents(container: Any) -> Any:
-    """What an attribute holds that can change without being set anew."""
-    if isinstance(container, np.ndarray):
-        return container.shape, container.tobytes()
-    return set(container)
-
-
-def watched(module: torch.nn.Module) -> list[dict]:
-    """The dictionaries that say what a module computes and which hooks are called."""
-    found = list(_GLOBAL_HOOKS)
-    for m in module.modules():
-        found.append(m.__dict__)
-        found += [v for k, v in m.__dict__.items() if isinstance(v, dict) and k.startswith("_")]
-    return found
-
-
-_kept: weakref.WeakKeyDictionary[torch.nn.Module, Fused] = weakref.WeakKeyDictionary()
+# Of modules that have no slot for it, the last few: what is watched may lead back to the module.
+_kept: OrderedDict[int, Fused] = OrderedDict()
+_KEPT = 64
 
 
 def fused(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> Fused:
     """The module's current trace, made anew where the module changed."""
-    known = _kept.get(module)
-    if known is None or known.dtype != dtype or known.device != device or not known.valid():
-        known = _kept[module] = Fused(module, dtype, device)
+    has_slot = hasattr(type(module), "_fused")
+    known: Any = module._fused if has_slot else _kept.get(id(module))
+    if (
+        known is None
+        or known.module() is not module
+        or known.dtype != dtype
+        or known.device != device
+        or not known.valid()
+    ):
+        known = Fused(module, dtype, device)
+    if has_slot:
+        object.__setattr__(module, "_fused", known)
+    else:
+        _kept[id(module)] = known
+        _kept.move_to_end(id(module))
+        while len(_kept) > _KEPT:
+            _kept.popitem(last=False)
     return known

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from .nn.criterion import MSELoss
+from .nn.criterion import MSELoss, is_torchs
+from .optim.owners import GLOBAL_HOOKS
 from .optim.sgd import SGD
 
 
@@ -18,7 +19,9 @@ def refuse_optimizer(optimizer: Any) -> str | None:
         return f"{type(optimizer).__name__} has no compiled update rule; fused: SGD"
     if any(g["differentiable"] for g in optimizer.param_groups):
         return "differentiable=True is not fused"
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+    if any(
+        (*GLOBAL_HOOKS, optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    ):
         return "the optimizer has step hooks, which a fused run would pass over"
     return None
 
@@ -29,6 +32,15 @@ def refuse_criterion(criterion: Any) -> str | None:
         return f"expected a criterion module such as nn.MSELoss(), got {type(criterion).__name__}"
     if type(criterion) not in (torch.nn.MSELoss, MSELoss):
         return f"{type(criterion).__name__} is not fused; fused: MSELoss"
+    if not is_torchs(criterion):
+        return f"{type(criterion).__name__} has hooks or a forward of its own"
     if criterion.reduction not in ("mean", "sum"):
         return f"reduction {criterion.reduction!r} gives no scalar loss; expected mean or sum"
+    return None
+
+
+def refuse_parameters(tensors: Any) -> str | None:
+    """None, or why a run over these parameters is not what a loop would do."""
+    if any(t._backward_hooks or t._post_accumulate_grad_hooks for t in tensors):
+        return "its parameters have gradient hooks, which a fused run would pass over"
     return None

@@ -33,7 +33,7 @@ _GIVEN, _HOOKED, _ACCUMULATE, _HELD = range(4)  # what Loop.give_grads answers
 class Forward(_C.Forward):
     """One call model(x): the data, and the parameters as they were."""
 
-    __slots__ = ("fused",)
+    __slots__ = ("fused", "real_version")
 
     def __init__(self, known: Fused, x: torch.Tensor):
         assert known.traced is not None
@@ -52,14 +52,23 @@ class Forward(_C.Forward):
         """The prediction with its graph: torch's own where it still can be had."""
         if self.real is None:
             module = self.fused.module()
-            if module is not None and self.current():
-                with torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad():
+                if module is not None and self.current():
                     self.real = torch.nn.Module.__call__(module, self.x)
-                if self.plain is not None and self.plain._version:
-                    self.real.data.copy_(self.plain)
-            else:
-                self.real = _PredictionGraph.apply(self, *self.fused.tensors)
+                    if self.plain is not None and self.plain._version:
+                        self.real.data.copy_(self.plain)
+                else:
+                    self.real = _PredictionGraph.apply(self, *self.fused.tensors)
+            self.real_version = self.real._version
         return self.real
+
+    def original(self) -> torch.Tensor:
+        """The prediction with its graph, as the model gave it, whatever was done to it since."""
+        untouched = self.plain is None or not self.plain._version
+        if untouched and (self.real is None or self.real._version == self.real_version):
+            return self.value()
+        with torch.inference_mode(False), torch.enable_grad():
+            return _PredictionGraph.apply(self, *self.fused.tensors)
 
     def values(self) -> torch.Tensor:
         """The prediction alone."""
@@ -70,6 +79,7 @@ class Forward(_C.Forward):
         return self.plain
 
     def evaluate(self) -> torch.Tensor:
+        """The values, computed from the parameters as they were."""
         if self.x._version != self.x_version:
             raise RuntimeError(GONE.format("x"))
         known = self.fused
@@ -79,30 +89,54 @@ class Forward(_C.Forward):
         return y.reshape(self.x.shape)
 
 
+class Difference:
+    """y_pred - y (sign 1), y - y_pred (-1), or the square of one (0)."""
+
+    __slots__ = ("forward", "real", "sign", "y", "y_version")
+
+    def __init__(self, forward: Forward, y: torch.Tensor, y_version: int, sign: int):
+        self.forward, self.y, self.y_version, self.sign = forward, y, y_version, sign
+        self.real: torch.Tensor | None = None
+
+    def untouched(self) -> bool:
+        return self.real is None and self.forward.untouched() and self.y._version == self.y_version
+
+    def value(self) -> torch.Tensor:
+        if self.real is None:
+            if self.y._version != self.y_version:
+                raise RuntimeError(GONE.format("the target"))
+            with torch.inference_mode(False), torch.enable_grad():
+                r = self.forward.original() - self.y
+                self.real = r * self.sign if self.sign else r * r
+        return self.real
+
+
 class Objective(_C.Objective):
     """One call criterion(model(x), y): its number and gradient once launched."""
 
     __slots__ = ()
     forward: Forward
 
-    def launch(self, optimizer: Any = None) -> None:
-        """Loss, gradient and the next parameters, in one launch."""
+    def launch(self, optimizer: Any = None) -> bool:
+        """Loss, gradient and the next parameters, in one launch; False for data of another kind."""
         forward = self.forward
         known, x, y = forward.fused, forward.x, self.y
-        if x._version != forward.x_version:
+        if x._version != forward.x_version or x.data_ptr() == 0:
             raise RuntimeError(GONE.format("x"))
-        if y._version != self.y_version:
+        if y._version != self.y_version or y.data_ptr() == 0:
             raise RuntimeError(GONE.format("the target"))
+        if not known.accepts(y, x):
+            return False
         bind(known, optimizer)
-        known.accepts(y, x)
         known.loop.settle(moments_of(known, x, y), x._version, y._version)
         known.loop.launch(self, torch.get_num_threads())
+        return True
 
     def item(self) -> float:
-        if self.number is None:
-            if self.real is not None:
-                return self.real.item()
-            self.launch()
+        if self.real is not None:
+            return self.real.item()
+        if self.number is None and not self.launch():
+            return self.value().item()
         assert self.number is not None
         return self.number
 
@@ -110,13 +144,14 @@ class Objective(_C.Objective):
         """The loss with its graph."""
         if self.real is None:
             forward = self.forward
-            if self.y._version == self.y_version and (
-                forward.real is not None or forward.current()
-            ):
-                reduction = "mean" if self.mean else "sum"
-                self.real = F.mse_loss(forward.value(), self.y, reduction=reduction)
-            else:
-                self.real = _LossGraph.apply(self, *forward.fused.tensors)
+            with torch.inference_mode(False), torch.enable_grad():
+                if self.y._version == self.y_version and (
+                    forward.real is not None or forward.current()
+                ):
+                    reduction = "mean" if self.mean else "sum"
+                    self.real = F.mse_loss(forward.original(), self.y, reduction=reduction)
+                else:
+                    self.real = _LossGraph.apply(self, *forward.fused.tensors)
         return self.real
 
     def gradients(self) -> list[torch.Tensor]:
@@ -131,8 +166,8 @@ class Objective(_C.Objective):
         known = forward.fused
         if self.freed or forward.freed:
             raise RuntimeError(_FREED)
-        if not known.loop.holds(self):
-            self.launch()
+        if not known.loop.as_trainable() or not (known.loop.holds(self) or self.launch()):
+            return False
         given = known.loop.give_grads()
         if given == _HELD:
             known.fresh_grads()
@@ -156,7 +191,7 @@ class _PredictionGraph(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, forward: Any, *tensors: Any) -> Any:
         ctx.record = forward
-        return forward.values()
+        return forward.evaluate()
 
     @staticmethod
     @torch.autograd.function.once_differentiable

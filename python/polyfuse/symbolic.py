@@ -6,6 +6,7 @@ torch function called during the trace is answered on such sums, or stops the tr
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,9 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from . import _C
+from .watching import Contents, has_hooks
+
 MAX_DEGREE = 32
 MAX_TERMS = 4096
 MAX_PARAMS = 256
@@ -21,8 +25,11 @@ MAX_PARAMS = 256
 Products = dict[tuple[int, tuple[int, ...]], float]  # (degree, scalar parameters) -> factor
 
 
-class NotPolynomial(Exception):
-    """The forward is not a polynomial; the message says which operation stopped the trace."""
+class NotPolynomial(BaseException):
+    """The forward is not a polynomial; the message says which operation stopped the trace.
+
+    Not an Exception, so that a forward that handles its own errors does not swallow it.
+    """
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Traced:
     shift: float
     scale: float
     ndim: int  # dimensions of the parameters that broadcast with x
-    buffers: tuple[tuple[torch.Tensor, int], ...]  # read as constants, with their versions
+    buffers: tuple[torch.Tensor, ...]  # read as constants
 
     @property
     def affine(self) -> bool:
@@ -130,8 +137,8 @@ _OPERATIONS = {
     "div": "div", "idiv": "div", "truediv": "div", "itruediv": "div", "divide": "div",
     "true_divide": "div",
     "pow": "pow", "ipow": "pow",
-    "neg": "neg", "negative": "neg", "pos": "pos", "positive": "pos",
-    "square": "square", "clone": "pos", "contiguous": "pos",
+    "neg": "neg", "negative": "neg", "pos": "same", "positive": "same",
+    "square": "square", "clone": "copy", "contiguous": "same",
     "ones_like": "ones_like", "zeros_like": "zeros_like",
     "addcmul": "addcmul",
 }  # fmt: skip
@@ -147,14 +154,12 @@ class Trace(TorchFunctionMode):
         self.params = {id(p): p for p in module.parameters()}
         self.tensors: list[torch.Tensor] = []
         self.slot_of: dict[tuple[int, int], int] = {}
-        self.buffers = {id(b): (b, b._version) for b in module.buffers()}
+        self.buffers: dict[int, torch.Tensor] = {}
         self.ndim = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         involved = [a for a in (*args, *kwargs.values()) if isinstance(a, (Symbol, torch.Tensor))]
-        if not involved and getattr(func, "__name__", "") in ("rand", "randn", "normal", "randint"):
-            raise NotPolynomial(f"forward draws random numbers (torch.{func.__name__})")
         if any(isinstance(a, Symbol) or id(a) in self.params for a in involved) or any(
             isinstance(s, Symbol) for a in args if isinstance(a, (list, tuple)) for s in a
         ):
@@ -171,6 +176,8 @@ class Trace(TorchFunctionMode):
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", name)
         bare = name.strip("_")
+        if not torch.is_grad_enabled():
+            raise NotPolynomial("forward switches gradients off")
         if bare in _READS and args and isinstance(args[0], torch.Tensor):
             return func(*args, **kwargs)
         if bare == "getitem" and isinstance(args[0], torch.Tensor):
@@ -239,7 +246,7 @@ class Trace(TorchFunctionMode):
                 raise NotPolynomial("a tensor with a gradient that is not a parameter of the model")
             if value.numel() != 1:
                 raise NotPolynomial("a constant with more than one element")
-            self.buffers[id(value)] = (value, value._version)
+            self.buffers[id(value)] = value
             self.ndim = max(self.ndim, value.ndim)
             return self.constant(value.item())
         if isinstance(value, (bool, int, float)):
@@ -299,9 +306,12 @@ class Trace(TorchFunctionMode):
     def _neg(self, a: Any) -> Any:
         return self._mul(a, -1)
 
-    def _pos(self, a: Any) -> Any:
+    def _copy(self, a: Any) -> Any:
         a = self.lift(a)
         return Symbol(self, dict(a.products), var=a.var, of_x=a.of_x)
+
+    def _same(self, a: Any) -> Any:
+        return a
 
     def _mul(self, a: Any, b: Any) -> Any:
         a, b = self.same_variable(self.lift(a), self.lift(b))
@@ -351,30 +361,34 @@ class Trace(TorchFunctionMode):
 def trace(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> Traced:
     """The polynomial that `module.forward` computes; raises `NotPolynomial` with the reason."""
     for m in module.modules():
-        if _has_hooks(m):
+        if has_hooks(m):
             raise NotPolynomial(f"{type(m).__name__} has hooks")
     recorder = Trace(module, dtype, device)
     before = [dict(m.__dict__) for m in module.modules()]
+    contents = Contents(module)
+    watch, random = _C.Watch(contents.cheap), torch.get_rng_state()
     try:
-        with recorder:
+        with torch.enable_grad(), recorder:
             out = module.forward(recorder.x())
     except NotPolynomial:
         raise
     except Exception as error:
         raise NotPolynomial(f"forward raised {type(error).__name__}: {error}") from error
     finally:
-        changed = False
+        changed = not contents.all_unchanged(watch)
         for m, attributes in zip(module.modules(), before, strict=False):
             same = m.__dict__.keys() == attributes.keys() and all(
                 m.__dict__[k] is v for k, v in attributes.items()
             )
             if not same:
-                changed = True
                 m.__dict__.clear()
                 m.__dict__.update(attributes)
     if changed:
-        raise NotPolynomial("forward sets attributes of its module")
-    if not isinstance(out, Symbol):
+        raise NotPolynomial("forward changes what its module holds")
+    if not torch.equal(random, torch.get_rng_state()):
+        torch.set_rng_state(random)
+        raise NotPolynomial("forward draws random numbers")
+    if type(out) is not Symbol:
         raise NotPolynomial(f"forward returns {type(out).__name__}, not a polynomial of x")
     if not out.of_x:
         raise NotPolynomial("the output does not depend on x")
@@ -392,6 +406,9 @@ def _finish(recorder: Trace, out: Symbol) -> Traced:
             )
     if not recorder.tensors:
         raise NotPolynomial("the model has no parameters")
+    ends = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in recorder.tensors)
+    if any(stop > start for (_, stop), (start, _) in itertools.pairwise(ends)):
+        raise NotPolynomial("parameters share memory")
     products = {key: factor for key, factor in out.products.items() if factor != 0.0}
     degree = max((d for d, _ in products), default=0)
     # Slots in the order of their coefficients, so that the usual map is the identity.
@@ -416,11 +433,3 @@ def _finish(recorder: Trace, out: Symbol) -> Traced:
         ndim=recorder.ndim,
         buffers=tuple(recorder.buffers.values()),
     )
-
-
-def _has_hooks(module: torch.nn.Module) -> bool:
-    return any(
-        getattr(module, name, None)
-        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks",
-                     "_backward_pre_hooks")
-    )  # fmt: skip

@@ -32,10 +32,11 @@ class Module(torch.nn.Module):
     """
 
     # What answers for the module; outside __dict__, which is part of what the trace watches.
-    __slots__ = ("_loop",)
+    __slots__ = ("_fused", "_loop")
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         module = super().__new__(cls)
+        object.__setattr__(module, "_fused", None)
         object.__setattr__(module, "_loop", None)
         return module
 

@@ -12,7 +12,7 @@ from .. import _C
 from ..problem import Rule, SgdOptions
 
 _alive: dict[int, weakref.ref] = {}
-_GLOBAL_HOOKS = [_base._global_optimizer_pre_hooks, _base._global_optimizer_post_hooks]
+GLOBAL_HOOKS = [_base._global_optimizer_pre_hooks, _base._global_optimizer_post_hooks]
 
 
 def register(optimizer: torch.optim.Optimizer) -> None:
@@ -70,7 +70,7 @@ def bind(known: Any, optimizer: Any = None) -> None:
         return
     groups = owner.param_groups
     numbers = [v for g in groups for v in g.values() if isinstance(v, torch.Tensor)]
-    hooks = [owner._optimizer_step_pre_hooks, owner._optimizer_step_post_hooks, *_GLOBAL_HOOKS]
+    hooks = [owner._optimizer_step_pre_hooks, owner._optimizer_step_post_hooks, *GLOBAL_HOOKS]
     rule = rule_of(known, owner)
     known.plan.set_rule(list(rule))
     by_id = {id(p) for g in groups for p in g["params"]}
@@ -85,7 +85,7 @@ def bind(known: Any, optimizer: Any = None) -> None:
         for t in held
     ]
     ready = all(
-        b is not None and b.is_contiguous() and b.dtype == known.dtype
+        b is not None and b.shape == t.shape and b.is_contiguous() and b.dtype == known.dtype
         for t, b in zip(held, buffers, strict=True)
         if id(t) in with_momentum
     )
