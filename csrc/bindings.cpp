@@ -31,8 +31,8 @@ pf::Data make_data(uintptr_t x, uintptr_t y, int64_t n, int64_t x_stride, int64_
 
 py::tuple descend(const pf::Plan& plan, const pf::Data& data, int engine,
                   std::optional<pf::Moments> moments, int64_t first_epoch, int64_t epochs,
-                  int64_t record_every, double tol, double seconds, int threads, Array params,
-                  Array momentum, py::array_t<bool> has_momentum, Array grad) {
+                  int64_t record_every, double tol, double seconds, double previous, int threads,
+                  Array params, Array momentum, py::array_t<bool> has_momentum, Array grad) {
   pf::Problem problem = plan.problem;
   problem.data = data;
   problem.threads = threads;
@@ -46,10 +46,10 @@ py::tuple descend(const pf::Plan& plan, const pf::Data& data, int engine,
     if (kind != pf::Engine::Stream && !moments)
       moments = pf::accumulate(data, problem.map.n_coefficients, threads);
     out = pf::descend(problem, kind, moments ? &*moments : nullptr,
-                      {first_epoch, epochs, record_every, tol, seconds}, state);
+                      {first_epoch, epochs, record_every, tol, seconds, previous}, state);
   }
   Array recorded(static_cast<py::ssize_t>(out.recorded.size()), out.recorded.data());
-  return py::make_tuple(out.epochs, out.converged, out.loss, recorded, moments);
+  return py::make_tuple(out.epochs, out.converged, out.loss, recorded, moments, out.previous);
 }
 
 pf::Moments accumulate(const pf::Data& data, int n_terms, int threads) {

@@ -114,6 +114,8 @@ bool run_resident(const StreamObjective& stream, int64_t epochs, const State& s)
   return run_resident(stream.problem, epochs, s);
 }
 
+constexpr int64_t kLook = 1 << 20;  // samples read between two looks at the clock
+
 template <class Objective>
 Outcome step_by_step(const Problem& problem, const Objective& objective, const Schedule& schedule,
                      State s) {
@@ -122,30 +124,38 @@ Outcome step_by_step(const Problem& problem, const Objective& objective, const S
   const int n_params = problem.map.n_params;
   std::vector<double> grad(n_params);
   Outcome out;
-  double previous = NAN;
-  int64_t since_looked = 1023;  // at the clock
+  out.previous = schedule.previous;
+  int64_t unlooked = 0;  // samples read since the last look at the clock
   for (; out.epochs < schedule.epochs; ++out.epochs) {
     const int64_t epoch = schedule.first_epoch + out.epochs;
     out.loss = objective(s.params, grad.data());
     if (records(schedule, epoch)) out.recorded.push_back(out.loss);
-    if (std::fabs(previous - out.loss) <= schedule.tol * std::fabs(out.loss)) {
+    if (std::isfinite(out.loss) &&
+        std::fabs(out.previous - out.loss) <= schedule.tol * std::fabs(out.loss)) {
       out.converged = true;
       return out;
     }
-    previous = out.loss;
+    out.previous = out.loss;
     std::copy(grad.begin(), grad.end(), s.grad);
     update(problem, s);
     if (schedule.tol < 0.0) {
       // Up to the next recorded epoch, or the last, whose gradient stays behind.
-      int64_t quiet = std::min<int64_t>(schedule.epochs - out.epochs - 2, 1 << 16);
+      const int64_t most = std::max<int64_t>(1, kLook / problem.data.n);
+      int64_t quiet = std::min<int64_t>(schedule.epochs - out.epochs - 2, most);
       if (schedule.record_every > 0)
         quiet = std::min(quiet, schedule.record_every - epoch % schedule.record_every - 1);
-      if (quiet > 0 && run_resident(objective, quiet, s)) out.epochs += quiet;
+      if (quiet > 0 && run_resident(objective, quiet, s)) {
+        out.epochs += quiet;
+        unlooked += quiet * problem.data.n;
+      }
     }
-    if (schedule.seconds > 0.0 && (problem.data.n > 4096 || ++since_looked % 1024 == 0) &&
-        std::chrono::duration<double>(Clock::now() - start).count() > schedule.seconds) {
-      ++out.epochs;
-      break;
+    unlooked += problem.data.n;
+    if (schedule.seconds > 0.0 && unlooked >= kLook) {
+      unlooked = 0;
+      if (std::chrono::duration<double>(Clock::now() - start).count() > schedule.seconds) {
+        ++out.epochs;
+        break;
+      }
     }
   }
   out.loss = objective(s.params, grad.data());

@@ -1,6 +1,7 @@
 // Training runs: the engines stream, moments and closed_form, and the single step.
 #pragma once
 
+#include <cmath>
 #include <vector>
 
 #include "reduce.h"
@@ -32,12 +33,14 @@ struct Schedule {
   int64_t record_every = 0;  // 0: record nothing
   double tol = -1.0;         // stop when the loss changes by less than tol * loss; < 0: never
   double seconds = 0.0;      // come back after the first epoch past this; 0: no limit
+  double previous = NAN;     // loss of the epoch before the first
 };
 
 struct Outcome {
   int64_t epochs = 0;
   bool converged = false;
   double loss = 0.0;             // at the parameters left behind
+  double previous = NAN;         // of the last epoch, before its step
   std::vector<double> recorded;  // loss at first_epoch <= e < first_epoch + epochs, e % every == 0
 };
 

@@ -36,9 +36,9 @@ class Moments:
 
 def descend(
     plan: Plan, data: Data, engine: int, moments: Moments | None, first_epoch: int, epochs: int,
-    record_every: int, tol: float, seconds: float, threads: int, params: np.ndarray,
-    momentum: np.ndarray, has_momentum: np.ndarray, grad: np.ndarray,
-) -> tuple[int, bool, float, np.ndarray, Moments | None]: ...  # fmt: skip
+    record_every: int, tol: float, seconds: float, previous: float, threads: int,
+    params: np.ndarray, momentum: np.ndarray, has_momentum: np.ndarray, grad: np.ndarray,
+) -> tuple[int, bool, float, np.ndarray, Moments | None, float]: ...  # fmt: skip
 def accumulate(data: Data, n_terms: int, threads: int) -> Moments: ...
 def count_nonfinite(data: Data, threads: int) -> int: ...
 def evaluate(data: Data, coef: np.ndarray, threads: int, y: int) -> None: ...

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 ENGINES = ("auto", "stream", "moments", "closed_form")
+MAX_EPOCHS = 2**62
 NAN_POLICIES = ("raise", "omit", "propagate")
 
 
@@ -23,6 +24,12 @@ def data(x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
         raise TypeError(f"y: expected the dtype of x, {x.dtype}, got {y.dtype}")
     if x.device != y.device:
         raise ValueError(f"y: expected the device of x, {x.device}, got {y.device}")
+    for name, value in (("x", x), ("y", y)):
+        if value.layout is not torch.strided or (value.numel() and not _has_memory(value)):
+            raise TypeError(
+                f"{name}: expected a dense tensor with memory, got {type(value).__name__} "
+                f"({value.layout}) on {value.device}"
+            )
     if x.numel() == 0:
         raise ValueError(f"x: expected at least one sample, got shape {tuple(x.shape)}")
     if x.shape != y.shape:
@@ -30,6 +37,13 @@ def data(x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
             warn_broadcast(tuple(x.shape), tuple(y.shape), stacklevel=4)
         raise ValueError(f"y: expected the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}")
     return flat(x), flat(y)
+
+
+def _has_memory(t: torch.Tensor) -> bool:
+    try:
+        return t.device.type != "meta" and t.data_ptr() != 0
+    except RuntimeError:
+        return False
 
 
 def warn_broadcast(input_shape: Any, target_shape: Any, stacklevel: int) -> None:
@@ -43,7 +57,7 @@ def warn_broadcast(input_shape: Any, target_shape: Any, stacklevel: int) -> None
 
 def flat(t: torch.Tensor) -> torch.Tensor:
     """[N] with one stride; a copy only where the memory has no single stride."""
-    t = t.detach()
+    t = t.detach().resolve_neg()
     return t if t.ndim == 1 else t.reshape(-1)
 
 
@@ -52,6 +66,8 @@ def epochs(value: Any) -> int:
         raise TypeError(f"epochs: expected an int, got {value!r}")
     if value < 0:
         raise ValueError(f"epochs: expected a number >= 0, got {value}")
+    if value > MAX_EPOCHS:
+        raise ValueError(f"epochs: expected at most 2**62, got {value}")
     return value
 
 

@@ -15,7 +15,7 @@ from .backends import choose
 from .fused import Fused, fused
 from .optim.owners import rule_of
 from .problem import Problem, Schedule, State
-from .recognise import refuse_criterion, refuse_optimizer
+from .recognise import refuse_criterion, refuse_optimizer, refuse_parameters
 from .result import FitResult
 
 SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
@@ -39,6 +39,9 @@ def prepare(
     known = fused(model, xs.dtype, xs.device)
     if known.traced is None:
         raise ValueError(f"model: {type(model).__name__} is not fused: {known.reason}")
+    reason = refuse_parameters(known.tensors)
+    if reason:
+        raise ValueError(f"model: {reason}")
     if known.traced.ndim > x.ndim:
         raise ValueError(
             f"model: its parameters have {known.traced.ndim} dimensions, x has {x.ndim}; "
@@ -135,11 +138,9 @@ def fit(
     if callback is not None and not every:
         raise ValueError("callback: needs record_every, the epochs at which it is called")
     known, problem = prepare(model, criterion, optimizer, x, y, nan_policy)
-    engine = choose_engine(problem, engine, epochs, tolerance)
+    requested, engine = engine, choose_engine(problem, engine, epochs, tolerance)
     runner = choose(backend, problem)
     before = runner.launches()
-    bar = _progress_bar(epochs) if progress else None
-
     if nan_policy == "raise" and engine == "stream":
         _refuse_nonfinite(runner.nonfinite(problem))
     if nan_policy == "omit" and runner.nonfinite(problem) == problem.x.numel():
@@ -147,27 +148,38 @@ def fit(
 
     moments = None
     state = known.state(optimizer)
+    bar = _progress_bar(epochs) if progress else None
     history: list[tuple[int, float]] = []
-    done, reason, loss = 0, "epochs", float("nan")
+    done, reason, loss, previous = 0, "epochs", float("nan"), float("nan")
+    left: tuple[State, int, float] | None = None
     try:
         while True:
             stop = epochs
             if callback is not None or bar is not None:
                 pause = every or max(1, epochs // 100)
                 stop = min(epochs, (done // pause + 1) * pause)
-            schedule = Schedule(done, stop - done, every, tolerance, SLICE_SECONDS)
-            run = runner.descend(problem, engine, moments, schedule, state)
-            moments = run.moments
+            schedule = Schedule(done, stop - done, every, tolerance, SLICE_SECONDS, previous)
+            # Ctrl-C is heard as a launch returns: what it changed must not be half taken over.
+            ahead = state.copy()
+            run = runner.descend(problem, engine, moments, schedule, ahead)
+            moments, previous = run.moments, run.previous
             if moments is not None and not np.isfinite(moments.square):
                 if nan_policy == "raise":
                     _refuse_nonfinite(runner.nonfinite(problem))
                 if done == 0 and run.epochs:  # the data overflows its moments: read it every epoch
-                    engine, moments, state = "stream", None, known.state(optimizer)
+                    if requested != "auto":
+                        warnings.warn(
+                            f"engine: moments of this data are not finite; {engine} became stream",
+                            RuntimeWarning,
+                            stacklevel=2,
+                        )
+                    engine, moments, previous = "stream", None, float("nan")
                     continue
             if every:
                 at = -(-done // every) * every
                 history += [(at + i * every, float(v)) for i, v in enumerate(run.recorded)]
-            done, loss = done + run.epochs, run.loss
+            left = (ahead, done + run.epochs, run.loss)
+            state, done, loss = left
             if bar is not None:
                 bar.update(run.epochs)
                 bar.set_postfix(loss=f"{loss:.6g}")
@@ -176,7 +188,9 @@ def fit(
                 break
             if callback is not None and (done % every == 0 or done == epochs):
                 known.commit(state, optimizer, done > 0)
-                if callback(done, loss):
+                stop_now = callback(done, loss)
+                known.take_over(state)
+                if stop_now:
                     reason = "callback"
                     break
             if done >= epochs:
@@ -186,13 +200,15 @@ def fit(
     finally:
         if bar is not None:
             bar.close()
+    if left is not None:
+        state, done, loss = left
     known.commit(state, optimizer, done > 0)
     if not (history and history[-1][0] == done) and reason != "interrupted":
         history.append((done, loss))
     limit = torch.finfo(problem.x.dtype).max
     if not np.isfinite(state.params).all() or abs(state.params).max() > limit or loss > limit:
-        reason = "diverged" if reason == "epochs" else reason
-        _warn_diverged(problem, state)
+        reason = "diverged" if reason in ("epochs", "converged") else reason
+        _warn_diverged(problem)
     return FitResult(
         loss=loss,
         epochs=done,
@@ -215,13 +231,22 @@ def _refuse_nonfinite(count: int) -> None:
         )
 
 
-def largest_stable_lr(problem: Problem) -> float:
-    """The lr above which SGD diverges on this data: 2 (1 + momentum) / largest curvature.
+def largest_stable_lr(problem: Problem) -> float | None:
+    """The lr above which SGD diverges on this data; None where groups differ or maximize is set.
 
-    Source: Polyak, Some methods of speeding up the convergence of iteration methods (1964).
+    With c the largest curvature and m the momentum: 2 (1 + m) / (1 - dampening) / c, and
+    2 (1 + m) / (1 + 2 m) / c with nesterov. Source: the roots of one step on a quadratic; Polyak,
+    Some methods of speeding up the convergence of iteration methods (1964).
     """
+    owned = [i for i, o in enumerate(problem.rule) if o is not None]
+    options = {o for o in problem.rule if o is not None}
+    if len(options) != 1 or not problem.model.affine:
+        return None
+    o = options.pop()
+    if o.maximize or o.dampening == 1:
+        return None
     u = (problem.x.double() - problem.model.shift) * problem.model.scale
-    u = u[torch.isfinite(u)]
+    u = u[torch.isfinite(u) & torch.isfinite(problem.y)]
     terms = problem.model.degree + 1
     power = np.array([float((u**k).sum()) for k in range(2 * terms - 1)])
     gram = power[np.add.outer(np.arange(terms), np.arange(terms))] * 2
@@ -231,21 +256,17 @@ def largest_stable_lr(problem: Problem) -> float:
     for factor, degree, slots in problem.model.terms:
         for s in slots:
             jacobian[degree, s] += factor
-    owned = [i for i, o in enumerate(problem.rule) if o is not None]
-    options = [o for o in problem.rule if o is not None]
     hessian = (jacobian.T @ gram @ jacobian)[np.ix_(owned, owned)]
-    hessian += np.diag([o.weight_decay for o in options])
-    largest = float(np.linalg.eigvalsh(hessian)[-1])
-    momentum = min(o.momentum for o in options)
-    return 2 * (1 + momentum) / largest if largest > 0 else float("inf")
+    curvature = float(np.linalg.eigvalsh(hessian)[-1]) + o.weight_decay
+    if not (np.isfinite(curvature) and curvature > 0):
+        return None
+    limit = 2 * (1 + o.momentum) / (1 + 2 * o.momentum if o.nesterov else 1 - o.dampening)
+    return limit / curvature
 
 
-def _warn_diverged(problem: Problem, state: State) -> None:
-    advice = ""
-    if problem.model.affine and any(o is not None for o in problem.rule):
-        lr = largest_stable_lr(problem)
-        if lr > 0 and np.isfinite(lr):
-            advice = f"; the largest stable lr for this data is about {lr:.3g}"
+def _warn_diverged(problem: Problem) -> None:
+    lr = largest_stable_lr(problem)
+    advice = "" if lr is None else f"; the largest stable lr for this data is about {lr:.3g}"
     warnings.warn(f"the fit diverged to inf or nan{advice}", RuntimeWarning, stacklevel=3)
 
 

@@ -10,7 +10,9 @@ from ._C import clear_grads
 from .backends import choose
 from .fit import prepare
 from .fused import Fused
+from .recognise import refuse_parameters
 from .records import Forward, Objective
+from .watching import watched
 
 
 class FusedStep:
@@ -19,32 +21,33 @@ class FusedStep:
     def __init__(self, model: Any, criterion: Any, optimizer: Any):
         self.model, self.criterion, self.optimizer = model, criterion, optimizer
         self._known: Fused | None = None
-        self._criterion: Any = None
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """One training step; returns the loss before it, a detached scalar tensor."""
-        known = self._known
+        known, criterion, optimizer = self._known, self.criterion, self.optimizer
         if (
             known is None
             or not known.loop.sees(x)
             or not known.loop.sees_target(y)
             or not known.valid()
-            or self._criterion != (self.criterion, self.criterion.reduction)
+            or not known.loop.sees_criterion(criterion)
+            or refuse_parameters(known.tensors)
         ):
-            known, problem = prepare(self.model, self.criterion, self.optimizer, x, y)
+            known, problem = prepare(self.model, criterion, optimizer, x, y)
             choose("auto", problem)
-            if not known.accepts(y, x):
-                raise ValueError("y: expected a tensor that needs no gradient")
+            if not known.accepts(y, x):  # of another layout, or in need of a gradient
+                x, y = (t.detach().resolve_neg().clone().contiguous() for t in (x, y))
+            known.loop.see_criterion(criterion, [criterion, *watched(criterion)], True)
             self._known = known
-            self._criterion = (self.criterion, self.criterion.reduction)
-        optimizer = self.optimizer
-        objective = Objective(Forward(known, x), y, y._version, self.criterion.reduction == "mean")
-        objective.launch(optimizer)
+        objective = Objective(Forward(known, x), y, y._version, criterion.reduction == "mean")
+        if not objective.launch(optimizer):
+            raise ValueError(f"x, y: expected plain dense tensors, got {type(x).__name__}")
         clear_grads(optimizer.param_groups)
-        if not objective.backward():
-            raise ValueError("model: its parameters have gradient hooks, which a fused step skips")
+        objective.backward()
         if not known.loop.install(optimizer):
             optimizer.step()
+        elif "step" in optimizer.__dict__:
+            optimizer._opt_called = True  # what a scheduler's patch of step would note
         return torch.tensor(objective.item(), dtype=known.dtype)
 
 

@@ -103,6 +103,15 @@ class Fused:
                     state.has_momentum[i] = True
         return state
 
+    def take_over(self, state: State) -> None:
+        """Parameters that somebody changed since they were committed."""
+        if not self.valid():
+            raise RuntimeError("callback: changed the model, or exchanged its parameters")
+        committed = state.params.astype(np.float32 if self.dtype == torch.float32 else np.float64)
+        now = self.loop.snapshot(len(state.params))
+        changed = now != committed
+        state.params[changed] = now[changed]
+
     def gather(self, values: np.ndarray) -> list[torch.Tensor]:
         """values [P] as one new tensor for every parameter tensor."""
         with np.errstate(over="ignore"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -34,10 +35,6 @@ class Problem:
     y: torch.Tensor  # [N]
     omit: bool = False  # leave out samples with a nan or inf
 
-    @property
-    def stateless(self) -> bool:
-        return all(o is None or o.momentum == 0 for o in self.rule)
-
 
 @dataclass
 class State:
@@ -51,6 +48,11 @@ class State:
     def __post_init__(self) -> None:
         self.grad = np.zeros_like(self.params)
 
+    def copy(self) -> State:
+        new = State(self.params.copy(), self.momentum.copy(), self.has_momentum.copy())
+        new.grad[:] = self.grad
+        return new
+
 
 class Schedule(NamedTuple):
     first_epoch: int
@@ -58,6 +60,7 @@ class Schedule(NamedTuple):
     record_every: int = 0  # 0: record nothing
     tol: float = -1.0  # < 0: never stop early
     seconds: float = 0.0  # come back after the first epoch past this; 0: no limit
+    previous: float = math.nan  # loss of the epoch before the first
 
 
 class Trace(NamedTuple):
@@ -68,6 +71,7 @@ class Trace(NamedTuple):
     loss: float  # at the parameters left behind
     recorded: np.ndarray
     moments: Any  # what the engine computed from the data, to go on with
+    previous: float  # loss of the last epoch, before its step
 
 
 class Moments(NamedTuple):

@@ -47,8 +47,9 @@ class Contents:
         for m in module.modules():
             self.cheap += [m, *watched(m)]
             self._seen.update(id(v) for v in self.cheap)
-            for value in m.__dict__.values():
-                self.add(value)
+            for name, value in m.__dict__.items():
+                if name != "_non_persistent_buffers_set":  # which forward does not read
+                    self.add(value)
             for value in m._buffers.values():
                 self.add(value)
 

@@ -42,7 +42,7 @@ class Cpu:
         return None
 
     def evaluate(self, model: Traced, coef: np.ndarray, x: torch.Tensor) -> torch.Tensor:
-        y = torch.empty(x.numel(), dtype=x.dtype)
+        y = torch.empty(x.numel(), dtype=x.dtype, device=x.device)
         _C.evaluate(make_data(model, x, None), coef, torch.get_num_threads(), y.data_ptr())
         return y
 

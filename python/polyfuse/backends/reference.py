@@ -105,13 +105,16 @@ class Reference:
             moments = self.accumulate(problem)
         objective = self.objective(problem, engine, moments)
         params = torch.tensor(state.params, requires_grad=True)
-        start, previous, recorded, done, converged = time.monotonic(), np.nan, [], 0, False
+        start, previous, recorded, done, converged = (
+            time.monotonic(), schedule.previous, [], 0, False
+        )  # fmt: skip
         while done < schedule.epochs and not converged:
             loss = objective(params)
             (grad,) = torch.autograd.grad(loss, params)
             if schedule.record_every and (schedule.first_epoch + done) % schedule.record_every == 0:
                 recorded.append(loss.item())
-            converged = abs(previous - loss.item()) <= schedule.tol * abs(loss.item())
+            change = abs(previous - loss.item())
+            converged = np.isfinite(loss.item()) and change <= schedule.tol * abs(loss.item())
             if converged:
                 break
             previous = loss.item()
@@ -122,7 +125,9 @@ class Reference:
             if schedule.seconds and time.monotonic() - start > schedule.seconds:
                 break
         state.params[:] = params.detach().numpy()
-        return Trace(done, converged, objective(params).item(), np.array(recorded), moments)
+        return Trace(
+            done, converged, objective(params).item(), np.array(recorded), moments, previous
+        )
 
     def update(
         self, problem: Problem, params: torch.Tensor, grad: torch.Tensor, state: State
