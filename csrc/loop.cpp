@@ -236,24 +236,25 @@ PyObject* Loop::zero_grad(PyObject* const* args, size_t n_args) {
 // loss.backward()
 PyObject* Loop::backward(PyObject* const* args, size_t n_args) {
   if (n_args != 1) return nullptr;
-  const Origin* origin = origin_of(args[0]);
-  if (!origin || !origin->objective) return nullptr;
-  Loop* loop = origin->loop;
-  Objective& objective = *origin->objective;
+  const Origin* found = origin_of(args[0]);
+  if (!found || !found->objective) return nullptr;
+  const Origin origin = *found;  // a copy, and a reference: other threads may run in the launch
+  const auto keep = py::reinterpret_borrow<py::object>(origin.loop_object);
+  Loop* loop = origin.loop;
+  Objective& objective = *origin.objective;
   Forward& forward = *objective.forward;
   if (!loop->as_trainable() || objective.freed || forward.freed || !objective.real.is_none() ||
-      !forward.untouched() || !loop->sees(forward.x.ptr()) ||
-      !loop->sees_target(objective.y.ptr()) || version_of(forward.x.ptr()) != forward.x_version ||
+      !forward.untouched() || version_of(forward.x.ptr()) != forward.x_version ||
       version_of(objective.y.ptr()) != objective.y_version)
     return nullptr;
   if (!loop->holds(objective)) {
-    if (!loop->bound_to(nullptr) || !loop->settled(forward.x_version, objective.y_version))
+    if (!loop->bound_to(nullptr) || !loop->settled(forward.x_version, objective.y_version) ||
+        !loop->launch(objective,
+                      loop->data_.n < kLongLaunch ? 1 : torch().get_num_threads().cast<int>()))
       return nullptr;
-    loop->launch(objective,
-                 loop->data_.n < kLongLaunch ? 1 : torch().get_num_threads().cast<int>());
   }
-  if (loop->give_grads() != kGiven) return nullptr;
-  loop->offer(origin->loop_object);
+  if (loop->give_grads(objective) != kGiven) return nullptr;
+  loop->offer(keep);
   objective.freed = forward.freed = true;
   Py_RETURN_NONE;
 }

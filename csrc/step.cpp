@@ -281,7 +281,8 @@ bool Step::bound_to(PyObject* owner) const {
 
 // -- launch and update
 
-void Step::launch(Objective& objective, int threads) {
+bool Step::launch(Objective& objective, int threads) {
+  if (!sees(objective.forward->x.ptr()) || !sees_target(objective.y.ptr())) return false;
   Problem problem = plan_.problem;
   problem.data = data_;
   problem.mean = objective.mean;
@@ -308,11 +309,12 @@ void Step::launch(Objective& objective, int threads) {
   objective.value = loss;
   objective.launch = ++launch_;
   computed_ = updates_;
-  if (!updates_) return;
+  if (!updates_) return true;
   for (size_t i = 0; i < slots_.size(); ++i)
     if (const char* at = momentum_at_[slots_[i].tensor].address)
       momentum_[i] = read(at, slots_[i].element);
   update();
+  return true;
 }
 
 // next_ and next_momentum_ from params_, grad_ and momentum_, in the precision of the parameters.
@@ -357,7 +359,8 @@ bool Step::grads_are_free() const {
          number(PyObject_CallOneArg(torch().storage_use_count.ptr(), storage_.ptr())) == uses_;
 }
 
-int Step::give_grads() {
+int Step::give_grads(const Objective& objective) {
+  if (!holds(objective)) return kStale;
   if (hooked()) return kHooked;
   for (const py::object& tensor : tensors_)
     if (!torch().grad.is(tensor.ptr(), Py_None)) return kAccumulate;

@@ -118,7 +118,8 @@ class Step {
   bool covers_owner() const { return covers_owner_; }
 
   // Loss, gradient and, where `updates`, the next parameters.
-  void launch(Objective& objective, int threads);
+  // False where other data was seen meanwhile.
+  bool launch(Objective& objective, int threads);
   bool holds(const Objective& objective) const {
     return objective.launch && objective.launch == launch_;
   }
@@ -126,8 +127,9 @@ class Step {
 
   // Tensors that backward fills; they share one storage, with `uses` users.
   void set_grads(const py::tuple& grads, uintptr_t storage, long uses);
-  enum Given { kGiven, kHooked, kAccumulate, kHeld };
-  int give_grads();  // p.grad = gradient, unless hooks, a gradient, or a holder of it is there
+  enum Given { kGiven, kHooked, kAccumulate, kHeld, kStale };
+  int give_grads(const Objective& objective);  // p.grad = gradient, unless hooks, a gradient, or a
+                                               // holder of it is there
   // p.grad = values [P], whatever was there; false where somebody holds the last gradients.
   bool replace_grads(const py::array_t<double>& values);
   // The update that the launch has computed, or from what lies there now where values changed.

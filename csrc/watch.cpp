@@ -31,6 +31,9 @@ Watch::Watch(const py::list& things) {
       PyTypeObject* type = Py_TYPE(thing.ptr());
       py::getattr(py::handle(reinterpret_cast<PyObject*>(type)), "forward");  // gives it a version
       classes_.push_back({py::weakref(thing), type, type->tp_version_tag});
+    } else if (!py::isinstance(thing, torch().tensor_base)) {
+      if (!PyTuple_Check(thing.ptr()))  // which stays as it is
+        throw py::type_error("expected a dict, list, tuple, module or tensor to watch");
     } else {
       const Layout layout = Layout::of(thing.ptr());
       const auto size = thing.attr("nbytes").cast<size_t>();

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from ._C import clear_grads
 from .backends import choose
 from .fit import prepare
 from .fused import Fused
@@ -42,7 +41,7 @@ class FusedStep:
         objective = Objective(Forward(known, x), y, y._version, criterion.reduction == "mean")
         if not objective.launch(optimizer):
             raise ValueError(f"x, y: expected plain dense tensors, got {type(x).__name__}")
-        clear_grads(optimizer.param_groups)
+        optimizer.zero_grad()
         objective.backward()
         if not known.loop.install(optimizer):
             optimizer.step()

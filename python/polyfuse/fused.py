@@ -27,11 +27,11 @@ class Fused:
         self.module = weakref.ref(module)
         self.dtype, self.device = dtype, device
         self.traced: Traced | None = None
-        self.reason = ""
+        self.reason, self.for_good = "", False
         try:
             self.traced = trace(module, dtype, device)
         except NotPolynomial as error:
-            self.reason = str(error)
+            self.reason, self.for_good = str(error), error.for_good
             logger.info("%s is not fused: %s", type(module).__name__, self.reason)
         self.tensors = self.traced.tensors if self.traced else ()
         slots = list(self.traced.slots) if self.traced else []
@@ -53,7 +53,7 @@ class Fused:
 
     def valid(self) -> bool:
         """Whether the module is still what was traced."""
-        return self.loop.unchanged() and self.contents.unchanged()
+        return self.for_good or (self.loop.unchanged() and self.contents.unchanged())
 
     def reads(self, t: torch.Tensor) -> bool:
         """Whether the kernels read a tensor as it lies."""

@@ -27,7 +27,7 @@ _FREED = (
     ".backward() or autograd.grad(). Specify retain_graph=True if you need to backward through the "
     "graph a second time or if you need to access saved tensors after calling backward."
 )
-_GIVEN, _HOOKED, _ACCUMULATE, _HELD = range(4)  # what Loop.give_grads answers
+_, _HOOKED, _ACCUMULATE, _HELD, _STALE = range(5)  # what Loop.give_grads answers
 
 
 class Forward(_C.Forward):
@@ -125,12 +125,12 @@ class Objective(_C.Objective):
             raise RuntimeError(GONE.format("x"))
         if y._version != self.y_version or y.data_ptr() == 0:
             raise RuntimeError(GONE.format("the target"))
-        if not known.accepts(y, x):
-            return False
-        bind(known, optimizer)
-        known.loop.settle(moments_of(known, x, y), x._version, y._version)
-        known.loop.launch(self, torch.get_num_threads())
-        return True
+        while known.accepts(y, x):
+            bind(known, optimizer)
+            known.loop.settle(moments_of(known, x, y), x._version, y._version)
+            if known.loop.launch(self, torch.get_num_threads()):
+                return True  # otherwise another thread has shown it other data
+        return False
 
     def item(self) -> float:
         if self.real is not None:
@@ -166,12 +166,13 @@ class Objective(_C.Objective):
         known = forward.fused
         if self.freed or forward.freed:
             raise RuntimeError(_FREED)
-        if not known.loop.as_trainable() or not (known.loop.holds(self) or self.launch()):
-            return False
-        given = known.loop.give_grads()
-        if given == _HELD:
-            known.fresh_grads()
-            given = known.loop.give_grads()
+        given = _STALE
+        while given in (_STALE, _HELD):
+            if not known.loop.as_trainable() or not (known.loop.holds(self) or self.launch()):
+                return False
+            if given == _HELD:
+                known.fresh_grads()
+            given = known.loop.give_grads(self)
         if given == _HOOKED:
             return False
         if given == _ACCUMULATE:

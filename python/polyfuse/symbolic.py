@@ -31,6 +31,10 @@ class NotPolynomial(BaseException):
     Not an Exception, so that a forward that handles its own errors does not swallow it.
     """
 
+    def __init__(self, reason: str, for_good: bool = False):
+        super().__init__(reason)
+        self.for_good = for_good  # whatever changes in the module: no need to ask again
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -367,6 +371,7 @@ def trace(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> 
     before = [dict(m.__dict__) for m in module.modules()]
     contents = Contents(module)
     watch, random = _C.Watch(contents.cheap), torch.get_rng_state()
+    values = [(t, t.detach().clone()) for t in contents.cheap if isinstance(t, torch.Tensor)]
     try:
         with torch.enable_grad(), recorder:
             out = module.forward(recorder.x())
@@ -383,8 +388,11 @@ def trace(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> 
             if not same:
                 m.__dict__.clear()
                 m.__dict__.update(attributes)
+        if changed:
+            for t, value in values:
+                t.detach().copy_(value)
     if changed:
-        raise NotPolynomial("forward changes what its module holds")
+        raise NotPolynomial("forward changes what its module holds", for_good=True)
     if not torch.equal(random, torch.get_rng_state()):
         torch.set_rng_state(random)
         raise NotPolynomial("forward draws random numbers")

@@ -63,9 +63,8 @@ class SGD(torch.optim.SGD):
 
     @_C.fast("zero_grad")
     def zero_grad(self, set_to_none: bool = True) -> None:
-        if not set_to_none:
-            return super().zero_grad(set_to_none=False)
-        _C.clear_grads(self.param_groups)
+        if not (set_to_none and _C.clear_grads(self.param_groups)):
+            super().zero_grad(set_to_none=set_to_none)
 
     @_C.fast("step")
     def step(self, closure: Any = None) -> Any:
