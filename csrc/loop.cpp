@@ -63,12 +63,14 @@ bool answers_zero(const py::object& function) {
 // Whether gradients are recorded, and nothing looks on at torch's functions.
 bool undisturbed() {
   const Torch& names = torch();
-  if (!answers_true(names.is_grad_enabled) || !answers_zero(names.function_modes) ||
-      !answers_zero(names.dispatch_modes))
-    return false;
+  return answers_true(names.is_grad_enabled) && answers_zero(names.function_modes) &&
+         answers_zero(names.dispatch_modes);
+}
+
+bool inside_ddp() {
   const auto active = py::reinterpret_steal<py::object>(
-      PyObject_GetAttr(names.distributed.ptr(), names.active_ddp_module.ptr()));
-  return active.is_none();
+      PyObject_GetAttr(torch().distributed.ptr(), torch().active_ddp_module.ptr()));
+  return !active.is_none();
 }
 
 }  // namespace
@@ -188,7 +190,7 @@ void Loop::declare_optimizer(const py::type& optimizer) {
 PyObject* Loop::predict(PyObject* const* args, size_t n_args) {
   if (n_args != 2) return nullptr;
   Loop* loop = loop_of(loop_slot.get(args[0]));
-  if (!loop || !loop->unchanged() || !undisturbed() ||
+  if (!loop || !loop->in_place() || !undisturbed() || inside_ddp() ||
       !(loop->sees(args[1]) || loop->adopt(args[1])))
     return nullptr;
   const auto* pooled = unheld(loop->predictions_);

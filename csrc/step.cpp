@@ -177,11 +177,11 @@ void Step::write(void* base, int64_t element, double value) const {
 
 // -- the module
 
-bool Step::unchanged() const {
+bool Step::in_place() const {
   if (!alive_ || !module_watch_.unchanged()) return false;
   for (size_t t = 0; t < tensors_.size(); ++t)
     if (!param_at_[t].still_that_of(tensors_[t].ptr())) return false;
-  return as_trainable();
+  return true;
 }
 
 bool Step::as_trainable() const {
@@ -282,7 +282,7 @@ bool Step::bound_to(PyObject* owner) const {
 // -- launch and update
 
 bool Step::launch(Objective& objective, int threads) {
-  if (!sees(objective.forward->x.ptr()) || !sees_target(objective.y.ptr())) return false;
+  if (!x_.in_place(objective.forward->x.ptr()) || !y_.in_place(objective.y.ptr())) return false;
   Problem problem = plan_.problem;
   problem.data = data_;
   problem.mean = objective.mean;

@@ -90,7 +90,8 @@ class Step {
   virtual void clear();
 
   // The module.
-  bool unchanged() const;
+  bool unchanged() const { return in_place() && as_trainable(); }
+  bool in_place() const;                // the module, and where the parameters lie
   bool as_trainable() const;            // the parameters that need gradients are those that did
   void snapshot(double* params) const;  // [P]
   void store(const py::array_t<double>& params);  // [P]

@@ -98,7 +98,9 @@ Seen::Seen(const py::object& tensor)
     : weak_(py::weakref(tensor)), layout_(Layout::of(tensor.ptr())) {}
 
 bool Seen::same(PyObject* tensor) const {
-  return is(tensor) && layout_.still_that_of(tensor) && torch().requires_grad.is(tensor, Py_False);
+  return in_place(tensor) && torch().requires_grad.is(tensor, Py_False);
 }
+
+bool Seen::in_place(PyObject* tensor) const { return is(tensor) && layout_.still_that_of(tensor); }
 
 }  // namespace polyfuse

@@ -55,6 +55,7 @@ class Seen {
   explicit Seen(const py::object& tensor);
   bool is(PyObject* tensor) const { return weak_ && referent(weak_.ptr()) == tensor; }
   bool same(PyObject* tensor) const;
+  bool in_place(PyObject* tensor) const;  // the same, but that it may need a gradient
   PyObject* tensor() const { return weak_ ? referent(weak_.ptr()) : nullptr; }
   const Layout& layout() const { return layout_; }
 

@@ -55,6 +55,12 @@ class Fused:
         """Whether the module is still what was traced."""
         return self.for_good or (self.loop.unchanged() and self.contents.unchanged())
 
+    def retire(self) -> None:
+        """The next call of the module looks at it anew."""
+        module = self.module()
+        if module is not None and hasattr(type(module), "_loop"):
+            object.__setattr__(module, "_loop", None)
+
     def reads(self, t: torch.Tensor) -> bool:
         """Whether the kernels read a tensor as it lies."""
         return (

@@ -168,7 +168,10 @@ class Objective(_C.Objective):
             raise RuntimeError(_FREED)
         given = _STALE
         while given in (_STALE, _HELD):
-            if not known.loop.as_trainable() or not (known.loop.holds(self) or self.launch()):
+            if not known.loop.as_trainable():
+                known.retire()
+                return False
+            if not (known.loop.holds(self) or self.launch()):
                 return False
             if given == _HELD:
                 known.fresh_grads()
