@@ -112,10 +112,14 @@ void Loop::begin(Forward& forward, py::object x) const {
   snapshot(forward.params.data());
 }
 
+// The last reference to a tensor may let other threads run: what is dropped is kept in a variable
+// until the pools are whole again.
 template <class Record>
 void Loop::add(Pool<Record>& pool, py::handle self, py::object wrapper, const py::object& record) {
+  Pooled<Record> dropped;
   if (pool.size() == kPoolSize) {  // somebody keeps all of them, the first for longest
-    origins.erase(pool.front().wrapper.ptr());
+    dropped = std::move(pool.front());
+    origins.erase(dropped.wrapper.ptr());
     pool.erase(pool.begin());
   }
   auto* known = record.cast<Record*>();
@@ -143,30 +147,37 @@ void Loop::unpool(py::handle wrapper) {
   origins.erase(found);
   const auto drop = [&](auto& pool) {
     for (auto p = pool.begin(); p != pool.end(); ++p)
-      if (p->wrapper.is(wrapper)) return void(pool.erase(p));
+      if (p->wrapper.is(wrapper)) {
+        const auto dropped = std::move(*p);
+        pool.erase(p);
+        return;
+      }
   };
   drop(loop.predictions_);
   drop(loop.losses_);
 }
 
 template <class Record>
-const Loop::Pooled<Record>* Loop::unheld(const Pool<Record>& pool) {
-  const Pooled<Record>* found = nullptr;
+Loop::Pooled<Record> Loop::unheld(const Pool<Record>& pool) {
+  Pooled<Record> found, idle;
   for (const auto& pooled : pool) {
     if (pooled.wrapper.ref_count() != 1 ||      // the pool's
         pooled.record_object.ref_count() != 2)  // the pool's and the wrapper's
       continue;
-    if (found)
-      pooled.record->clear();  // lets go of its data
-    else
-      found = &pooled;
+    if (found.record) {
+      idle = pooled;
+      break;
+    }
+    found = pooled;
   }
+  if (idle.record) idle.record->clear();  // lets go of its data
   return found;
 }
 
 void Loop::see_criterion(py::object criterion, const py::list& watched, bool mean) {
   criterion_ = std::move(criterion);
-  criterion_watch_ = Watch(watched);
+  Watch watch(watched);
+  std::swap(criterion_watch_, watch);
   mean_ = mean;
 }
 
@@ -193,10 +204,10 @@ PyObject* Loop::predict(PyObject* const* args, size_t n_args) {
   if (!loop || !loop->in_place() || !undisturbed() || inside_ddp() ||
       !(loop->sees(args[1]) || loop->adopt(args[1])))
     return nullptr;
-  const auto* pooled = unheld(loop->predictions_);
-  if (!pooled) return nullptr;
-  loop->begin(*pooled->record, py::reinterpret_borrow<py::object>(args[1]));
-  return py::object(pooled->wrapper).release().ptr();
+  auto pooled = unheld(loop->predictions_);
+  if (!pooled.record) return nullptr;
+  loop->begin(*pooled.record, py::reinterpret_borrow<py::object>(args[1]));
+  return pooled.wrapper.release().ptr();
 }
 
 // loss = criterion(y_pred, y)
@@ -206,23 +217,26 @@ PyObject* Loop::objective(PyObject* const* args, size_t n_args) {
   if (!origin || !origin->forward) return nullptr;
   Loop* loop = origin->loop;
   Forward* forward = origin->forward;
+  py::object forward_object;  // held from here on: other threads may run below
+  for (const auto& p : loop->predictions_)
+    if (p.record == forward) forward_object = p.record_object;
   if (!loop->sees_criterion(args[0]) || !loop->x_.is(forward->x.ptr()) || !forward->untouched() ||
       !undisturbed() || !(loop->sees_target(args[2]) || loop->adopt_target(args[2])))
     return nullptr;
-  const auto* pooled = unheld(loop->losses_);
-  if (!pooled) return nullptr;
-  Objective& objective = *pooled->record;
-  for (const auto& p : loop->predictions_)
-    if (p.record == forward) objective.forward_object = p.record_object;
+  auto pooled = unheld(loop->losses_);
+  if (!pooled.record) return nullptr;
+  Objective& objective = *pooled.record;
+  auto y = py::reinterpret_borrow<py::object>(args[2]);
+  std::swap(objective.forward_object, forward_object);
+  std::swap(objective.y, y);
   objective.forward = forward;
-  objective.y = py::reinterpret_borrow<py::object>(args[2]);
   objective.y_version = version_of(args[2]);
   objective.mean = loop->mean_;
   objective.value.reset();
   if (!objective.real.is_none()) objective.real = py::none();
   objective.freed = false;
   objective.launch = 0;
-  return py::object(pooled->wrapper).release().ptr();
+  return pooled.wrapper.release().ptr();
 }
 
 // optimizer.zero_grad()

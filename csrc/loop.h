@@ -37,7 +37,7 @@ class Loop : public Step {
   template <class Record>
   struct Pooled {
     py::object wrapper, record_object;
-    Record* record;
+    Record* record = nullptr;
   };
   template <class Record>
   using Pool = std::vector<Pooled<Record>>;
@@ -45,7 +45,7 @@ class Loop : public Step {
   template <class Record>
   void add(Pool<Record>& pool, py::handle self, py::object wrapper, const py::object& record);
   template <class Record>
-  static const Pooled<Record>* unheld(const Pool<Record>& pool);
+  static Pooled<Record> unheld(const Pool<Record>& pool);
 
   static PyObject* predict(PyObject* const* args, size_t n_args);
   static PyObject* objective(PyObject* const* args, size_t n_args);

@@ -250,7 +250,8 @@ void Step::bind(const py::object& owner, bool found, const py::list& watched, co
                 const py::list& momentum, bool updates, bool covers_owner) {
   owner_ = owner.is_none() ? owner : py::weakref(owner);
   found_ = found;
-  owner_watch_ = Watch(watched);
+  Watch watch(watched);
+  std::swap(owner_watch_, watch);
   momentum_tensors_.assign(tensors_.size(), py::none());
   py::list moved;
   for (py::handle tensor : held) moved.append(tensor);
@@ -342,9 +343,10 @@ bool Step::hooked() const {
 }
 
 void Step::set_grads(const py::tuple& grads, uintptr_t storage, long uses) {
-  grads_.clear();
-  for (py::handle g : grads) grads_.push_back(py::reinterpret_borrow<py::object>(g));
-  grad_at_ = layouts(grads_);
+  std::vector<py::object> fresh;
+  for (py::handle g : grads) fresh.push_back(py::reinterpret_borrow<py::object>(g));
+  grad_at_ = layouts(fresh);
+  grads_.swap(fresh);
   storage_ = py::int_(storage);
   uses_ = uses;
 }

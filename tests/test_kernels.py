@@ -71,7 +71,7 @@ def test_evaluate_and_project(degree, n, dtype):
     )
 
 
-@pytest.mark.parametrize("layout", ["sliced", "column", "reversed"])
+@pytest.mark.parametrize("layout", ["sliced", "column", "row and column"])
 def test_strides(layout, dtype):
     _, problem = make(3, 1003, dtype)
     x, y = problem.x, problem.y
@@ -81,7 +81,7 @@ def test_strides(layout, dtype):
         table = torch.stack([x, y], dim=1)
         xs, ys = table[:, 0], table[:, 1]
     else:
-        xs, ys = x.flip(0).clone().flip(0), y
+        xs, ys = torch.stack([x, -x])[0], torch.stack([y, y], dim=1)[:, 1]
     strided = Problem(problem.model, "mean", problem.rule, xs, ys)
     a, b = CPU.accumulate(problem), CPU.accumulate(strided)
     np.testing.assert_allclose(a.cross, b.cross, atol=1e-12)
@@ -155,6 +155,8 @@ def test_every_instruction_set_agrees(isa, tmp_path):
         run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
         out.append(run.stdout.split())
+        if name and out[0][0] != name:
+            pytest.skip(f"this machine has no {name}")
     np.testing.assert_allclose(
         [float(v) for v in out[0][1:]], [float(v) for v in out[1][1:]], rtol=1e-6
     )

@@ -27,6 +27,7 @@ _FREED = (
     ".backward() or autograd.grad(). Specify retain_graph=True if you need to backward through the "
     "graph a second time or if you need to access saved tensors after calling backward."
 )
+MAX_ATTEMPTS = 1000  # other threads may show the loop other data in between
 _, _HOOKED, _ACCUMULATE, _HELD, _STALE = range(5)  # what Loop.give_grads answers
 
 
@@ -125,7 +126,9 @@ class Objective(_C.Objective):
             raise RuntimeError(GONE.format("x"))
         if y._version != self.y_version or y.data_ptr() == 0:
             raise RuntimeError(GONE.format("the target"))
-        while known.accepts(y, x):
+        for _ in range(MAX_ATTEMPTS):
+            if not known.accepts(y, x):
+                break
             bind(known, optimizer)
             known.loop.settle(moments_of(known, x, y), x._version, y._version)
             if known.loop.launch(self, torch.get_num_threads()):
