@@ -43,5 +43,7 @@ extern const Passes passes_avx2;
 extern const Passes passes_avx512;
 
 const Passes& passes();  // the widest this machine runs
+// Those for n samples: short work does not pay for a core that slows down for its widest registers.
+const Passes& passes_for(int64_t n);
 
 }  // namespace polyfuse

@@ -45,7 +45,7 @@ Moments accumulate_about(const Data& data, Moments about, int threads) {
   const int terms = about.n_terms, powers = 2 * terms - 1;
   double sums[kMaxSums];
   reduce(data.n, powers + terms + 1, threads, sums, [&](int64_t begin, int64_t end, double* out) {
-    passes().moments(data, about.reference, terms, begin, end, out);
+    passes_for(data.n).moments(data, about.reference, terms, begin, end, out);
   });
   std::copy(sums, sums + powers, about.power);
   std::copy(sums + powers, sums + powers + terms, about.cross);
@@ -59,7 +59,7 @@ Loss loss_and_gradient(const Data& data, Criterion criterion, const double* coef
                        int threads, double* grad_coef) {
   double sums[kMaxSums];
   reduce(data.n, n_terms + 2, threads, sums, [&](int64_t begin, int64_t end, double* out) {
-    passes().loss(data, criterion, coef, n_terms, begin, end, out);
+    passes_for(data.n).loss(data, criterion, coef, n_terms, begin, end, out);
   });
   std::copy(sums + 1, sums + 1 + n_terms, grad_coef);
   return {sums[0], sums[1 + n_terms]};
@@ -100,19 +100,20 @@ void evaluate(const Data& data, const double* coef, int n_terms, int threads, vo
   const bool parallel = threads > 1 && data.n >= kParallelFrom;
 #pragma omp parallel for num_threads(threads) schedule(static) if (parallel)
   for (int64_t b = 0; b < n_blocks; ++b)
-    passes().evaluate(data, coef, n_terms, b * block, std::min(data.n, (b + 1) * block), y);
+    passes_for(data.n).evaluate(data, coef, n_terms, b * block, std::min(data.n, (b + 1) * block),
+                                y);
 }
 
 void project(const Data& data, int n_terms, int threads, double* out) {
   reduce(data.n, n_terms, threads, out, [&](int64_t begin, int64_t end, double* sums) {
-    passes().project(data, n_terms, begin, end, sums);
+    passes_for(data.n).project(data, n_terms, begin, end, sums);
   });
 }
 
 int64_t count_nonfinite(const Data& data, int threads) {
   double count;
   reduce(data.n, 1, threads, &count, [&](int64_t begin, int64_t end, double* sums) {
-    passes().count_nonfinite(data, begin, end, sums);
+    passes_for(data.n).count_nonfinite(data, begin, end, sums);
   });
   return static_cast<int64_t>(count);
 }

@@ -105,7 +105,8 @@ bool run_resident(const Problem& problem, int64_t epochs, const State& s) {
     respond(0.0, slope, 0.0, step.p_g, step.b_g);
     respond(0.0, 0.0, 1.0, step.p_b, step.b_b);
   }
-  passes().resident(problem.data, n, steps, with_momentum, epochs, s.params, s.momentum);
+  passes_for(problem.data.n)
+      .resident(problem.data, n, steps, with_momentum, epochs, s.params, s.momentum);
   return true;
 }
 

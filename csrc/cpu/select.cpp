@@ -32,4 +32,11 @@ const Passes& passes() {
   return chosen;
 }
 
+const Passes& passes_for(int64_t n) {
+#if defined(__x86_64__)
+  if (n <= 4096 && &passes() == &passes_avx512) return passes_avx2;
+#endif
+  return passes();
+}
+
 }  // namespace polyfuse
