@@ -34,7 +34,7 @@ def table(path: Path) -> str:
         f"Medians on {report['cores']} cores of {report['device']} ({report['isa']}), "
         f"{report['date']}, commit {report['commit']}; {versions}. In parentheses: times the first "
         f"entry of the row. Source: `{path.resolve().relative_to(ROOT)}`, made by "
-        "`python benchmarks/run.py`, which checks what polyfuse computes in each case before it times it."
+        "`python benchmarks/run.py`, which checks what polyfuse computes before it times it."
     )
     return "\n".join(lines) + "\n\n" + note
 
