@@ -275,9 +275,14 @@ def test_ctrl_c_leaves_the_parameters_of_a_completed_epoch():
     x = torch.linspace(-1, 1, n)
     model = pf.nn.Polynomial(2)
     optimizer = pf.optim.SGD(model.parameters(), lr=0.1)
+    # A shell that starts the tests in the background has them ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.7, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
-    result = pf.fit(model, pf.nn.MSELoss(), optimizer, x, x**2, epochs=10**9, engine="stream")
+    try:
+        result = pf.fit(model, pf.nn.MSELoss(), optimizer, x, x**2, epochs=10**9, engine="stream")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.stop_reason == "interrupted" and 0 < result.epochs < 10**9
     assert result.seconds < 5 and np.isfinite(result.loss)
     again = pf.nn.Polynomial(2)
