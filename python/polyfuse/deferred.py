@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_map
 from . import _C
 from .fused import Fused, fused
 from .records import Difference, Forward, Objective
-from .watching import watched
 
 
 class Deferred(torch.Tensor):
@@ -189,7 +188,7 @@ def mse(y_pred: Prediction, y: Any, reduction: str, criterion: Any = None) -> An
         return None
     mean = reduction == "mean"
     if criterion is not None and not known.loop.sees_criterion(criterion):
-        known.loop.see_criterion(criterion, [criterion, *watched(criterion)], mean)
+        known.see_criterion(criterion)
     out = _wrap(Loss, (), known)
     out._record = Objective(forward, y, y._version, mean)
     known.loop.pool_loss(out, out._record)

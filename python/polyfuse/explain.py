@@ -6,23 +6,32 @@ from typing import Any
 
 import torch
 
-from . import _check
 from .backends import choose
-from .fit import choose_engine, refuse_engine
+from .fit import choose_engine, prepare, refuse_engine
 from .fused import fused
-from .optim.owners import rule_of
-from .problem import Problem
 from .recognise import refuse_criterion, refuse_optimizer
 
 
 def explain(
-    model: Any, criterion: Any = None, optimizer: Any = None, x: Any = None, y: Any = None
+    model: Any,
+    criterion: Any = None,
+    optimizer: Any = None,
+    x: Any = None,
+    y: Any = None,
+    epochs: int = 1000,
 ) -> str:
     """Print, and return as text, what polyfuse makes of these objects.
 
     Args:
         model: torch or polyfuse module; criterion, optimizer, x, y: as for `polyfuse.fit`, each
             optional.
+        epochs: of the run whose engine is told.
+
+    Returns:
+        The text, as printed.
+
+    Raises:
+        TypeError: for a model that is no module, or data that `polyfuse.fit` does not take.
 
     Example:
         >>> import polyfuse as pf, polyfuse.nn as nn
@@ -30,6 +39,8 @@ def explain(
         model: fused, degree 2, coefficients affine in 3 parameters
           p0 + p1*x + p2*x^2
     """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     first = next(model.parameters(), None)
     like = x if isinstance(x, torch.Tensor) else first
     dtype, device = (torch.float32, torch.device("cpu"))
@@ -54,15 +65,16 @@ def explain(
             reason = refuse(value)
             state = f"not fused: {reason}" if reason else "fused"
             lines.append(f"{name}: {type(value).__name__}, {state}")
-    if x is not None and y is not None and known.traced is not None:
-        xs, ys = _check.data(x, y)
-        whole = not (criterion is None or optimizer is None)
-        if whole and not refuse_criterion(criterion) and not refuse_optimizer(optimizer):
-            problem = Problem(known.traced, criterion.reduction, rule_of(known, optimizer), xs, ys)
+    if x is not None and y is not None and None not in (known.traced, criterion, optimizer):
+        try:
+            _, problem = prepare(model, criterion, optimizer, x, y)
+        except ValueError as error:
+            lines.append(f"fit: refuses, {error}")
+        else:
             lines.append(f"backend: {choose('auto', problem).name}")
             for engine in ("closed_form", "moments", "stream"):
                 reason = refuse_engine(problem, engine, -1.0)
-                chosen = engine == choose_engine(problem, "auto", 2, -1.0)
+                chosen = engine == choose_engine(problem, "auto", epochs, -1.0)
                 note = f"no: {reason}" if reason else ("chosen by auto" if chosen else "possible")
                 lines.append(f"engine {engine}: {note}")
     text = "\n".join(lines)

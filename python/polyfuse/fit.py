@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from .backends import choose
 from .fused import Fused, fused
 from .optim.owners import rule_of
 from .problem import Problem, Schedule, State
-from .recognise import refuse_criterion, refuse_optimizer, refuse_parameters
+from .recognise import refuse_criterion, refuse_optimizer, refuse_parameters, refuse_shape
 from .result import FitResult
 
 SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
@@ -39,14 +41,9 @@ def prepare(
     known = fused(model, xs.dtype, xs.device)
     if known.traced is None:
         raise ValueError(f"model: {type(model).__name__} is not fused: {known.reason}")
-    reason = refuse_parameters(known.tensors)
+    reason = refuse_parameters(known.tensors) or refuse_shape(known.traced, x)
     if reason:
         raise ValueError(f"model: {reason}")
-    if known.traced.ndim > x.ndim:
-        raise ValueError(
-            f"model: its parameters have {known.traced.ndim} dimensions, x has {x.ndim}; "
-            "the output would not have the shape of x"
-        )
     problem = Problem(
         known.traced, criterion.reduction, rule_of(known, optimizer), xs, ys, nan_policy == "omit"
     )
@@ -68,7 +65,11 @@ def choose_engine(problem: Problem, engine: str, epochs: int, tol: float) -> str
     if engine == "auto":
         if epochs == 1:
             return "stream"
-        return "moments" if refuse_engine(problem, "closed_form", tol) else "closed_form"
+        if refuse_engine(problem, "closed_form", tol):
+            return "moments"
+        # Operations: products of matrices of 2 P + 1 rows, against K^2 and about 40 more an epoch.
+        power = 2 * (2 * len(problem.rule) + 1) ** 3 * math.log2(epochs + 2)
+        return "closed_form" if power < epochs * (problem.model.degree**2 + 40) else "moments"
     reason = refuse_engine(problem, engine, tol)
     if reason:
         raise ValueError(f"engine: {engine} cannot serve this case: {reason}")
@@ -190,6 +191,7 @@ def fit(
                 known.commit(state, optimizer, done > 0)
                 stop_now = callback(done, loss)
                 known.take_over(state)
+                problem = replace(problem, rule=rule_of(known, optimizer))
                 if stop_now:
                     reason = "callback"
                     break

@@ -11,7 +11,6 @@ from .fit import prepare
 from .fused import Fused
 from .recognise import refuse_parameters
 from .records import Forward, Objective
-from .watching import watched
 
 
 class FusedStep:
@@ -36,7 +35,7 @@ class FusedStep:
             choose("auto", problem)
             if not known.accepts(y, x):  # of another layout, or in need of a gradient
                 x, y = (t.detach().resolve_neg().clone().contiguous() for t in (x, y))
-            known.loop.see_criterion(criterion, [criterion, *watched(criterion)], True)
+            known.see_criterion(criterion)
             self._known = known
         objective = Objective(Forward(known, x), y, y._version, criterion.reduction == "mean")
         if not objective.launch(optimizer):

@@ -15,7 +15,7 @@ from . import _C
 from .backends.native import make_plan
 from .problem import State
 from .symbolic import NotPolynomial, Traced, trace
-from .watching import Contents
+from .watching import Contents, watched
 
 logger = logging.getLogger("polyfuse")
 
@@ -83,13 +83,16 @@ class Fused:
         self.loop.see(x, y)
         return True
 
+    def see_criterion(self, criterion: torch.nn.MSELoss) -> None:
+        """Tells the loop of a criterion that is squared error, mean or sum."""
+        watch = [criterion, *watched(criterion)]
+        self.loop.see_criterion(criterion, watch, criterion.reduction == "mean")
+
     def fresh_grads(self) -> None:
         """New tensors for backward to fill, because somebody holds the last ones."""
         with torch.inference_mode(False), torch.no_grad():
-            flat = torch.zeros(
-                sum(t.numel() for t in self.tensors), dtype=self.dtype, device=self.device
-            )
-            parts = flat.split([t.numel() for t in self.tensors])
+            flat = torch.zeros(sum(self.sizes), dtype=self.dtype, device=self.device)
+            parts = flat.split(self.sizes)
             grads = tuple(p.view(t.shape) for p, t in zip(parts, self.tensors, strict=True))
         storage = flat.untyped_storage()._cdata
         del parts, flat
@@ -134,6 +137,11 @@ class Fused:
             self.loop.replace_grads(state.grad)
         if optimizer is None or not stepped:
             return
+        mine = {id(t) for t in self.tensors}
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if id(p) not in mine:
+                    p.grad = None  # as zero_grad leaves what the loss does not depend on
         if not state.has_momentum.any():
             return
         momenta = {id(t): b for t, b in zip(self.tensors, self.gather(state.momentum), strict=True)}

@@ -9,6 +9,7 @@ import torch
 from .nn.criterion import MSELoss, is_torchs
 from .optim.owners import GLOBAL_HOOKS
 from .optim.sgd import SGD
+from .symbolic import Traced
 
 
 def refuse_optimizer(optimizer: Any) -> str | None:
@@ -43,4 +44,14 @@ def refuse_parameters(tensors: Any) -> str | None:
     """None, or why a run over these parameters is not what a loop would do."""
     if any(t._backward_hooks or t._post_accumulate_grad_hooks for t in tensors):
         return "its parameters have gradient hooks, which a fused run would pass over"
+    return None
+
+
+def refuse_shape(traced: Traced, x: torch.Tensor) -> str | None:
+    """None, or why the model's output has not the shape of x."""
+    if traced.ndim > x.ndim:
+        return (
+            f"its parameters have {traced.ndim} dimensions, x has {x.ndim}; "
+            "the output would not have the shape of x"
+        )
     return None

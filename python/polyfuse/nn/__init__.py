@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch.nn as _torch_nn
 
+from .._alias import hand_on
 from .criterion import MSELoss
 from .module import Module, Polynomial
 
-for _name in ("functional", "init", "utils", "parameter", "parallel", "modules"):
-    sys.modules[f"{__name__}.{_name}"] = getattr(_torch_nn, _name)
+hand_on(__name__, "torch.nn", own=("criterion", "module"))
 
 
 def __getattr__(name: str) -> Any:

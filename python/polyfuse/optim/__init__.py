@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch.optim as _torch_optim
 
+from .._alias import hand_on
 from .sgd import SGD
 
-for _name in ("lr_scheduler", "swa_utils"):
-    sys.modules[f"{__name__}.{_name}"] = getattr(_torch_optim, _name)
+hand_on(__name__, "torch.optim", own=("owners", "sgd"))
 
 
 def __getattr__(name: str) -> Any:

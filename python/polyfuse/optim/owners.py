@@ -70,6 +70,7 @@ def bind(known: Any, optimizer: Any = None) -> None:
         return
     groups = owner.param_groups
     numbers = [v for g in groups for v in g.values() if isinstance(v, torch.Tensor)]
+    near = [v for v in numbers if v.device.type == "cpu" and v.is_contiguous()]
     hooks = [owner._optimizer_step_pre_hooks, owner._optimizer_step_post_hooks, *GLOBAL_HOOKS]
     rule = rule_of(known, owner)
     known.plan.set_rule(list(rule))
@@ -98,14 +99,12 @@ def bind(known: Any, optimizer: Any = None) -> None:
             groups,
             *groups,
             *(g["params"] for g in groups),
-            *numbers,
+            *near,
             owner.state,
             *(owner.state[t] for t in held if t in owner.state),
         ],
         held=held,
         momentum=buffers if ready else [None] * len(held),
-        updates=ready
-        and all(v.device.type == "cpu" and v.is_contiguous() for v in numbers)
-        and not any(hooks),
+        updates=ready and len(near) == len(numbers) and not any(hooks),
         covers_owner=len(held) == sum(len(g["params"]) for g in groups),
     )
