@@ -1,7 +1,7 @@
 // Doubles in as many registers as the instruction set needs; lane i is always sample i.
 #pragma once
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -68,8 +68,12 @@ struct PackOf {
   static PF_INLINE Part widened(const float* from) {
     PartF32 narrow;
     std::memcpy(&narrow, from, sizeof narrow);
-#if defined(__AVX512F__)  // gcc 12 converts halves and puts them together
+    // gcc 12 converts halves and puts them together
+#if defined(__AVX512F__)
     if constexpr (kPartLanes == 8) return Part(_mm512_cvtps_pd(__m256(narrow)));
+#endif
+#if defined(__AVX2__)
+    if constexpr (kPartLanes == 4) return Part(_mm256_cvtps_pd(__m128(narrow)));
 #endif
     return __builtin_convertvector(narrow, Part);
   }
@@ -77,6 +81,12 @@ struct PackOf {
 #if defined(__AVX512F__)
     if constexpr (kPartLanes == 8) {
       _mm256_storeu_ps(to, _mm512_cvtpd_ps(__m512d(wide)));
+      return;
+    }
+#endif
+#if defined(__AVX2__)
+    if constexpr (kPartLanes == 4) {
+      _mm_storeu_ps(to, _mm256_cvtpd_ps(__m256d(wide)));
       return;
     }
 #endif
@@ -90,8 +100,10 @@ struct PackOf {
     return result;
   }
   static PF_INLINE PackOf load(const double* from) {
-    PackOf result;
-    std::memcpy(&result, from, sizeof result);
+    PackOf result;  // register by register: gcc 12 copies a whole pack in quarters, over the stack
+    unroll<kParts>([&](auto i) {
+      std::memcpy(&result.part[i], from + i * kPartLanes, sizeof result.part[i]);
+    });
     return result;
   }
   static PF_INLINE PackOf load(const float* from) {

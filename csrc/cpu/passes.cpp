@@ -56,20 +56,30 @@ PF_INLINE void for_terms(int n, F&& f) {
     for (int k = 0; k < n; ++k) f(k);
 }
 
-// Calls body(u, y, weight) for every eight samples; weight is std::true_type where all count.
-template <class T, class Body>
+// Calls body(u, y, weight) for every eight samples; weight is std::true_type where all count, and
+// y is 0 where not WithY.
+template <class T, bool WithY, class Body>
 PF_INLINE void for_each_pack_of(const Data& data, int64_t begin, int64_t end, Body&& body) {
   int64_t i = begin;
-  if (data.x_stride == 1 && data.y_stride == 1 && !data.omit) {
-    const T* xs = static_cast<const T*>(data.x);
-    const T* ys = static_cast<const T*>(data.y);
-    const double shift = data.shift, scale = data.scale;
+  const T* xs = static_cast<const T*>(data.x);
+  const T* ys = static_cast<const T*>(data.y);
+  const double shift = data.shift, scale = data.scale;
+  const auto dense = [&](auto variable) PF_ALWAYS_INLINE {
     for (; i + kLanes <= end; i += kLanes) {
       __builtin_prefetch(reinterpret_cast<const char*>(xs + i) + kPrefetch);
-      if (ys) __builtin_prefetch(reinterpret_cast<const char*>(ys + i) + kPrefetch);
-      body((Pack::load(xs + i) - shift) * scale, ys ? Pack::load(ys + i) : Pack{},
-           std::true_type{});
+      Pack y{};
+      if constexpr (WithY) {
+        __builtin_prefetch(reinterpret_cast<const char*>(ys + i) + kPrefetch);
+        y = Pack::load(ys + i);
+      }
+      body(variable(Pack::load(xs + i)), y, std::true_type{});
     }
+  };
+  if (data.x_stride == 1 && data.y_stride == 1 && !data.omit) {
+    if (shift == 0.0 && scale == 1.0)
+      dense([](Pack x) PF_ALWAYS_INLINE { return x; });
+    else
+      dense([&](Pack x) PF_ALWAYS_INLINE { return (x - shift) * scale; });
   }
   for (; i < end; i += kLanes) {
     Pack x, y, w;
@@ -81,9 +91,9 @@ PF_INLINE void for_each_pack_of(const Data& data, int64_t begin, int64_t end, Bo
 template <class Body>
 PF_INLINE void for_each_pack(const Data& data, int64_t begin, int64_t end, Body&& body) {
   if (data.dtype == Dtype::Float32)
-    for_each_pack_of<float>(data, begin, end, body);
+    for_each_pack_of<float, true>(data, begin, end, body);
   else
-    for_each_pack_of<double>(data, begin, end, body);
+    for_each_pack_of<double, true>(data, begin, end, body);
 }
 
 PF_INLINE Pack weighted(Pack v, std::true_type) { return v; }
@@ -127,7 +137,7 @@ void loss_pass(const Data& data, const double* coef, int n_terms, int64_t begin,
       count += ones(w);
   });
   out[0] = value.total();
-  for (int k = 0; k < terms; ++k) out[1 + k] = sums[k].total();
+  for_terms<K>(terms, [&](auto k) { out[1 + k] = sums[k].total(); });
   out[1 + terms] = count.total() + static_cast<double>(whole);
 }
 
@@ -153,9 +163,9 @@ void moments_pass(const Data& data, const double* coef, int n_terms, int64_t beg
       if (k + 2 < 2 * terms) product *= u;
     });
   });
-  for (int k = 0; k < 2 * terms - 1; ++k) out[k] = power[k].total();
+  for_terms<K ? 2 * K - 1 : 0>(2 * terms - 1, [&](auto k) { out[k] = power[k].total(); });
   out[0] += static_cast<double>(whole);
-  for (int k = 0; k < terms; ++k) out[2 * terms - 1 + k] = cross[k].total();
+  for_terms<K>(terms, [&](auto k) { out[2 * terms - 1 + k] = cross[k].total(); });
   out[3 * terms - 1] = square.total();
 }
 
@@ -261,7 +271,7 @@ template <class T, int K>
 void evaluate_pass(const Data& data, const double* coef, int n_terms, int64_t begin, int64_t end,
                    T* y) {
   int64_t i = begin;
-  for_each_pack_of<T>(data, begin, end, [&](Pack u, Pack, auto) PF_ALWAYS_INLINE {
+  for_each_pack_of<T, false>(data, begin, end, [&](Pack u, Pack, auto) PF_ALWAYS_INLINE {
     const Pack value = horner(coef, K ? K : n_terms, u);
     if (i + kLanes <= end)
       value.store(y + i);
@@ -282,7 +292,7 @@ void project_pass(const Data& data, int n_terms, int64_t begin, int64_t end, dou
       if (k + 1 < terms) product *= u;
     });
   });
-  for (int k = 0; k < terms; ++k) out[k] = sums[k].total();
+  for_terms<K>(terms, [&](auto k) { out[k] = sums[k].total(); });
 }
 
 void loss(const Data& data, Criterion criterion, const double* coef, int n_terms, int64_t begin,
