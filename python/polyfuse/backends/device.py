@@ -1,0 +1,121 @@
+"""What kernels on a device are told: model, rule and state as small tensors there, and its layout.
+
+State [5 P + 5 + M] float64: the rows of `ROWS`, each [P]; `OUTCOME`; the recorded losses [M].
+Moments [4 K + 2] float64: shift, scale, square, reference [K], power [2 K - 1], cross [K].
+Tables [3, P] int64: the addresses of each scalar parameter, its gradient and its momentum; 0: none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from ..problem import Rule, Schedule, State
+from ..symbolic import Traced
+
+ROWS = ("params", "momentum", "has_momentum", "grad", "before")
+OUTCOME = ("epochs", "converged", "loss", "previous", "square")
+
+
+@dataclass(frozen=True)
+class DeviceMap:
+    """The coefficients as sums of products of parameters: coef[k] += factor * prod(params)."""
+
+    n_params: int
+    n_terms: int  # coefficients K
+    identity: bool  # coef[k] = params[k]
+    factor: torch.Tensor  # [T] float64
+    span: torch.Tensor  # [T, 3] int32: coefficient, begin and end in `slots`
+    slots: torch.Tensor  # [F] int32
+
+    @classmethod
+    def of(cls, model: Traced, device: torch.device) -> DeviceMap:
+        slots = [s for _, _, product in model.terms for s in product]
+        ends = np.cumsum([len(product) for _, _, product in model.terms])
+        span = [
+            (degree, end - len(product), end)
+            for (_, degree, product), end in zip(model.terms, ends.tolist(), strict=True)
+        ]
+        terms = model.degree + 1
+        identity = len(model.slots) == terms and [
+            (1.0, k, (k,)) for k in range(terms)
+        ] == sorted(model.terms, key=lambda t: t[1])  # fmt: skip
+        return cls(
+            len(model.slots),
+            terms,
+            identity,
+            torch.tensor([f for f, _, _ in model.terms], dtype=torch.float64, device=device),
+            torch.tensor(span, dtype=torch.int32, device=device).reshape(-1, 3),
+            torch.tensor(slots, dtype=torch.int32, device=device),
+        )
+
+    @classmethod
+    def identity_of(cls, n_terms: int, device: torch.device) -> DeviceMap:
+        """Parameters that are the coefficients."""
+        k = torch.arange(n_terms, dtype=torch.int32, device=device)
+        return cls(
+            n_terms,
+            n_terms,
+            True,
+            torch.ones(n_terms, dtype=torch.float64, device=device),
+            torch.stack([k, k, k + 1], dim=1).contiguous(),
+            k,
+        )
+
+
+def device_rule(rule: Rule, device: torch.device) -> torch.Tensor:
+    """[P, 7] float64: lr, momentum, dampening, weight_decay, nesterov, maximize, owned."""
+    rows = [(*map(float, o), 1.0) if o is not None else (0.0,) * 7 for o in rule]
+    return torch.tensor(rows, dtype=torch.float64, device=device).reshape(-1, 7)
+
+
+def n_recorded(schedule: Schedule) -> int:
+    """How many epochs of the schedule are recorded."""
+    every, first = schedule.record_every, schedule.first_epoch
+    if not every or not schedule.epochs:
+        return 0
+    return (first + schedule.epochs - 1) // every - (first - 1) // every
+
+
+class DeviceState:
+    """The state buffer of one run, made from a host State and read back into it."""
+
+    def __init__(self, state: State, schedule: Schedule, device: torch.device):
+        p = len(state.params)
+        host = np.zeros(5 * p + len(OUTCOME) + n_recorded(schedule))
+        for i, row in enumerate((state.params, state.momentum, state.has_momentum)):
+            host[i * p : (i + 1) * p] = row
+        host[5 * p + 3] = schedule.previous
+        self.n_params = p
+        self.buffer = torch.from_numpy(host).to(device)  # [5 P + 5 + M]
+
+    @cached_property
+    def host(self) -> np.ndarray:
+        """The buffer as the launch left it; waits for the launch."""
+        return self.buffer.cpu().numpy()
+
+    def outcome(self) -> dict[str, float]:
+        at = 5 * self.n_params
+        return dict(zip(OUTCOME, self.host[at : at + len(OUTCOME)].tolist(), strict=True))
+
+    def recorded(self, count: int) -> np.ndarray:
+        at = 5 * self.n_params + len(OUTCOME)
+        return self.host[at : at + count].copy()
+
+    def read_into(self, state: State) -> None:
+        p = self.n_params
+        state.params[:] = self.host[:p]
+        state.momentum[:] = self.host[p : 2 * p]
+        state.has_momentum[:] = self.host[2 * p : 3 * p] != 0
+        state.grad[:] = self.host[3 * p : 4 * p]
+
+
+@dataclass
+class DeviceMoments:
+    """Moments that stay on the device; `square` is what the host looks at."""
+
+    buffer: torch.Tensor  # [4 K + 2] float64
+    square: float
