@@ -18,7 +18,6 @@ EXACT = np.array([0.77334418, -6.59796653, 12.73228830])
 @dataclass
 class Case:
     name: str
-    unit: float  # what one call's seconds are divided by: steps in a call
     contestants: dict[str, Callable[[], Any]]
     check: dict[str, Callable[[], None]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
@@ -134,7 +133,7 @@ def whole_workload(quick: bool) -> Case:
             expect(last["jax"], EXACT, 1e-2)
         expect(last["polyfit"], [0.9718939, -8.82743901, 17.89166592], 1e-6)
 
-    return Case("whole workload: 9 points, 100,000 epochs", 1, contestants, {"all": check_all},
+    return Case("whole workload: 9 points, 100,000 epochs", contestants, {"all": check_all},
                 missing, target="fit <= 200 us; stream <= numba")  # fmt: skip
 
 
@@ -174,7 +173,7 @@ def loop_iteration(quick: bool, n: int, static: bool) -> Case:
         expect(parameters(fused), parameters(plain), 1e-3)
 
     kind = "static data" if static else "any data"
-    return Case(f"import-swap loop, one iteration, n = {n:,}, {kind}", 1, contestants,
+    return Case(f"import-swap loop, one iteration, n = {n:,}, {kind}", contestants,
                 {"all": check}, target="30 x eager at 9 points")  # fmt: skip
 
 
@@ -235,7 +234,7 @@ def one_step(quick: bool) -> Case:
         expect(parameters(found), parameters(truth), 1e-4)
 
     contestants = {name: repeat(5, call) for name, call in contestants.items()}
-    return Case(f"one step, n = {n:,} float32, degree 2", 1, contestants, {"all": check}, missing,
+    return Case(f"one step, n = {n:,} float32, degree 2", contestants, {"all": check}, missing,
                 bytes=8 * n, target="85 % of read bandwidth; 2 x torch.compile")  # fmt: skip
 
 
@@ -262,7 +261,7 @@ def many_epochs(quick: bool) -> Case:
                engine="stream")  # fmt: skip
         expect(found, truth.coefficients.detach().numpy(), 2e-2)
 
-    return Case(f"1,000 epochs, n = {n:,} float32, engine auto", 1,
+    return Case(f"1,000 epochs, n = {n:,} float32, engine auto",
                 {"polyfuse.fit auto": repeat(5, fit),
                  "reading the data once (torch.sum)": repeat(5, lambda: read.sum()),
                  "numpy.polyfit": lambda: np.polyfit(numpy_x, numpy_y, 2)},
@@ -278,7 +277,7 @@ def one_call(quick: bool) -> Case:
         for _ in range(count):
             noop()
 
-    return Case("one call into the compiled module", 1, {"empty problem": per(count, call)},
+    return Case("one call into the compiled module", {"empty problem": per(count, call)},
                 target="1 us")  # fmt: skip
 
 

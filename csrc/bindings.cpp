@@ -82,7 +82,6 @@ Array as_array(const double* values, py::ssize_t n) { return Array(n, values); }
 PYBIND11_MODULE(_C, m) {
   pf::Torch::find();
   pf::passes();
-  m.attr("MAX_TERMS") = pf::kMaxTerms;
   m.def("isa", [] { return pf::passes().isa; });
   m.def("noop", [] {});
   m.def("launches", &pf::launches);
@@ -145,10 +144,12 @@ PYBIND11_MODULE(_C, m) {
                              })
       .def_readonly("x", &pf::Forward::x)
       .def_readonly("x_version", &pf::Forward::x_version)
-      .def_readwrite("plain", &pf::Forward::plain)
+      .def_readonly("plain", &pf::Forward::plain)
+      .def("show", &pf::Forward::show)
       .def_readwrite("real", &pf::Forward::real)
       .def_readwrite("freed", &pf::Forward::freed)
-      .def("untouched", &pf::Forward::untouched);
+      .def("untouched", &pf::Forward::untouched)
+      .def("plain_changed", &pf::Forward::plain_changed);
 
   py::class_<pf::Objective>(m, "Objective", collected<pf::Objective>())
       .def(py::init([](const py::object& forward, py::object y, long y_version, bool mean) {

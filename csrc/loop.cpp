@@ -67,6 +67,16 @@ bool undisturbed() {
          answers_zero(names.dispatch_modes);
 }
 
+// Whether something looks on at what torch saves for backward, or at its results there.
+bool backward_watched() {
+  const Torch& names = torch();
+  if (answers_true(names.is_anomaly_enabled)) return true;
+  if (names.saved_tensors_hooks.is_none()) return false;
+  const auto hooks = py::reinterpret_steal<py::object>(
+      PyObject_CallOneArg(names.saved_tensors_hooks.ptr(), Py_False));
+  return !hooks.is_none();
+}
+
 bool inside_ddp() {
   const auto active = py::reinterpret_steal<py::object>(
       PyObject_GetAttr(torch().distributed.ptr(), torch().active_ddp_module.ptr()));
@@ -201,7 +211,7 @@ void Loop::declare_optimizer(const py::type& optimizer) {
 PyObject* Loop::predict(PyObject* const* args, size_t n_args) {
   if (n_args != 2) return nullptr;
   Loop* loop = loop_of(loop_slot.get(args[0]));
-  if (!loop || !loop->in_place() || !undisturbed() || inside_ddp() ||
+  if (!loop || !loop->in_place() || !undisturbed() || backward_watched() || inside_ddp() ||
       !(loop->sees(args[1]) || loop->adopt(args[1])))
     return nullptr;
   auto pooled = unheld(loop->predictions_);

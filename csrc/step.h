@@ -56,11 +56,14 @@ struct Forward {
   py::object x = py::none();
   long x_version = 0;
   py::object plain = py::none();  // the values, once somebody looked
-  py::object real = py::none();   // the values with their graph
+  uint64_t plain_hash = 0;
+  py::object real = py::none();  // the values with their graph
   bool freed = false;
 
   explicit Forward(size_t n_params) : params(n_params) {}
-  bool untouched() const;  // nobody looked at the prediction in a way that torch must know of
+  bool untouched() const;        // nobody looked at the prediction in a way that torch must know of
+  void show(py::object values);  // plain = values, which may be written to from now on
+  bool plain_changed() const;
   int visit(visitproc visit, void* arg) const;
   void clear();
 };
@@ -114,7 +117,6 @@ class Step {
   void bind(const py::object& owner, bool found, const py::list& watched, const py::list& held,
             const py::list& momentum, bool updates, bool covers_owner);
   bool bound_to(PyObject* owner) const;  // null: to whoever was found to own the parameters
-  bool updates() const { return updates_; }
   const std::vector<py::object>& tensors() const { return tensors_; }
   bool covers_owner() const { return covers_owner_; }
 

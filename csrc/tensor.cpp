@@ -126,6 +126,9 @@ void Torch::find() {
   names->tracing_state = c.attr("_get_tracing_state");
   names->function_modes = c.attr("_len_torch_function_stack");
   names->dispatch_modes = c.attr("_len_torch_dispatch_stack");
+  names->is_anomaly_enabled = c.attr("is_anomaly_enabled");
+  names->saved_tensors_hooks =
+      py::getattr(c.attr("_autograd"), "_top_saved_tensors_default_hooks", py::none());
   names->storage_use_count = c.attr("_storage_Use_Count");
   names->increment_version = c.attr("_increment_version");
   names->exchange = find_exchange(names->tensor);

@@ -43,6 +43,7 @@ struct Torch {
   py::object tensor, tensor_base, distributed, active_ddp_module, get_num_threads, cpu, params,
       param_groups;
   py::object is_grad_enabled, is_autocast_enabled, tracing_state, function_modes, dispatch_modes;
+  py::object is_anomaly_enabled, saved_tensors_hooks;  // the latter None where torch has none
   py::object storage_use_count, increment_version;
   const void* exchange = nullptr;  // DLPack's, where torch has one
 

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import sys
 from pathlib import Path
 
 import polyfuse
@@ -48,3 +49,17 @@ def test_submodules_can_be_imported():
     from polyfuse.optim.lr_scheduler import StepLR
 
     assert F.mse_loss and StepLR
+
+
+def test_every_module_of_torch_can_be_imported():
+    import polyfuse.nn.attention.bias as bias
+    import polyfuse.optim.adam as adam
+    from polyfuse.optim import SGD
+    from polyfuse.optim.sgd import SGD as the_same
+
+    assert adam is sys.modules["torch.optim.adam"]
+    assert bias is sys.modules["torch.nn.attention.bias"]
+    assert adam.__spec__.name == "torch.optim.adam"  # torch's own, unchanged
+    assert SGD is the_same
+    with pytest.raises(ModuleNotFoundError):
+        import polyfuse.optim.nothing  # noqa: F401

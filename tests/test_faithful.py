@@ -9,6 +9,7 @@ import weakref
 import polyfuse as pf
 import pytest
 import torch
+import torch.utils.checkpoint
 
 XS = torch.arange(1.0, 10.0)
 YS = torch.tensor([9.15, 5.64, -0.21, -2.36, -0.91, -0.67, 2.65, 10.36, 17.13])
@@ -309,6 +310,72 @@ def attributes_of_a_loss(nn, optim, m):
         assert not hasattr(loss, "tag")
         loss.tag = i
     return [loss.detach()]
+
+
+def touched_and_not_used(nn, optim, m):
+    class Spare(type(m)):
+        def __init__(self):
+            super().__init__()
+            self.c = nn.Parameter(torch.tensor([3.0]))
+            self.d = nn.Parameter(torch.tensor([4.0]))
+
+        def forward(self, x):
+            _ = self.c * x
+            return self.a * x + self.b + 0 * self.d
+
+    spare = Spare()
+    nn.MSELoss()(spare(XS), YS).backward()
+    assert spare.c.grad is None and spare.d.grad == 0
+    return grads(spare)
+
+
+def gradients_detached_in_place(nn, optim, m):
+    o = optim.SGD(m.parameters(), lr=1e-4)
+    for _ in range(3):
+        nn.MSELoss()(m(XS), YS).backward()
+        o.step()
+        for p in m.parameters():
+            p.grad.detach_()
+            p.grad.zero_()
+    return [m.a.detach(), m.b.detach()]
+
+
+def prediction_written_through_numpy(nn, optim, m):
+    out = []
+    for _ in range(3):
+        p = m(XS)
+        p.detach().numpy()[:] = 0
+        values = p.detach()[2:].numpy()
+        values += 1
+        loss = nn.MSELoss()(p, YS)
+        loss.backward()
+        out.append(loss.detach())
+        del values
+    return [*out, *grads(m)]
+
+
+def checkpointed(nn, optim, m):
+    out = []
+    for _ in range(3):
+        p = torch.utils.checkpoint.checkpoint(m, XS, use_reentrant=False)
+        loss = nn.MSELoss()(p, YS)
+        loss.backward()
+        out += [loss.detach(), *grads(m)]
+    return out
+
+
+def anomaly_looked_for(nn, optim, m):
+    for _ in range(3):
+        nn.MSELoss()(m(XS), YS).backward()
+    with torch.no_grad():
+        m.a.fill_(torch.nan)
+    with (
+        torch.autograd.set_detect_anomaly(True),
+        pytest.warns(UserWarning, match="Error detected"),
+        pytest.raises(RuntimeError, match="nan"),
+    ):
+        nn.MSELoss()(m(XS), YS).backward()
+    return []
 
 
 SCRIPTS = [

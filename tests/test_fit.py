@@ -228,6 +228,35 @@ def test_progress(capsys):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_callback_may_change_the_lr(engine):
+    def halve(epoch, loss):
+        optimizer.param_groups[0]["lr"] = 1e-4 / (1 + epoch / 10)
+
+    xs, ys = workload.data(torch.float64)
+    model, truth = (workload.make_model(torch.nn, torch.float64) for _ in range(2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    criterion = torch.nn.MSELoss()
+    pf.fit(model, criterion, optimizer, xs, ys, epochs=30, engine=engine, record_every=10,
+           callback=halve)  # fmt: skip
+    by_hand = torch.optim.SGD(truth.parameters(), lr=1e-4)
+    for epoch in range(0, 30, 10):
+        by_hand.param_groups[0]["lr"] = 1e-4 / (1 + epoch / 10)
+        workload.loop(truth, criterion, by_hand, xs, ys, 10)
+    assert_relative([p.item() for p in model.parameters()],
+                    [p.item() for p in truth.parameters()], 1e-12)  # fmt: skip
+
+
+def test_parameters_outside_the_model_lose_their_gradient_as_in_the_loop():
+    xs, ys = workload.data()
+    model = workload.make_model(torch.nn)
+    other = torch.nn.Parameter(torch.ones(2))
+    other.grad = torch.ones(2)
+    optimizer = torch.optim.SGD([*model.parameters(), other], lr=1e-4)
+    pf.fit(model, torch.nn.MSELoss(), optimizer, xs, ys, epochs=3)
+    assert other.grad is None and other.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_diverging_run_says_the_largest_stable_lr(engine):
     xs, ys = workload.data()
     model = workload.make_model(torch.nn)

@@ -22,6 +22,10 @@ from . import _C
 from .fused import Fused, fused
 from .records import Difference, Forward, Objective
 
+_saved_tensors_hooks = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None
+)
+
 
 class Deferred(torch.Tensor):
     """A tensor without values yet; `_record` knows how to get them."""
@@ -163,6 +167,8 @@ def _known(module: Any, x: Any) -> Fused | None:
         or (x.ndim > 1 and not x.is_contiguous())
         or x.data_ptr() == 0
         or torch.is_autocast_enabled("cpu")
+        or torch.is_anomaly_enabled()
+        or _saved_tensors_hooks(False) is not None
         or torch.overrides._get_current_function_mode() is not None
         or torch.utils._python_dispatch._get_current_dispatch_mode() is not None
     ):

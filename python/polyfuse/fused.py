@@ -14,7 +14,8 @@ from torch.autograd.graph import increment_version
 from . import _C
 from .backends.native import make_plan
 from .problem import State
-from .symbolic import NotPolynomial, Traced, trace
+from .symbolic import NotPolynomial, Traced
+from .tracing import trace
 from .watching import Contents, watched
 
 logger = logging.getLogger("polyfuse")
@@ -92,11 +93,14 @@ class Fused:
         """New tensors for backward to fill, because somebody holds the last ones."""
         with torch.inference_mode(False), torch.no_grad():
             flat = torch.zeros(sum(self.sizes), dtype=self.dtype, device=self.device)
-            parts = flat.split(self.sizes)
-            grads = tuple(p.view(t.shape) for p, t in zip(parts, self.tensors, strict=True))
-        storage = flat.untyped_storage()._cdata
-        del parts, flat
-        self.loop.set_grads(grads, storage, torch._C._storage_Use_Count(storage))
+            memory, offset, grads = flat.untyped_storage(), 0, []
+            for t in self.tensors:  # not views: a gradient can be detached in place
+                grads.append(torch.empty(0, dtype=self.dtype, device=self.device))
+                grads[-1].set_(memory, offset, t.shape, t.stride())
+                offset += t.numel()
+        storage = memory._cdata
+        del flat, memory
+        self.loop.set_grads(tuple(grads), storage, torch._C._storage_Use_Count(storage))
 
     def state(self, optimizer: torch.optim.Optimizer | None) -> State:
         """The scalar parameters, and the optimizer's state of them, as float64 [P]."""

@@ -56,17 +56,18 @@ class Forward(_C.Forward):
             with torch.inference_mode(False), torch.enable_grad():
                 if module is not None and self.current():
                     self.real = torch.nn.Module.__call__(module, self.x)
-                    if self.plain is not None and self.plain._version:
-                        self.real.data.copy_(self.plain)
                 else:
                     self.real = _PredictionGraph.apply(self, *self.fused.tensors)
+            if self.plain_changed():
+                self.real.data.copy_(self.plain)
             self.real_version = self.real._version
         return self.real
 
     def original(self) -> torch.Tensor:
         """The prediction with its graph, as the model gave it, whatever was done to it since."""
-        untouched = self.plain is None or not self.plain._version
-        if untouched and (self.real is None or self.real._version == self.real_version):
+        if not self.plain_changed() and (
+            self.real is None or self.real._version == self.real_version
+        ):
             return self.value()
         with torch.inference_mode(False), torch.enable_grad():
             return _PredictionGraph.apply(self, *self.fused.tensors)
@@ -76,7 +77,7 @@ class Forward(_C.Forward):
         if self.real is not None:
             return self.real.detach()
         if self.plain is None:
-            self.plain = self.evaluate()
+            self.show(self.evaluate())
         return self.plain
 
     def evaluate(self) -> torch.Tensor:

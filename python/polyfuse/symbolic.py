@@ -6,7 +6,6 @@ torch function called during the trace is answered on such sums, or stops the tr
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
-
-from . import _C
-from .watching import Contents, has_hooks
 
 MAX_DEGREE = 32
 MAX_TERMS = 4096
@@ -91,7 +87,7 @@ class Symbol:
 
     def __init__(
         self,
-        trace: Trace,
+        trace: Recorder,
         products: Products,
         *,
         var: Any = None,
@@ -149,7 +145,7 @@ _OPERATIONS = {
 _READS = {"shape", "size", "dim", "ndim", "dtype", "device", "numel", "is_floating_point"}
 
 
-class Trace(TorchFunctionMode):
+class Recorder(TorchFunctionMode):
     """Runs a module's forward on a `Symbol` and collects the polynomial it computes."""
 
     def __init__(self, module: torch.nn.Module, dtype: torch.dtype, device: torch.device):
@@ -212,7 +208,7 @@ class Trace(TorchFunctionMode):
         return Symbol(self, {(1, ()): 1.0}, var=(0.0, 1.0), of_x=True, is_x=True)
 
     def constant(self, value: float, of_x: bool = False) -> Symbol:
-        return Symbol(self, {(0, ()): float(value)} if value else {}, of_x=of_x)
+        return Symbol(self, {(0, ()): float(value)}, of_x=of_x)
 
     def element(self, tensor: torch.Tensor, index: Any) -> Symbol:
         """One element of a parameter: a scalar the polynomial may contain."""
@@ -338,7 +334,7 @@ class Trace(TorchFunctionMode):
 
     def _div(self, a: Any, b: Any) -> Any:
         divisor = self.lift(b)
-        if divisor.of_x or set(divisor.products) != {(0, ())}:
+        if divisor.of_x or set(divisor.products) != {(0, ())} or not divisor.products[0, ()]:
             raise NotPolynomial("division by something that is not a non-zero constant")
         return self._mul(a, 1.0 / divisor.products[0, ()])
 
@@ -360,84 +356,3 @@ class Trace(TorchFunctionMode):
 
     def _zeros_like(self, a: Any) -> Any:
         return self.constant(0.0, of_x=self.lift(a).of_x)
-
-
-def trace(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> Traced:
-    """The polynomial that `module.forward` computes; raises `NotPolynomial` with the reason."""
-    for m in module.modules():
-        if has_hooks(m):
-            raise NotPolynomial(f"{type(m).__name__} has hooks")
-    recorder = Trace(module, dtype, device)
-    before = [dict(m.__dict__) for m in module.modules()]
-    contents = Contents(module)
-    watch, random = _C.Watch(contents.cheap), torch.get_rng_state()
-    values = [(t, t.detach().clone()) for t in contents.cheap if isinstance(t, torch.Tensor)]
-    try:
-        with torch.enable_grad(), recorder:
-            out = module.forward(recorder.x())
-    except NotPolynomial:
-        raise
-    except Exception as error:
-        raise NotPolynomial(f"forward raised {type(error).__name__}: {error}") from error
-    finally:
-        changed = not contents.all_unchanged(watch)
-        for m, attributes in zip(module.modules(), before, strict=False):
-            same = m.__dict__.keys() == attributes.keys() and all(
-                m.__dict__[k] is v for k, v in attributes.items()
-            )
-            if not same:
-                m.__dict__.clear()
-                m.__dict__.update(attributes)
-        if changed:
-            for t, value in values:
-                t.detach().copy_(value)
-    if changed:
-        raise NotPolynomial("forward changes what its module holds", for_good=True)
-    if not torch.equal(random, torch.get_rng_state()):
-        torch.set_rng_state(random)
-        raise NotPolynomial("forward draws random numbers")
-    if type(out) is not Symbol:
-        raise NotPolynomial(f"forward returns {type(out).__name__}, not a polynomial of x")
-    if not out.of_x:
-        raise NotPolynomial("the output does not depend on x")
-    return _finish(recorder, out)
-
-
-def _finish(recorder: Trace, out: Symbol) -> Traced:
-    for tensor in recorder.tensors:
-        if type(tensor) is not torch.nn.Parameter:
-            raise NotPolynomial(f"a parameter is a {type(tensor).__name__}")
-        if tensor.dtype != recorder.dtype or tensor.device != recorder.device:
-            raise NotPolynomial(
-                f"a parameter is {tensor.dtype} on {tensor.device}, "
-                f"x is {recorder.dtype} on {recorder.device}"
-            )
-    if not recorder.tensors:
-        raise NotPolynomial("the model has no parameters")
-    ends = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in recorder.tensors)
-    if any(stop > start for (_, stop), (start, _) in itertools.pairwise(ends)):
-        raise NotPolynomial("parameters share memory")
-    products = {key: factor for key, factor in out.products.items() if factor != 0.0}
-    degree = max((d for d, _ in products), default=0)
-    # Slots in the order of their coefficients, so that the usual map is the identity.
-    first: dict[int, int] = {}
-    for d, slots in sorted(products):
-        for s in slots:
-            first.setdefault(s, d)
-    order = sorted(recorder.slot_of.items(), key=lambda item: (first.get(item[1], 99), item[1]))
-    renumber = {old: new for new, (_, old) in enumerate(order)}
-    terms = tuple(
-        (factor, d, tuple(sorted(renumber[s] for s in slots)))
-        for (d, slots), factor in sorted(products.items())
-    )
-    shift, scale = out.var or (0.0, 1.0)
-    return Traced(
-        tensors=tuple(recorder.tensors),
-        slots=tuple(where for where, _ in order),
-        terms=terms,
-        degree=degree,
-        shift=shift,
-        scale=scale,
-        ndim=recorder.ndim,
-        buffers=tuple(recorder.buffers.values()),
-    )
