@@ -1,8 +1,9 @@
 """The same training loop on both libraries: what the tests of the loop compare."""
 
-import torch
 from polyfuse import workload
 from polyfuse.backends import REGISTRY
+
+from .tolerance import assert_like_torch
 
 LR = 1e-5
 
@@ -29,7 +30,7 @@ class Side:
 
 def check(sides, script):
     """Runs script(side, epoch) -> values to compare, on both sides, for several epochs."""
-    rtol, atol = (2e-5, 2e-5) if sides[0].xs.dtype == torch.float32 else (1e-11, 1e-11)
+    dtype = sides[0].xs.dtype
     for epoch in range(6):
         values = []
         for side in sides:
@@ -37,9 +38,7 @@ def check(sides, script):
             values.append([*side.numbers(), *(extra or [])])
         assert len(values[0]) == len(values[1])
         for found, truth in zip(*values, strict=True):
-            torch.testing.assert_close(
-                torch.as_tensor(found), torch.as_tensor(truth), rtol=rtol, atol=atol
-            )
+            assert_like_torch(found, truth, dtype)
 
 
 def step(side, before_step=None):

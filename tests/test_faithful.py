@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.utils.checkpoint
 
+from .tolerance import assert_like_torch, assert_relative
+
 XS = torch.arange(1.0, 10.0)
 YS = torch.tensor([9.15, 5.64, -0.21, -2.36, -0.91, -0.67, 2.65, 10.36, 17.13])
 
@@ -391,7 +393,7 @@ def test_the_same_as_torch(script):
     truth = script(torch.nn, torch.optim, line(torch.nn))
     assert len(found) == len(truth)
     for mine, torchs in zip(found, truth, strict=True):
-        torch.testing.assert_close(mine, torchs, rtol=1e-5, atol=1e-5)
+        assert_like_torch(mine, torchs)
 
 
 def test_random_draws_are_drawn_every_time():
@@ -540,7 +542,7 @@ def test_fuse_reads_any_layout():
                 loss.backward()
                 optimizer.step()
             losses.append(loss.item())
-    assert losses[:4] == pytest.approx(losses[4:], rel=1e-5)
+    assert_relative(losses[:4], losses[4:], 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from polyfuse import workload
 from polyfuse.backends import REGISTRY
 
-from .tolerance import assert_relative
+from .tolerance import assert_like_torch, assert_relative
 
 ENGINES = ("stream", "moments", "closed_form")
 LIBRARIES = {"torch": (torch.nn, torch.optim), "polyfuse": (pf.nn, pf.optim)}
@@ -317,7 +317,7 @@ def test_ctrl_c_leaves_the_parameters_of_a_completed_epoch():
     again = pf.nn.Polynomial(2)
     optimizer = pf.optim.SGD(again.parameters(), lr=0.1)
     pf.fit(again, pf.nn.MSELoss(), optimizer, x, x**2, epochs=result.epochs, engine="closed_form")
-    torch.testing.assert_close(again.coefficients, model.coefficients, rtol=1e-5, atol=1e-6)
+    assert_like_torch(model.coefficients, again.coefficients)
 
 
 def test_memory_of_a_fit_stays_bounded():
@@ -427,7 +427,7 @@ def test_fuse_steps_as_the_loop_does(optim, momentum, nine):
             assert REGISTRY["cpu"].launches() - before == 1
         expected = workload.loop(truth, torch.nn.MSELoss(), optimizer, xs, ys, 1)
         rtol = 1e-5 if xs.dtype == torch.float32 else 1e-12
-        torch.testing.assert_close(loss, expected.detach(), rtol=rtol, atol=0)
+        assert_relative(loss, expected.detach(), rtol)
         for p, q in zip(model.parameters(), truth.parameters(), strict=True):
-            torch.testing.assert_close(p, q, rtol=rtol, atol=1e-6 if rtol > 1e-9 else 1e-13)
-            torch.testing.assert_close(p.grad, q.grad, rtol=rtol, atol=0)
+            assert_like_torch(p, q)
+            assert_relative(p.grad, q.grad, rtol)

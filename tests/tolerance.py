@@ -16,3 +16,10 @@ def assert_close(found, plain, truth, scale):
 
 def assert_relative(found, truth, rtol):
     np.testing.assert_allclose(np.asarray(found), np.asarray(truth), rtol=rtol)
+
+
+def assert_like_torch(found, truth, dtype=None):
+    """What a few steps in dtype (that of truth) leave behind, against plain torch's."""
+    found, truth = torch.as_tensor(found), torch.as_tensor(truth)
+    bound = {torch.float32: 1e-5, torch.float64: 1e-12}.get(dtype or truth.dtype, 0)
+    torch.testing.assert_close(found, truth, rtol=bound, atol=bound)
