@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from .backends import choose
+from .backends import Backend, choose
 from .fit import prepare
 from .fused import Fused
+from .problem import Problem, Schedule
 from .recognise import refuse_parameters
 from .records import Forward, Objective
 
@@ -32,7 +33,9 @@ class FusedStep:
             or refuse_parameters(known.tensors)
         ):
             known, problem = prepare(self.model, criterion, optimizer, x, y)
-            choose("auto", problem)
+            runner = choose("auto", problem)
+            if not known.on_host:
+                return self._step_on(runner, known, problem)
             if not known.accepts(y, x):  # of another layout, or in need of a gradient
                 x, y = (t.detach().resolve_neg().clone().contiguous() for t in (x, y))
             known.see_criterion(criterion)
@@ -47,6 +50,14 @@ class FusedStep:
         elif "step" in optimizer.__dict__:
             optimizer._opt_called = True  # what a scheduler's patch of step would note
         return torch.tensor(objective.item(), dtype=known.dtype)
+
+    def _step_on(self, runner: Backend, known: Fused, problem: Problem) -> torch.Tensor:
+        """The same as a run of one epoch, for data on a device."""
+        state = known.state(self.optimizer)
+        run = runner.descend(problem, "stream", None, Schedule(0, 1, 1), state)
+        self.optimizer.zero_grad()
+        known.commit(state, self.optimizer, stepped=True)
+        return torch.tensor(float(run.recorded[0]), dtype=known.dtype, device=known.device)
 
 
 def fuse(model: Any, criterion: Any, optimizer: Any) -> FusedStep:

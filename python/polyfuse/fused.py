@@ -27,6 +27,7 @@ class Fused:
     def __init__(self, module: torch.nn.Module, dtype: torch.dtype, device: torch.device):
         self.module = weakref.ref(module)
         self.dtype, self.device = dtype, device
+        self.on_host = device.type == "cpu"
         self.traced: Traced | None = None
         self.reason, self.for_good = "", False
         try:
@@ -106,40 +107,67 @@ class Fused:
         """The scalar parameters, and the optimizer's state of them, as float64 [P]."""
         assert self.traced is not None
         slots = len(self.traced.slots)
-        params = self.loop.snapshot(slots)
-        state = State(params, np.zeros(slots), np.zeros(slots, dtype=bool))
+        state = State(self.read(), np.zeros(slots), np.zeros(slots, dtype=bool))
         if optimizer is not None and optimizer.state:
+            held = [optimizer.state.get(t, {}).get("momentum_buffer") for t in self.tensors]
+            buffers = [None if b is None else b.reshape(-1).tolist() for b in held]
             for i, (t, e) in enumerate(self.traced.slots):
-                buffer = optimizer.state.get(self.tensors[t], {}).get("momentum_buffer")
-                if buffer is not None:
-                    state.momentum[i] = buffer.reshape(-1)[e].item()
+                if (buffer := buffers[t]) is not None:
+                    state.momentum[i] = buffer[e]
                     state.has_momentum[i] = True
         return state
+
+    def read(self) -> np.ndarray:
+        """The scalar parameters as they are now, float64 [P]."""
+        if self.on_host:
+            return self.loop.snapshot(len(self.order))
+        values = np.empty(len(self.order))
+        with torch.no_grad():
+            values[self.order] = torch.cat([t.reshape(-1) for t in self.tensors]).cpu().numpy()
+        return values
+
+    def write(self, params: np.ndarray) -> None:
+        """Sets the parameters to params [P], where they lie."""
+        if self.on_host:
+            self.loop.store(params)
+            increment_version(self.tensors)
+            return
+        with torch.no_grad():
+            for t, value in zip(self.tensors, self.gather(params), strict=True):
+                t.copy_(value)
+
+    def write_grads(self, grad: np.ndarray) -> None:
+        """Sets .grad of the trainable parameters to grad [P], whatever was there."""
+        if not self.on_host:
+            for t, value in zip(self.tensors, self.gather(grad), strict=True):
+                t.grad = value if t.requires_grad else t.grad
+        elif not self.loop.replace_grads(grad):
+            self.fresh_grads()
+            self.loop.replace_grads(grad)
 
     def take_over(self, state: State) -> None:
         """Parameters that somebody changed since they were committed."""
         if not self.valid():
             raise RuntimeError("callback: changed the model, or exchanged its parameters")
         committed = state.params.astype(np.float32 if self.dtype == torch.float32 else np.float64)
-        now = self.loop.snapshot(len(state.params))
+        now = self.read()
         changed = now != committed
         state.params[changed] = now[changed]
 
     def gather(self, values: np.ndarray) -> list[torch.Tensor]:
         """values [P] as one new tensor for every parameter tensor."""
         with np.errstate(over="ignore"):
-            flat = torch.from_numpy(values[self.order]).to(self.dtype)
+            flat = torch.from_numpy(values[self.order]).to(self.dtype).to(self.device)
         parts = flat.split(self.sizes) if len(self.sizes) > 1 else (flat,)
         return [p.view(t.shape) for p, t in zip(parts, self.tensors, strict=True)]
 
     def commit(self, state: State, optimizer: torch.optim.Optimizer | None, stepped: bool) -> None:
         """Writes parameters, .grad and optimizer state as the training loop would have."""
-        self.loop.store(state.params)
-        increment_version(self.tensors)
-        if stepped and not self.loop.replace_grads(state.grad):
-            self.fresh_grads()
-            self.loop.replace_grads(state.grad)
-        if optimizer is None or not stepped:
+        self.write(state.params)
+        if not stepped:
+            return
+        self.write_grads(state.grad)
+        if optimizer is None:
             return
         mine = {id(t) for t in self.tensors}
         for group in optimizer.param_groups:
