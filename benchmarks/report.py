@@ -31,7 +31,7 @@ def table(path: Path) -> str:
     )
     versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
     note = (
-        f"Medians on {report['cores']} cores of {report['device']} ({report['isa']}), "
+        f"Medians on {report['device']} ({report['where']}), "
         f"{report['date']}, commit {report['commit']}; {versions}. In parentheses: times the first "
         f"entry of the row. Source: `{path.resolve().relative_to(ROOT)}`, made by "
         "`python benchmarks/run.py`, which checks what polyfuse computes before it times it."

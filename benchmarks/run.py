@@ -1,6 +1,6 @@
 """Times polyfuse and its peers in one process, interleaved; prints ratios and writes JSON.
 
-python benchmarks/run.py [--quick] [--out benchmarks/results/NAME.json]
+python benchmarks/run.py [--gpu] [--quick] [--out benchmarks/results/NAME.json]
 """
 
 from __future__ import annotations
@@ -80,11 +80,18 @@ def memory_growth(quick: bool) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
+def cpu_name() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    device = named[0] if named else platform.processor()
+    return {"device": device, "where": f"{torch.get_num_threads()} cores, {_C.isa()}"}
+
+
+def gpu_name() -> dict[str, Any]:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True).stdout.split()
+    where = f"driver {driver[0] if driver else 'unknown'}, CUDA {torch.version.cuda}"
+    return {"device": torch.cuda.get_device_name(), "where": where}
 
 
 def pretty(seconds: float) -> str:
@@ -97,14 +104,16 @@ def pretty(seconds: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, for a smoke test")
+    parser.add_argument("--gpu", action="store_true", help="the cases of gpu/cases.py")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     parser.add_argument("--seconds", type=float, default=8, help="budget of a case")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     args = parser.parse_args()
+    chosen = cases
+    if args.gpu:
+        from gpu.cases import cases as chosen
     report: dict[str, Any] = {
-        "device": cpu_name(),
-        "cores": torch.get_num_threads(),
-        "isa": _C.isa(),
+        **(gpu_name() if args.gpu else cpu_name()),
         "date": datetime.date.today().isoformat(),
         "versions": {"polyfuse": pf.__version__, "torch": torch.__version__,
                      "numpy": np.__version__, "python": platform.python_version()},
@@ -115,7 +124,7 @@ def main() -> None:
         "import_seconds": import_seconds(),
         "cases": [],
     }  # fmt: skip
-    for make in cases(args.quick):
+    for make in chosen(args.quick):
         case = make()
         if args.only not in case.name:
             continue

@@ -1,0 +1,194 @@
+"""What is measured on a GPU: each case a set of contestants that compute the same, and a check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import polyfuse as pf
+import torch
+from cases import EXACT, Case, expect, parameters, per, repeat
+from polyfuse import workload
+
+DEVICE = torch.device("cuda")
+BACKENDS = ("cuda", "triton")
+
+
+def waited(call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call with the wait for what it launched."""
+
+    def both() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    return both
+
+
+def there() -> dict[str, str]:
+    """The device backends, 'available' or why not."""
+    return {name: state for name, state in pf.backends().items() if name in BACKENDS}
+
+
+def nine_on_device() -> tuple[torch.Tensor, torch.Tensor]:
+    xs, ys = workload.data()
+    return xs.to(DEVICE), ys.to(DEVICE)
+
+
+def new(nn: Any, optim: Any, lr: float, **options: Any) -> tuple[Any, Any, Any]:
+    model = workload.make_model(nn).to(DEVICE)
+    return model, nn.MSELoss(), optim.SGD(model.parameters(), lr=lr, **options)
+
+
+def whole_workload(quick: bool) -> Case:
+    """100,000 epochs on nine points that lie on the device."""
+    xs, ys = nine_on_device()
+    epochs = 1000 if quick else workload.EPOCHS
+    contestants: dict[str, Callable[[], Any]] = {}
+    missing, last = {}, {}
+    for backend, state in there().items():
+        for engine in ("closed_form", "moments", "stream"):
+            name = f"polyfuse.fit {engine}, {backend}"
+            if state != "available":
+                missing[name] = state
+                continue
+            model, criterion, optimizer = new(torch.nn, torch.optim, workload.LR)
+
+            def fit(m=model, c=criterion, o=optimizer, e=engine, b=backend, name=name) -> None:
+                with torch.no_grad():
+                    for p, start in zip(m.parameters(), (1.0, 2.0, 3.0), strict=True):
+                        p.fill_(start)
+                pf.fit(m, c, o, xs, ys, epochs=epochs, engine=e, backend=b)
+                last[name] = m
+
+            contestants[name] = repeat(5, waited(fit))
+    steps = 100 if quick else 1000
+    eager = new(torch.nn, torch.optim, workload.LR)
+    contestants[f"eager PyTorch ({steps:,} steps, scaled)"] = per(
+        steps / epochs, waited(lambda: workload.loop(*eager, xs, ys, steps))
+    )
+    captured, graph = new(torch.nn, torch.optim, workload.LR), torch.cuda.CUDAGraph()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        workload.loop(*captured, xs, ys, 3)
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        workload.loop(*captured, xs, ys, 1)
+
+    def replay() -> None:
+        for _ in range(steps):
+            graph.replay()
+
+    contestants[f"CUDA graph of the eager step ({steps:,} replays, scaled)"] = per(
+        steps / epochs, waited(replay)
+    )
+    if find_spec("jax"):
+        import jax
+
+        x32, y32 = jax.numpy.asarray(xs.cpu().numpy()), jax.numpy.asarray(ys.cpu().numpy())
+        gradient = jax.grad(lambda p: ((p[0] * x32**2 + p[1] * x32 + p[2] - y32) ** 2).mean())
+        run = jax.jit(
+            lambda p: jax.lax.fori_loop(0, epochs, lambda _, q: q - workload.LR * gradient(q), p)
+        )
+        first = jax.numpy.array([1.0, 2.0, 3.0])
+        contestants[f"JAX jitted fori_loop on {jax.devices()[0].platform}"] = lambda: run(
+            first
+        ).block_until_ready()
+    else:
+        missing["JAX jitted fori_loop"] = "jax is not installed"
+
+    def check() -> None:
+        for model in last.values():
+            if not quick:
+                expect(parameters(model), EXACT, 1e-6)
+        found = [parameters(m) for m in last.values()]
+        for other in found[1:]:
+            expect(other, found[0], 1e-5)
+
+    return Case("whole workload: 9 points, 100,000 epochs", contestants, {"all": check}, missing,
+                target="closed_form < 60 us, moments < 3 ms, stream < 10 ms")  # fmt: skip
+
+
+def loop_iteration(quick: bool) -> Case:
+    """The import-swap loop, per iteration."""
+    xs, ys = nine_on_device()
+    steps = 200 if quick else 2000
+    swap = {"import swap": (pf.nn, pf.optim, {}), "eager PyTorch": (torch.nn, torch.optim, {}),
+            "eager, SGD(fused=True)": (torch.nn, torch.optim, {"fused": True})}  # fmt: skip
+    contestants = {}
+    for name, (nn, optim, options) in swap.items():
+        parts = new(nn, optim, workload.LR, **options)
+        contestants[name] = per(
+            steps, waited(lambda parts=parts: workload.loop(*parts, xs, ys, steps))
+        )
+
+    def check() -> None:
+        found = []
+        for nn, optim, options in swap.values():
+            parts = new(nn, optim, workload.LR, **options)
+            workload.loop(*parts, xs, ys, 3)
+            found.append(parameters(parts[0]))
+        for other in found[1:]:
+            expect(found[0], other, 1e-5)
+
+    return Case("import-swap loop, one iteration, n = 9", contestants, {"all": check},
+                target="1 launch, under 20 us, 10 x eager")  # fmt: skip
+
+
+def large(n: int) -> tuple[torch.Tensor, torch.Tensor, Callable[[], Any], Callable[[], Any]]:
+    """Data, one copy of as many bytes (read and written), and one read of them."""
+    xs = torch.linspace(-1, 1, n, device=DEVICE)
+    source = torch.empty(2 * n, device=DEVICE).fill_(1.0)
+    target = torch.empty(n, device=DEVICE)
+    return xs, torch.exp(xs), waited(lambda: target.copy_(source[:n])), waited(source.sum)
+
+
+def runs(quick: bool, title: str, n: int, epochs: int, engine: str, target: str) -> Case:
+    """polyfuse.fit on n samples, beside copying and reading as many bytes once."""
+    n = min(n, 1_000_000) if quick else n
+    xs, ys, copy, read = large(n)
+    contestants: dict[str, Callable[[], Any]] = {}
+    missing, last = {}, {}
+    for backend, state in there().items():
+        name = f"polyfuse.fit {engine}, {backend}"
+        if state != "available":
+            missing[name] = state
+            continue
+        model = pf.nn.Polynomial(2).to(DEVICE)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def fit(m=model, o=optimizer, b=backend, name=name) -> None:
+            with torch.no_grad():
+                m.coefficients.zero_()
+            pf.fit(m, torch.nn.MSELoss(), o, xs, ys, epochs=epochs, engine=engine, backend=b,
+                   nan_policy="propagate")  # fmt: skip
+            last[name] = m
+
+        contestants[name] = waited(fit)
+    contestants["copying as many bytes, read and written"] = copy
+    contestants["reading the data once (torch.sum)"] = read
+
+    def check() -> None:
+        u = xs.double()
+        v = torch.stack([u**0, u, u**2])
+        gram, right = (v @ v.T / n).cpu().numpy(), (v @ ys.double() / n).cpu().numpy()
+        truth = np.zeros(3)
+        for _ in range(epochs):
+            truth -= 0.1 * 2 * (gram @ truth - right)
+        for model in last.values():
+            expect(model.coefficients.detach().cpu().numpy(), truth, 1e-5)
+
+    return Case(f"{title}, n = {n:,} float32, degree 2", contestants, {"all": check}, missing,
+                bytes=8 * n, target=target)  # fmt: skip
+
+
+def cases(quick: bool) -> list[Callable[[], Case]]:
+    return [
+        lambda: whole_workload(quick),
+        lambda: loop_iteration(quick),
+        lambda: runs(quick, "one epoch", 100_000_000, 1, "stream", "90 % of copy bandwidth"),
+        lambda: runs(quick, "10,000 epochs", 2_000_000, 10_000, "stream",
+                     "3 x the rate of reading the data every epoch"),
+        lambda: runs(quick, "1,000 epochs", 100_000_000, 1000, "auto", "1.3 x one read"),
+    ]  # fmt: skip

@@ -1,0 +1,149 @@
+"""The device backends on a GPU, against the reference on the CPU (benchmarks/gpu/check.sh)."""
+
+import os
+
+import numpy as np
+import polyfuse as pf
+import pytest
+import torch
+from polyfuse import workload
+from polyfuse.backends import REGISTRY
+from polyfuse.fused import fused
+from polyfuse.problem import Problem, Schedule, SgdOptions, State
+
+from ..tolerance import assert_close, assert_like_torch, assert_relative
+
+DEVICE = torch.device(os.environ.get("POLYFUSE_TEST_DEVICE", "cuda"))
+REFERENCE = REGISTRY["reference"]
+OPTIONS = [
+    {"lr": 0.05},
+    {"lr": 0.05, "momentum": 0.9, "nesterov": True},
+    {"lr": 0.05, "momentum": 0.5, "dampening": 0.3, "weight_decay": 0.1},
+    {"lr": 1e-3, "maximize": True, "weight_decay": 0.1},
+]
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="no CUDA device"
+    ),
+]
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def backend(request):
+    state = pf.backends()[request.param]
+    if state != "available":
+        pytest.skip(state)
+    return REGISTRY[request.param]
+
+
+def make(degree, n, dtype, options=None, mean=True, seed=0):
+    """A problem on the device and the same on the CPU, with a start for both."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, generator=generator, dtype=torch.float64) * 2 - 1
+    y = torch.randn(n, generator=generator, dtype=torch.float64)
+    start = torch.randn(degree + 1, generator=generator, dtype=torch.float64).numpy()
+    model = pf.nn.Polynomial(degree, dtype=dtype)
+    traced = fused(model, dtype, torch.device("cpu")).traced
+    plain = torch.optim.SGD([torch.zeros(1)], **(options or {"lr": 0.0})).defaults
+    rule = (SgdOptions(*(plain[name] for name in SgdOptions._fields)),) * (degree + 1)
+    x, y = x.to(dtype), y.to(dtype)
+    reduction = "mean" if mean else "sum"
+    near = Problem(traced, reduction, rule, x, y)
+    far = Problem(traced, reduction, rule, x.to(DEVICE), y.to(DEVICE))
+    return far, near, start
+
+
+def state_of(start):
+    return State(start.copy(), np.zeros_like(start), np.zeros(len(start), dtype=bool))
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 1003, 100_003])
+@pytest.mark.parametrize("degree", [0, 1, 2, 3, 4, 7, 12, 32])
+def test_verbs(backend, degree, n, dtype):
+    far, near, coef = make(degree, n, dtype)
+    found = backend.evaluate(far.model, coef, far.x)
+    truth = REFERENCE.evaluate(near.model, coef, near.x.double())
+    plain = sum(float(c) * near.x**k for k, c in enumerate(coef))
+    assert found.dtype == dtype and found.device == far.x.device
+    assert_close(found.cpu(), plain, truth, np.abs(coef).sum())
+    g = torch.as_tensor(backend.project(far.model, far.x, far.y)).cpu().double()
+    scale = float(near.y.double().abs().sum())
+    exact = REFERENCE.project(near.model, near.x, near.y)
+    assert_close(g, torch.as_tensor(exact), exact, scale)
+    assert int(backend.nonfinite(far)) == 0
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("engine", ["stream", "moments", "closed_form"])
+@pytest.mark.parametrize("n", [1, 9, 1003, 100_003])
+@pytest.mark.parametrize("degree", [0, 2, 5])
+def test_runs(backend, degree, n, engine, options, dtype):
+    far, near, start = make(degree, n, dtype, options)
+    found, truth = state_of(start), state_of(start)
+    schedule = Schedule(0, 25, 10)
+    mine = backend.descend(far, engine, None, schedule, found)
+    exact = REFERENCE.descend(near, "stream", None, schedule, truth)
+    assert mine.epochs == exact.epochs == 25
+    for name in ("params", "momentum", "grad"):
+        bound = 1e-9 * max(1.0, np.abs(getattr(truth, name)).max())
+        assert np.abs(getattr(found, name) - getattr(truth, name)).max() <= bound, name
+    assert_relative(mine.recorded, exact.recorded, 1e-9)
+    assert_relative(mine.loss, exact.loss, 1e-9)
+
+
+@pytest.mark.parametrize("n", [70_001, 2_000_003])
+def test_small_and_large_stream_runs_agree_with_moments(backend, n):
+    far, _, start = make(2, n, torch.float32, {"lr": 0.05})
+    stream, moments = state_of(start), state_of(start)
+    schedule = Schedule(0, 50, 7)
+    a = backend.descend(far, "stream", None, schedule, stream)
+    b = backend.descend(far, "moments", None, schedule, moments)
+    assert_relative(stream.params, moments.params, 1e-9)
+    assert_relative(a.recorded, b.recorded, 1e-9)
+
+
+@pytest.mark.parametrize("engine", ["stream", "moments", "closed_form"])
+@pytest.mark.parametrize("n", [9, 100_003])
+def test_the_same_bits_over_100_runs(backend, engine, n):
+    far, _, start = make(3, n, torch.float32, {"lr": 0.05, "momentum": 0.9})
+    seen = set()
+    for _ in range(100):
+        state = state_of(start)
+        backend.descend(far, engine, None, Schedule(0, 6), state)
+        seen.add(state.params.tobytes() + state.grad.tobytes() + state.momentum.tobytes())
+    assert len(seen) == 1
+
+
+def test_on_another_stream(backend):
+    far, near, start = make(2, 100_003, torch.float32, {"lr": 0.05})
+    truth = state_of(start)
+    REFERENCE.descend(near, "stream", None, Schedule(0, 5), truth)
+    side = torch.cuda.Stream()
+    for _ in range(20):
+        found = state_of(start)
+        with torch.cuda.stream(side):
+            x = far.x * 1.0
+            problem = Problem(far.model, "mean", far.rule, x, far.y)
+            backend.descend(problem, "stream", None, Schedule(0, 5), found)
+        assert_relative(found.params, truth.params, 1e-9)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_small_fit_and_fuse(backend, momentum, dtype):
+    xs, ys = (t.to(DEVICE) for t in workload.data(dtype))
+    found, truth = (workload.make_model(torch.nn, dtype).to(DEVICE) for _ in range(2))
+    options = {"lr": 1e-5, "momentum": momentum}
+    mine = torch.optim.SGD(found.parameters(), **options)
+    plain = torch.optim.SGD(truth.parameters(), **options)
+    result = pf.fit(found, torch.nn.MSELoss(), mine, xs, ys, epochs=20, backend=backend.name)
+    assert result.backend == backend.name
+    workload.loop(truth, torch.nn.MSELoss(), plain, xs, ys, 20)
+    step = pf.fuse(found, torch.nn.MSELoss(), mine)
+    for _ in range(3):
+        loss = step(xs, ys)
+        expected = workload.loop(truth, torch.nn.MSELoss(), plain, xs, ys, 1)
+        assert_relative(loss.cpu(), expected.detach().cpu(), 1e-5)
+    for p, q in zip(found.parameters(), truth.parameters(), strict=True):
+        assert_like_torch(p.cpu(), q.cpu())
