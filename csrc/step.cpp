@@ -109,15 +109,25 @@ void Plan::set_rule(const py::list& options) {
   }
 }
 
+void Forward::start(py::object data) {
+  x = std::move(data);
+  x_version = version_of(x.ptr());
+  if (!plain.is_none()) plain = py::none();
+  if (!real.is_none()) real = py::none();
+  freed = false;
+}
+
 bool Forward::untouched() const { return real.is_none() && !plain_changed(); }
 
-void Forward::show(py::object values) {
+void Forward::show(py::object values, bool hashed) {
   plain = std::move(values);
-  plain_hash = hash_of(plain.ptr());
+  plain_hash.reset();
+  if (hashed) plain_hash = hash_of(plain.ptr());
 }
 
 bool Forward::plain_changed() const {
-  return !plain.is_none() && (version_of(plain.ptr()) != 0 || hash_of(plain.ptr()) != plain_hash);
+  if (plain.is_none()) return false;
+  return version_of(plain.ptr()) != 0 || (plain_hash && hash_of(plain.ptr()) != *plain_hash);
 }
 
 int Forward::visit(visitproc visit, void* arg) const {
@@ -217,6 +227,15 @@ bool Step::as_trainable() const {
 void Step::snapshot(double* params) const {
   for (size_t i = 0; i < slots_.size(); ++i)
     params[i] = read(param_at_[slots_[i].tensor].address, slots_[i].element);
+}
+
+bool Step::unchanged_since(const Forward& forward) const {
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    const Slot slot = slots_[i];
+    if (bits_of(read(param_at_[slot.tensor].address, slot.element)) != bits_of(forward.params[i]))
+      return false;
+  }
+  return true;
 }
 
 void Step::store(const py::array_t<double>& params) {

@@ -56,13 +56,15 @@ struct Forward {
   py::object x = py::none();
   long x_version = 0;
   py::object plain = py::none();  // the values, once somebody looked
-  uint64_t plain_hash = 0;
+  std::optional<uint64_t> plain_hash;
   py::object real = py::none();  // the values with their graph
   bool freed = false;
 
   explicit Forward(size_t n_params) : params(n_params) {}
-  bool untouched() const;        // nobody looked at the prediction in a way that torch must know of
-  void show(py::object values);  // plain = values, which may be written to from now on
+  void start(py::object data);  // a call of the model anew
+  bool untouched() const;       // nobody looked at the prediction in a way that torch must know of
+  // plain = values, which may be written to from now on; `hashed`: without moving a version, too.
+  void show(py::object values, bool hashed);
   bool plain_changed() const;
   int visit(visitproc visit, void* arg) const;
   void clear();
@@ -97,7 +99,8 @@ class Step {
   bool in_place() const;                // the module, and where the parameters lie
   bool as_trainable() const;            // the parameters that need gradients are those that did
   void snapshot(double* params) const;  // [P]
-  void store(const py::array_t<double>& params);  // [P]
+  bool unchanged_since(const Forward& forward) const;  // the parameters, bit for bit
+  void store(const py::array_t<double>& params);       // [P]
 
   // The data that Python has found acceptable; y may be None.
   void see(const py::object& x, const py::object& y);
