@@ -64,6 +64,11 @@ class DeviceLoop(_C.Loop):
 
     # -- one call of the model
 
+    def pool_prediction(self, wrapper: Any, record: Any) -> None:
+        """Nothing is pooled: what is pooled, C++ answers for, with arithmetic on the host."""
+
+    pool_loss = pool_prediction
+
     def begin(self, forward: Any, x: torch.Tensor) -> None:
         forward.start(x)
         forward.versions = [t._version for t in self.traced.tensors]
