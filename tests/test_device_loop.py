@@ -7,8 +7,8 @@ from polyfuse import fused as fused_module
 from polyfuse.fused import Fused
 
 from .fake_device import FakeDevice
+from .scripts import SCRIPTS, line
 from .sides import Side, check, step
-from .test_faithful import SCRIPTS, line
 from .tolerance import assert_like_torch
 
 # What is compared by value on the CPU, and cannot be on a device without waiting for it.
