@@ -205,6 +205,7 @@ PYBIND11_MODULE(_C, m) {
       .def("grads", &pf::Loop::grads)
       .def("set_grads", &pf::Loop::set_grads)
       .def("give_grads", &pf::Loop::give_grads)
+      .def("exchange", &pf::Loop::exchange)
       .def("replace_grads", &pf::Loop::replace_grads)
       .def("install", [](pf::Loop& loop, py::handle owner) { return loop.install(owner.ptr()); })
       .def_property_readonly("tensors", &pf::Loop::tensors)

@@ -432,6 +432,42 @@ py::array_t<double> Step::grads() const {
   return py::array_t<double>(static_cast<py::ssize_t>(grad_.size()), grad_.data());
 }
 
+bool Step::exchange(py::list spares, py::list momentum_spares) {
+  // References to a storage and its Python object, one of which is held here; what they are where
+  // nobody else holds any differs between versions of torch.
+  const auto holders = [](py::handle tensor) {
+    const py::object storage = tensor.attr("untyped_storage")(), address = storage.attr("_cdata");
+    return std::pair<Py_ssize_t, long>(
+        storage.ref_count(),
+        number(PyObject_CallOneArg(torch().storage_use_count.ptr(), address.ptr())));
+  };
+  static const auto fewest = holders(torch().tensor(1));
+  const auto alone = [&](PyObject* tensor, int held_here) {
+    const auto [objects, uses] = holders(tensor);
+    return objects == fewest.first + held_here && uses == fewest.second;
+  };
+  for (size_t t = 0; t < tensors_.size(); ++t) {
+    if (!spares[t].is_none() && !alone(tensors_[t].ptr(), 1)) return false;
+    if (!momentum_spares[t].is_none() && !alone(momentum_tensors_[t].ptr(), 0)) return false;
+  }
+  const auto swap = [](PyObject* tensor, py::list from, size_t t) {
+    if (from[t].is_none()) return false;
+    const py::object now = torch().detach.call(tensor), next = from[t];
+    torch().data.set(tensor, next.ptr());
+    from[t] = now;
+    return true;
+  };
+  for (size_t t = 0; t < tensors_.size(); ++t) {
+    if (swap(tensors_[t].ptr(), spares, t)) {
+      storages_[t] = tensors_[t].attr("untyped_storage")();
+      param_at_[t] = Layout::of(tensors_[t].ptr());
+    }
+    if (swap(momentum_tensors_[t].ptr(), momentum_spares, t))
+      momentum_at_[t] = Layout::of(momentum_tensors_[t].ptr());
+  }
+  return true;
+}
+
 bool Step::install(PyObject* owner) {
   if (!computed_ || !bound_to(owner) || grads_.empty()) return false;
   computed_ = false;

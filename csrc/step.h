@@ -138,6 +138,9 @@ class Step {
                                                // holder of it is there
   // p.grad = values [P], whatever was there; false where somebody holds the last gradients.
   bool replace_grads(const py::array_t<double>& values);
+  // Parameters and momentum buffers take the memory of the spare ones, which take theirs (None:
+  // stays); false, and nothing done, where somebody else holds any of it.
+  bool exchange(py::list spares, py::list momentum_spares);
   // The update that the launch has computed, or from what lies there now where values changed.
   bool install(PyObject* owner);
 

@@ -48,11 +48,13 @@ class FakeDevice(Cpu):
 
     def step(self, map, rule, table, x, y, model, mean, moments):
         self.counted += 1
-        params, _, momentum, has = self.read(table, x.dtype)
+        params, _, momentum, has = self.read(table[:3], x.dtype)
         before = params.copy()
         state = State(params, momentum, has.copy())
         run = self.run(model, rule, x, y, mean, moments, state)
         self.write(table[1], state.grad, x.dtype, np.ones(len(params), dtype=bool))
+        self.write(table[3], state.params, x.dtype, rule[:, 6].tolist())
+        self.write(table[4], state.momentum, x.dtype, rule[:, 6].tolist())
         rows = [state.params, state.momentum, state.has_momentum, state.grad, before]
         outcome = dict.fromkeys(OUTCOME, 0.0) | {"loss": float(run.recorded[0])}
         return torch.tensor(np.concatenate([*rows, [outcome[name] for name in OUTCOME]]))

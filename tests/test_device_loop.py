@@ -45,12 +45,30 @@ def test_the_same_as_torch(script):
         assert_like_torch(mine, torchs)
 
 
-def test_one_launch_for_the_step_and_one_to_install_it(device, sides):
+def test_one_launch_an_iteration(device, sides):
     check(sides, lambda side, _: [step(side).detach()])
     before = device.counted
     for _ in range(5):
         step(sides[0])
-    assert device.counted - before == 10
+    assert device.counted - before == 5
+
+
+def test_whoever_holds_an_alias_of_a_parameter_sees_every_step(device, sides):
+    check(sides, lambda side, _: [step(side).detach()])
+    aliases = [side.model.a.detach() for side in sides]
+    saved = [side.model.state_dict() for side in sides]
+    before = device.counted
+
+    def script(side, epoch):
+        loss, i = step(side), sides.index(side)
+        return [loss.detach(), aliases[i][0], saved[i]["b"][0]]
+
+    check(sides, script)
+    assert device.counted - before == 12  # the step is copied, by a launch of its own
+    aliases.clear(), saved.clear()
+    before = device.counted
+    check(sides, lambda side, _: [step(side).detach()])
+    assert device.counted - before == 6
 
 
 def test_clipped_gradients_and_another_lr(sides):

@@ -28,6 +28,11 @@ class Launched(NamedTuple):
     versions: list[int]  # of parameters, gradients and momentum buffers
 
 
+def spare_of(t: torch.Tensor | None) -> torch.Tensor | None:
+    """New memory for what t holds."""
+    return None if t is None else torch.empty_like(t, requires_grad=False)
+
+
 class DeviceLoop(_C.Loop):
     """`_C.Loop` with its arithmetic, and its numbers, on a device."""
 
@@ -42,6 +47,9 @@ class DeviceLoop(_C.Loop):
         self.momentum: list[Any] = [None] * len(traced.tensors)
         self.updates, self.owner = False, None
         self.moments: Any = None
+        # Where the next parameters and momenta go: they take each other's place in `install`.
+        self.spares: list[Any] = []
+        self.momentum_spares: list[Any] = []
         self.last: Launched | None = None
 
     # -- the optimizer and the data
@@ -55,6 +63,9 @@ class DeviceLoop(_C.Loop):
         self.momentum = [buffers.get(id(t)) for t in self.traced.tensors]
         self.updates = owner is not None and rest.get("updates", False)
         self.owner = owner
+        mine = {id(t) for t in held} if self.updates else set()
+        self.spares = [spare_of(t) if id(t) in mine else None for t in self.traced.tensors]
+        self.momentum_spares = [spare_of(b) if self.updates else None for b in self.momentum]
         if owner is None:
             self.rule = device_rule((None,) * len(self.traced.slots), self.device)
 
@@ -100,7 +111,10 @@ class DeviceLoop(_C.Loop):
         if not self.unchanged_since(forward):
             raise RuntimeError(GONE.format("a parameter"))
         grads = [torch.empty_like(t, requires_grad=False) for t in self.traced.tensors]
-        table = tables(self.traced, self.traced.tensors, grads, self.momentum)
+        table = tables(
+            self.traced, self.traced.tensors, grads, self.momentum, self.spares,
+            self.momentum_spares,
+        )  # fmt: skip
         state = self.runner.step(
             self.map, self.rule, table, forward.x.reshape(-1), objective.y.reshape(-1),
             self.traced, objective.mean, self.moments,
@@ -109,12 +123,11 @@ class DeviceLoop(_C.Loop):
         n_params = len(self.traced.slots)
         forward.before = state[4 * n_params : 5 * n_params]
         self.last = Launched(objective, state, grads, [])
-        self.last.versions[:] = self._versions()
+        self.last.versions.extend(self._versions(self.last))
         return True
 
-    def _versions(self) -> list[int]:
-        assert self.last is not None
-        of = (*self.traced.tensors, *self.last.grads, *(b for b in self.momentum if b is not None))
+    def _versions(self, launched: Launched) -> list[int]:
+        of = (*self.traced.tensors, *launched.grads, *(b for b in self.momentum if b is not None))
         return [t._version for t in of]
 
     def holds(self, objective: Any) -> bool:
@@ -151,14 +164,15 @@ class DeviceLoop(_C.Loop):
         pairs = [(t, g) for t, g in zip(tensors, last.grads, strict=True) if t.requires_grad]
         if any(t.grad is not g for t, g in pairs):
             return False
-        table = tables(self.traced, tensors, last.grads, self.momentum)
-        self.last = last
-        unchanged = last.versions == self._versions()
-        self.last = None
-        if unchanged:
-            self.runner.store(self.map, self.rule, table, last.state, tensors[0].dtype)
-        else:
-            self.runner.update(self.map, self.rule, table, tensors[0].dtype)
+        unchanged = last.versions == self._versions(last)
+        capturing = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if capturing or not (unchanged and self.exchange(self.spares, self.momentum_spares)):
+            table = tables(self.traced, tensors, last.grads, self.momentum)
+            dtype = tensors[0].dtype
+            if unchanged:
+                self.runner.store(self.map, self.rule, table, last.state, dtype)
+            else:
+                self.runner.update(self.map, self.rule, table, dtype)
         buffers = [b for b in self.momentum if b is not None]
         increment_version([*(t for t, _ in pairs), *buffers])
         return True

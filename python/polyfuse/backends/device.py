@@ -3,6 +3,7 @@
 State [5 P + 5 + M] float64: the rows of `ROWS`, each [P]; `OUTCOME`; the recorded losses [M].
 Moments [4 K + 2] float64: shift, scale, square, reference [K], power [2 K - 1], cross [K].
 Tables [3, P] int64: the addresses of each scalar parameter, its gradient and its momentum; 0: none.
+A step's have 5 rows: where the next parameters and momenta go as well.
 """
 
 from __future__ import annotations
@@ -79,14 +80,12 @@ _tables: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
 _KEPT_TABLES = 64
 
 
-def tables(
-    model: Traced, params: Sequence[Any], grads: Sequence[Any], momentum: Sequence[Any]
-) -> torch.Tensor:
-    """[3, P] int64 on the device: where each scalar parameter, gradient and momentum lies."""
-    device = params[0].device
+def tables(model: Traced, *rows_of: Sequence[Any]) -> torch.Tensor:
+    """[R, P] int64 on the device: where each slot's element of these tensors lies; 0 for None."""
+    device = model.tensors[0].device
     rows = [
         tuple(0 if of[t] is None else of[t].data_ptr() + e * of[t].itemsize for t, e in model.slots)
-        for of in (params, grads, momentum)
+        for of in rows_of
     ]
     key = (device, *rows)
     found = _tables.get(key)
