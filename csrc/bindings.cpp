@@ -148,6 +148,7 @@ PYBIND11_MODULE(_C, m) {
       .def("show", &pf::Forward::show)
       .def_readwrite("real", &pf::Forward::real)
       .def_readwrite("freed", &pf::Forward::freed)
+      .def("start", &pf::Forward::start)
       .def("untouched", &pf::Forward::untouched)
       .def("plain_changed", &pf::Forward::plain_changed);
 
@@ -184,6 +185,7 @@ PYBIND11_MODULE(_C, m) {
              loop.snapshot(params.mutable_data());
              return params;
            })
+      .def("unchanged_since", &pf::Loop::unchanged_since)
       .def("store", &pf::Loop::store)
       .def("see", &pf::Loop::see)
       .def("sees", [](const pf::Loop& loop, py::handle x) { return loop.sees(x.ptr()); })
@@ -203,6 +205,7 @@ PYBIND11_MODULE(_C, m) {
       .def("grads", &pf::Loop::grads)
       .def("set_grads", &pf::Loop::set_grads)
       .def("give_grads", &pf::Loop::give_grads)
+      .def("exchange", &pf::Loop::exchange)
       .def("replace_grads", &pf::Loop::replace_grads)
       .def("install", [](pf::Loop& loop, py::handle owner) { return loop.install(owner.ptr()); })
       .def_property_readonly("tensors", &pf::Loop::tensors)

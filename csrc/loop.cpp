@@ -114,11 +114,7 @@ void Loop::forget() {
 }
 
 void Loop::begin(Forward& forward, py::object x) const {
-  forward.x = x;
-  forward.x_version = version_of(x.ptr());
-  if (!forward.plain.is_none()) forward.plain = py::none();
-  if (!forward.real.is_none()) forward.real = py::none();
-  forward.freed = false;
+  forward.start(std::move(x));
   snapshot(forward.params.data());
 }
 

@@ -109,15 +109,25 @@ void Plan::set_rule(const py::list& options) {
   }
 }
 
+void Forward::start(py::object data) {
+  x = std::move(data);
+  x_version = version_of(x.ptr());
+  if (!plain.is_none()) plain = py::none();
+  if (!real.is_none()) real = py::none();
+  freed = false;
+}
+
 bool Forward::untouched() const { return real.is_none() && !plain_changed(); }
 
-void Forward::show(py::object values) {
+void Forward::show(py::object values, bool hashed) {
   plain = std::move(values);
-  plain_hash = hash_of(plain.ptr());
+  plain_hash.reset();
+  if (hashed) plain_hash = hash_of(plain.ptr());
 }
 
 bool Forward::plain_changed() const {
-  return !plain.is_none() && (version_of(plain.ptr()) != 0 || hash_of(plain.ptr()) != plain_hash);
+  if (plain.is_none()) return false;
+  return version_of(plain.ptr()) != 0 || (plain_hash && hash_of(plain.ptr()) != *plain_hash);
 }
 
 int Forward::visit(visitproc visit, void* arg) const {
@@ -217,6 +227,15 @@ bool Step::as_trainable() const {
 void Step::snapshot(double* params) const {
   for (size_t i = 0; i < slots_.size(); ++i)
     params[i] = read(param_at_[slots_[i].tensor].address, slots_[i].element);
+}
+
+bool Step::unchanged_since(const Forward& forward) const {
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    const Slot slot = slots_[i];
+    if (bits_of(read(param_at_[slot.tensor].address, slot.element)) != bits_of(forward.params[i]))
+      return false;
+  }
+  return true;
 }
 
 void Step::store(const py::array_t<double>& params) {
@@ -411,6 +430,42 @@ void Step::set_grads_to(const double* values) {
 
 py::array_t<double> Step::grads() const {
   return py::array_t<double>(static_cast<py::ssize_t>(grad_.size()), grad_.data());
+}
+
+bool Step::exchange(py::list spares, py::list momentum_spares) {
+  // References to a storage and its Python object, one of which is held here; what they are where
+  // nobody else holds any differs between versions of torch.
+  const auto holders = [](py::handle tensor) {
+    const py::object storage = tensor.attr("untyped_storage")(), address = storage.attr("_cdata");
+    return std::pair<Py_ssize_t, long>(
+        storage.ref_count(),
+        number(PyObject_CallOneArg(torch().storage_use_count.ptr(), address.ptr())));
+  };
+  static const auto fewest = holders(torch().tensor(1));
+  const auto alone = [&](PyObject* tensor, int held_here) {
+    const auto [objects, uses] = holders(tensor);
+    return objects == fewest.first + held_here && uses == fewest.second;
+  };
+  for (size_t t = 0; t < tensors_.size(); ++t) {
+    if (!spares[t].is_none() && !alone(tensors_[t].ptr(), 1)) return false;
+    if (!momentum_spares[t].is_none() && !alone(momentum_tensors_[t].ptr(), 0)) return false;
+  }
+  const auto swap = [](PyObject* tensor, py::list from, size_t t) {
+    if (from[t].is_none()) return false;
+    const py::object now = torch().detach.call(tensor), next = from[t];
+    torch().data.set(tensor, next.ptr());
+    from[t] = now;
+    return true;
+  };
+  for (size_t t = 0; t < tensors_.size(); ++t) {
+    if (swap(tensors_[t].ptr(), spares, t)) {
+      storages_[t] = tensors_[t].attr("untyped_storage")();
+      param_at_[t] = Layout::of(tensors_[t].ptr());
+    }
+    if (swap(momentum_tensors_[t].ptr(), momentum_spares, t))
+      momentum_at_[t] = Layout::of(momentum_tensors_[t].ptr());
+  }
+  return true;
 }
 
 bool Step::install(PyObject* owner) {

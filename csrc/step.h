@@ -56,13 +56,15 @@ struct Forward {
   py::object x = py::none();
   long x_version = 0;
   py::object plain = py::none();  // the values, once somebody looked
-  uint64_t plain_hash = 0;
+  std::optional<uint64_t> plain_hash;
   py::object real = py::none();  // the values with their graph
   bool freed = false;
 
   explicit Forward(size_t n_params) : params(n_params) {}
-  bool untouched() const;        // nobody looked at the prediction in a way that torch must know of
-  void show(py::object values);  // plain = values, which may be written to from now on
+  void start(py::object data);  // a call of the model anew
+  bool untouched() const;       // nobody looked at the prediction in a way that torch must know of
+  // plain = values, which may be written to from now on; `hashed`: without moving a version, too.
+  void show(py::object values, bool hashed);
   bool plain_changed() const;
   int visit(visitproc visit, void* arg) const;
   void clear();
@@ -97,7 +99,8 @@ class Step {
   bool in_place() const;                // the module, and where the parameters lie
   bool as_trainable() const;            // the parameters that need gradients are those that did
   void snapshot(double* params) const;  // [P]
-  void store(const py::array_t<double>& params);  // [P]
+  bool unchanged_since(const Forward& forward) const;  // the parameters, bit for bit
+  void store(const py::array_t<double>& params);       // [P]
 
   // The data that Python has found acceptable; y may be None.
   void see(const py::object& x, const py::object& y);
@@ -135,6 +138,9 @@ class Step {
                                                // holder of it is there
   // p.grad = values [P], whatever was there; false where somebody holds the last gradients.
   bool replace_grads(const py::array_t<double>& values);
+  // Parameters and momentum buffers take the memory of the spare ones, which take theirs (None:
+  // stays); false, and nothing done, where somebody else holds any of it.
+  bool exchange(py::list spares, py::list momentum_spares);
   // The update that the launch has computed, or from what lies there now where values changed.
   bool install(PyObject* owner);
 

@@ -36,10 +36,10 @@ class TensorMethod {
 // look-up could let another thread in, half-way.
 struct Torch {
   TensorAttribute grad{"grad"}, requires_grad{"requires_grad"}, version{"_version"};
-  TensorAttribute dtype{"dtype"}, shape{"shape"}, backward_hooks{"_backward_hooks"};
+  TensorAttribute data{"data"}, dtype{"dtype"}, shape{"shape"}, backward_hooks{"_backward_hooks"};
   TensorAttribute accumulate_hooks{"_post_accumulate_grad_hooks"};
   TensorMethod stride{"stride"}, data_ptr{"data_ptr"}, use_count{"_use_count"};
-  TensorMethod is_inference{"is_inference"}, is_neg{"is_neg"};
+  TensorMethod detach{"detach"}, is_inference{"is_inference"}, is_neg{"is_neg"};
   py::object tensor, tensor_base, distributed, active_ddp_module, get_num_threads, cpu, params,
       param_groups;
   py::object is_grad_enabled, is_autocast_enabled, tracing_state, function_modes, dispatch_modes;

@@ -10,6 +10,10 @@ import torch
 
 ENGINES = ("auto", "stream", "moments", "closed_form")
 MAX_EPOCHS = 2**62
+GONE = (
+    "one of the variables needed for gradient computation has been modified by an inplace "
+    "operation: {} was changed after model(x) and before its result was looked at"
+)
 NAN_POLICIES = ("raise", "omit", "propagate")
 
 

@@ -156,7 +156,7 @@ def _known(module: Any, x: Any) -> Fused | None:
         type(x) is not torch.Tensor
         or torch._C._get_tracing_state() is not None
         or x.dtype not in (torch.float32, torch.float64)
-        or x.device.type != "cpu"
+        or x.device.type not in ("cpu", "cuda")
         or x.requires_grad
         or x.layout is not torch.strided
         or x.numel() == 0
@@ -166,7 +166,7 @@ def _known(module: Any, x: Any) -> Fused | None:
         or x.is_neg()
         or (x.ndim > 1 and not x.is_contiguous())
         or x.data_ptr() == 0
-        or torch.is_autocast_enabled("cpu")
+        or torch.is_autocast_enabled(x.device.type)
         or torch.is_anomaly_enabled()
         or _saved_tensors_hooks(False) is not None
         or torch.overrides._get_current_function_mode() is not None
@@ -174,7 +174,7 @@ def _known(module: Any, x: Any) -> Fused | None:
     ):
         return None
     known = fused(module, x.dtype, x.device)
-    if known.traced is None or known.traced.ndim > x.ndim:
+    if known.runner is None or known.traced is None or known.traced.ndim > x.ndim:
         return None
     object.__setattr__(module, "_loop", known.loop if known.cheap else None)
     return known
@@ -268,7 +268,7 @@ def _detach(a: Any) -> Any:
     if type(a) is Prediction:
         return a._record.values()
     if type(a) is Loss:
-        return torch.tensor(a._record.item(), dtype=a._record.forward.fused.dtype)
+        return a._record.plain()
     return NotImplemented
 
 

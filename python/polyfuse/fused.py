@@ -12,8 +12,11 @@ import torch
 from torch.autograd.graph import increment_version
 
 from . import _C
+from .backends import backend_of
 from .backends.native import make_plan
-from .problem import State
+from .backends.reference import coefficients
+from .device_loop import DeviceLoop
+from .problem import Rule, State
 from .symbolic import NotPolynomial, Traced
 from .tracing import trace
 from .watching import Contents, watched
@@ -43,7 +46,13 @@ class Fused:
             contents.add(b)
         # Whether the checks of the loop are all that a call needs.
         self.cheap = not contents.copies and not contents.tensors
-        self.loop = _C.Loop(self.plan, self.tensors, slots, dtype == torch.float64, contents.cheap)
+        # None: torch runs what is on this device.
+        self.runner: Any = backend_of(device)
+        if self.on_host or self.runner is None or self.traced is None:
+            is64 = dtype == torch.float64
+            self.loop = _C.Loop(self.plan, self.tensors, slots, is64, contents.cheap)
+        else:
+            self.loop = DeviceLoop(self.plan, self.traced, self.runner, contents.cheap)
         where = [(t, e, i) for i, (t, e) in enumerate(slots)]
         self.order = np.array([i for _, _, i in sorted(where)], dtype=np.int64)
         self.sizes = [t.numel() for t in self.tensors]
@@ -126,6 +135,36 @@ class Fused:
             values[self.order] = torch.cat([t.reshape(-1) for t in self.tensors]).cpu().numpy()
         return values
 
+    def coefficients(self, forward: Any) -> Any:
+        """Of the parameters as they were at model(x): [K], on the device where they are there."""
+        assert self.traced is not None
+        if isinstance(self.loop, DeviceLoop):
+            return coefficients(self.traced, self.loop.params_of(forward))
+        return self.traced.coefficients(forward.params)
+
+    def pull_back(self, forward: Any, grad_coef: Any) -> list[torch.Tensor]:
+        """Gradient of the coefficients [K] -> of every parameter tensor."""
+        assert self.traced is not None
+        if not isinstance(self.loop, DeviceLoop):
+            return self.gather(self.traced.pull_back(forward.params, grad_coef))
+        with torch.enable_grad():
+            params = self.loop.params_of(forward).detach().requires_grad_()
+            coef = coefficients(self.traced, params)
+        (grad,) = torch.autograd.grad(coef, params, torch.as_tensor(grad_coef).to(coef))
+        return self.gather(grad)
+
+    def gradients(self) -> list[torch.Tensor]:
+        """What the last launch computed, as new tensors."""
+        if isinstance(self.loop, DeviceLoop):
+            return self.loop.gradients()
+        return self.gather(self.loop.grads())
+
+    def set_rule(self, rule: Rule) -> None:
+        if isinstance(self.loop, DeviceLoop):
+            self.loop.set_rule(rule)
+        else:
+            self.plan.set_rule(list(rule))
+
     def write(self, params: np.ndarray) -> None:
         """Sets the parameters to params [P], where they lie."""
         if self.on_host:
@@ -154,10 +193,10 @@ class Fused:
         changed = now != committed
         state.params[changed] = now[changed]
 
-    def gather(self, values: np.ndarray) -> list[torch.Tensor]:
+    def gather(self, values: Any) -> list[torch.Tensor]:
         """values [P] as one new tensor for every parameter tensor."""
         with np.errstate(over="ignore"):
-            flat = torch.from_numpy(values[self.order]).to(self.dtype).to(self.device)
+            flat = torch.as_tensor(values[self.order]).to(self.dtype).to(self.device)
         parts = flat.split(self.sizes) if len(self.sizes) > 1 else (flat,)
         return [p.view(t.shape) for p, t in zip(parts, self.tensors, strict=True)]
 

@@ -12,15 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from . import _C
-from .backends import REGISTRY
+from ._check import GONE
+from .backends.device import loss_in
 from .fused import Fused
 from .optim.owners import bind
 from .static import moments_of
 
-GONE = (
-    "one of the variables needed for gradient computation has been modified by an inplace "
-    "operation: {} was changed after model(x) and before its result was looked at"
-)
 _FREED = (
     "Trying to backward through the graph a second time (or directly access saved tensors after "
     "they have already been freed). Saved intermediate values of the graph are freed when you call "
@@ -34,7 +31,7 @@ _, _HOOKED, _ACCUMULATE, _HELD, _STALE = range(5)  # what Loop.give_grads answer
 class Forward(_C.Forward):
     """One call model(x): the data, and the parameters as they were."""
 
-    __slots__ = ("fused", "real_version")
+    __slots__ = ("before", "fused", "real_version", "versions")
 
     def __init__(self, known: Fused, x: torch.Tensor):
         assert known.traced is not None
@@ -47,7 +44,7 @@ class Forward(_C.Forward):
         known = self.fused
         if not known.valid() or self.x._version != self.x_version:
             return False
-        return known.loop.snapshot(len(self.params)).tobytes() == self.params.tobytes()
+        return known.loop.unchanged_since(self)
 
     def value(self) -> torch.Tensor:
         """The prediction with its graph: torch's own where it still can be had."""
@@ -77,7 +74,7 @@ class Forward(_C.Forward):
         if self.real is not None:
             return self.real.detach()
         if self.plain is None:
-            self.show(self.evaluate())
+            self.show(self.evaluate(), self.fused.on_host)
         return self.plain
 
     def evaluate(self) -> torch.Tensor:
@@ -85,9 +82,7 @@ class Forward(_C.Forward):
         if self.x._version != self.x_version:
             raise RuntimeError(GONE.format("x"))
         known = self.fused
-        assert known.traced is not None
-        coef = known.traced.coefficients(self.params)
-        y = REGISTRY["cpu"].evaluate(known.traced, coef, self.x.reshape(-1))
+        y = known.runner.evaluate(known.traced, known.coefficients(self), self.x.reshape(-1))
         return y.reshape(self.x.shape)
 
 
@@ -116,8 +111,9 @@ class Difference:
 class Objective(_C.Objective):
     """One call criterion(model(x), y): its number and gradient once launched."""
 
-    __slots__ = ()
+    __slots__ = ("state",)
     forward: Forward
+    state: torch.Tensor  # what a launch on a device left there
 
     def launch(self, optimizer: Any = None) -> bool:
         """Loss, gradient and the next parameters, in one launch; False for data of another kind."""
@@ -139,10 +135,23 @@ class Objective(_C.Objective):
     def item(self) -> float:
         if self.real is not None:
             return self.real.item()
-        if self.number is None and not self.launch():
+        if not self.launched() and not self.launch():
             return self.value().item()
-        assert self.number is not None
-        return self.number
+        return self.plain().item() if self.number is None else self.number
+
+    def launched(self) -> bool:
+        return self.number is not None or hasattr(self, "state")
+
+    def plain(self) -> torch.Tensor:
+        """The loss alone, as a tensor; on a device without waiting for it."""
+        known = self.forward.fused
+        if self.real is not None:
+            return self.real.detach()
+        if not self.launched() and not self.launch():
+            return self.value().detach()
+        if self.number is not None:
+            return torch.tensor(self.number, dtype=known.dtype)
+        return loss_in(self.state, len(known.order)).to(known.dtype, copy=True)
 
     def value(self) -> torch.Tensor:
         """The loss with its graph."""
@@ -162,7 +171,7 @@ class Objective(_C.Objective):
         known = self.forward.fused
         if not known.loop.holds(self):
             self.launch()
-        return known.gather(known.loop.grads())
+        return known.gradients()
 
     def backward(self, retain_graph: bool | None = None) -> bool:
         """Sets or adds to .grad; False where parameters have hooks, which only torch calls."""
@@ -206,14 +215,11 @@ class _PredictionGraph(torch.autograd.Function):
     def backward(ctx: Any, grad: Any) -> Any:
         forward: Forward = ctx.record
         known = forward.fused
-        assert known.traced is not None
         if forward.x._version != forward.x_version:
             raise RuntimeError(GONE.format("x"))
-        cpu = REGISTRY["cpu"]
         g = grad.reshape(-1).contiguous()
-        grad_coef = cpu.project(known.traced, forward.x.reshape(-1), g)
-        grads = known.traced.pull_back(forward.params, grad_coef)
-        return None, *known.gather(grads)
+        grad_coef = known.runner.project(known.traced, forward.x.reshape(-1), g)
+        return None, *known.pull_back(forward, grad_coef)
 
 
 class _LossGraph(torch.autograd.Function):
@@ -222,7 +228,7 @@ class _LossGraph(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, objective: Any, *tensors: Any) -> Any:
         ctx.record = objective
-        return torch.tensor(objective.item(), dtype=objective.forward.fused.dtype)
+        return objective.plain()
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 
 from . import _C, _check
-from .backends import REGISTRY
 from .problem import Problem
 
 logger = logging.getLogger("polyfuse")
@@ -88,5 +87,5 @@ def moments_of(known: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
     cached = known.moments
     if cached is None or cached[0][0] is not promises[0] or cached[0][1] is not promises[1]:
         problem = Problem(known.traced, "mean", (), _check.flat(x), _check.flat(y))
-        cached = known.moments = (promises, REGISTRY["cpu"].accumulate(problem))
+        cached = known.moments = (promises, known.runner.accumulate(problem))
     return cached[1]

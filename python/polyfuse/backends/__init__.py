@@ -59,6 +59,11 @@ def backends() -> dict[str, str]:
     }
 
 
+def backend_of(device: torch.device) -> Backend | None:
+    """The backend of the training loop for data on a device; None where there is none."""
+    return REGISTRY["cpu"] if device.type == "cpu" else None
+
+
 def choose(name: str, problem: Problem) -> Backend:
     """The backend called `name`, or for 'auto' the compiled one of the data's device."""
     if name == "auto":

@@ -3,12 +3,16 @@
 State [5 P + 5 + M] float64: the rows of `ROWS`, each [P]; `OUTCOME`; the recorded losses [M].
 Moments [4 K + 2] float64: shift, scale, square, reference [K], power [2 K - 1], cross [K].
 Tables [3, P] int64: the addresses of each scalar parameter, its gradient and its momentum; 0: none.
+A step's have 5 rows: where the next parameters and momenta go as well.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,12 +76,39 @@ def device_rule(rule: Rule, device: torch.device) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float64, device=device).reshape(-1, 7)
 
 
+_tables: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
+_KEPT_TABLES = 64
+
+
+def tables(model: Traced, *rows_of: Sequence[Any]) -> torch.Tensor:
+    """[R, P] int64 on the device: where each slot's element of these tensors lies; 0 for None."""
+    device = model.tensors[0].device
+    rows = [
+        tuple(0 if of[t] is None else of[t].data_ptr() + e * of[t].itemsize for t, e in model.slots)
+        for of in rows_of
+    ]
+    key = (device, *rows)
+    found = _tables.get(key)
+    if found is None:
+        found = _tables[key] = torch.tensor(rows, dtype=torch.int64, device=device)
+        if len(_tables) > _KEPT_TABLES:
+            _tables.popitem(last=False)
+    else:
+        _tables.move_to_end(key)
+    return found
+
+
 def n_recorded(schedule: Schedule) -> int:
     """How many epochs of the schedule are recorded."""
     every, first = schedule.record_every, schedule.first_epoch
     if not every or not schedule.epochs:
         return 0
     return (first + schedule.epochs - 1) // every - (first - 1) // every
+
+
+def loss_in(state: torch.Tensor, n_params: int) -> torch.Tensor:
+    """The loss in a state buffer, a view of shape ()."""
+    return state[5 * n_params + OUTCOME.index("loss")]
 
 
 class DeviceState:

@@ -73,7 +73,7 @@ def bind(known: Any, optimizer: Any = None) -> None:
     near = [v for v in numbers if v.device.type == "cpu" and v.is_contiguous()]
     hooks = [owner._optimizer_step_pre_hooks, owner._optimizer_step_post_hooks, *GLOBAL_HOOKS]
     rule = rule_of(known, owner)
-    known.plan.set_rule(list(rule))
+    known.set_rule(rule)
     by_id = {id(p) for g in groups for p in g["params"]}
     held = [t for t in known.tensors if id(t) in by_id and t.requires_grad]
     with_momentum = {

@@ -1,0 +1,110 @@
+"""The import-swap loop on a device, played by memory of the CPU, against torch's loop."""
+
+import polyfuse as pf
+import pytest
+import torch
+from polyfuse import fused as fused_module
+from polyfuse.fused import Fused
+
+from .fake_device import FakeDevice
+from .scripts import SCRIPTS, line
+from .sides import Side, check, step
+from .tolerance import assert_like_torch
+
+# What is compared by value on the CPU, and cannot be on a device without waiting for it.
+BY_VALUE = {"prediction_written_through_numpy"}
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch):
+    fake = FakeDevice()
+    init = Fused.__init__
+
+    class Elsewhere:
+        """The property on_host, which a trace sets before it asks for its loop."""
+
+        def __get__(self, *_):
+            return False
+
+        def __set__(self, *_):
+            pass
+
+    monkeypatch.setattr(Fused, "on_host", Elsewhere(), raising=False)
+    monkeypatch.setattr(Fused, "__init__", init)
+    monkeypatch.setattr(fused_module, "backend_of", lambda _: fake)
+    return fake
+
+
+@pytest.mark.parametrize(
+    "script", [s for s in SCRIPTS if s.__name__ not in BY_VALUE], ids=lambda s: s.__name__
+)
+def test_the_same_as_torch(script):
+    found = script(pf.nn, pf.optim, line(pf.nn))
+    truth = script(torch.nn, torch.optim, line(torch.nn))
+    for mine, torchs in zip(found, truth, strict=True):
+        assert_like_torch(mine, torchs)
+
+
+def test_one_launch_an_iteration(device, sides):
+    check(sides, lambda side, _: [step(side).detach()])
+    before = device.counted
+    for _ in range(5):
+        step(sides[0])
+    assert device.counted - before == 5
+
+
+def test_whoever_holds_an_alias_of_a_parameter_sees_every_step(device, sides):
+    check(sides, lambda side, _: [step(side).detach()])
+    aliases = [side.model.a.detach() for side in sides]
+    saved = [side.model.state_dict() for side in sides]
+    before = device.counted
+
+    def script(side, epoch):
+        loss, i = step(side), sides.index(side)
+        return [loss.detach(), aliases[i][0], saved[i]["b"][0]]
+
+    check(sides, script)
+    assert device.counted - before == 12  # the step is copied, by a launch of its own
+    aliases.clear(), saved.clear()
+    before = device.counted
+    check(sides, lambda side, _: [step(side).detach()])
+    assert device.counted - before == 6
+
+
+def test_clipped_gradients_and_another_lr(sides):
+    def script(side, epoch):
+        if epoch == 3:
+            side.optimizer.param_groups[0]["lr"] *= 0.5
+        step(side, lambda: torch.nn.utils.clip_grad_norm_(side.model.parameters(), 1.0))
+
+    check(sides, script)
+
+
+def test_static_data(sides):
+    pf.static(sides[0].xs, sides[0].ys)
+    check(sides, lambda side, _: [step(side).detach()])
+
+
+def test_old_results_are_still_there_after_steps(sides):
+    kept = {0: [], 1: []}
+
+    def script(side, epoch):
+        y_pred = side.model(side.xs)
+        loss = side.criterion(y_pred, side.ys)
+        side.optimizer.zero_grad()
+        loss.backward(retain_graph=True)
+        side.optimizer.step()
+        mine = kept[sides.index(side)]
+        mine.append((y_pred, loss))
+        return [v for p, q in mine for v in (p.detach()[0], p.sum().detach(), q.item(), q.detach())]
+
+    check(sides, script)
+
+
+def test_parameters_changed_before_the_launch_are_an_error(dtype):
+    side = Side(pf.nn, pf.optim, dtype)
+    loss = side.criterion(side.model(side.xs), side.ys)
+    with torch.no_grad():
+        side.model.a.add_(1)
+    with pytest.raises(RuntimeError, match="a parameter was changed after model"):
+        loss.item()
