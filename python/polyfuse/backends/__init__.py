@@ -61,7 +61,9 @@ def backends() -> dict[str, str]:
 
 def backend_of(device: torch.device) -> Backend | None:
     """The backend of the training loop for data on a device; None where there is none."""
-    return REGISTRY["cpu"] if device.type == "cpu" else None
+    if device.type == "cpu":
+        return REGISTRY["cpu"]
+    return TRITON if device.type == "cuda" and not TRITON.missing() else None
 
 
 def choose(name: str, problem: Problem) -> Backend:

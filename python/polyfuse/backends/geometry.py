@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 MAX_PARAMS = 255  # the closed form takes two rows for each, and one
-MAX_TERMS = 33
 MAX_WARPS = 8
 REGISTERS = 255  # a thread's; left to itself the assembler spills some to make room
 ALONE_TILES = 8  # one program takes so many tiles faster than many programs meet

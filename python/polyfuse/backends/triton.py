@@ -74,8 +74,6 @@ class Triton:
         device = problem.x.device
         if device.type != ("cpu" if interpreted() else "cuda"):
             return f"the data is on {device}"
-        if problem.model.degree >= geometry.MAX_TERMS:
-            return f"the degree is {problem.model.degree}, above {geometry.MAX_TERMS - 1}"
         if len(problem.model.slots) > geometry.MAX_PARAMS:
             return f"{len(problem.model.slots)} parameters, above {geometry.MAX_PARAMS}"
         return None
