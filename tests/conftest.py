@@ -2,8 +2,19 @@ import polyfuse as pf
 import pytest
 import torch
 from polyfuse import workload
+from polyfuse.backends import REGISTRY
 
+from .interpreter import INTERPRETED, prepare_once
 from .sides import Side
+
+if INTERPRETED:
+    prepare_once()
+
+
+@pytest.fixture(scope="session")
+def backend():
+    """The compiled backend; under Triton's interpreter its kernels."""
+    return REGISTRY["triton" if INTERPRETED else "cpu"]
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["f32", "f64"])

@@ -4,9 +4,11 @@ import polyfuse as pf
 import pytest
 import torch
 from polyfuse import fused as fused_module
+from polyfuse.backends import REGISTRY
 from polyfuse.fused import Fused
 
 from .fake_device import FakeDevice
+from .interpreter import INTERPRETED
 from .scripts import SCRIPTS, line
 from .sides import Side, check, step
 from .tolerance import assert_like_torch
@@ -17,7 +19,7 @@ BY_VALUE = {"prediction_written_through_numpy"}
 
 @pytest.fixture(autouse=True)
 def device(monkeypatch):
-    fake = FakeDevice()
+    runner = REGISTRY["triton"] if INTERPRETED else FakeDevice()
     init = Fused.__init__
 
     class Elsewhere:
@@ -31,8 +33,8 @@ def device(monkeypatch):
 
     monkeypatch.setattr(Fused, "on_host", Elsewhere(), raising=False)
     monkeypatch.setattr(Fused, "__init__", init)
-    monkeypatch.setattr(fused_module, "backend_of", lambda _: fake)
-    return fake
+    monkeypatch.setattr(fused_module, "backend_of", lambda _: runner)
+    return runner
 
 
 @pytest.mark.parametrize(
@@ -47,28 +49,28 @@ def test_the_same_as_torch(script):
 
 def test_one_launch_an_iteration(device, sides):
     check(sides, lambda side, _: [step(side).detach()])
-    before = device.counted
+    before = device.launches()
     for _ in range(5):
         step(sides[0])
-    assert device.counted - before == 5
+    assert device.launches() - before == 5
 
 
 def test_whoever_holds_an_alias_of_a_parameter_sees_every_step(device, sides):
     check(sides, lambda side, _: [step(side).detach()])
     aliases = [side.model.a.detach() for side in sides]
     saved = [side.model.state_dict() for side in sides]
-    before = device.counted
+    before = device.launches()
 
     def script(side, epoch):
         loss, i = step(side), sides.index(side)
         return [loss.detach(), aliases[i][0], saved[i]["b"][0]]
 
     check(sides, script)
-    assert device.counted - before == 12  # the step is copied, by a launch of its own
+    assert device.launches() - before == 12  # the step is copied, by a launch of its own
     aliases.clear(), saved.clear()
-    before = device.counted
+    before = device.launches()
     check(sides, lambda side, _: [step(side).detach()])
-    assert device.counted - before == 6
+    assert device.launches() - before == 6
 
 
 def test_clipped_gradients_and_another_lr(sides):

@@ -13,6 +13,7 @@ import torch
 from polyfuse import workload
 from polyfuse.backends import REGISTRY
 
+from .interpreter import INTERPRETED
 from .tolerance import assert_like_torch, assert_relative
 
 ENGINES = ("stream", "moments", "closed_form")
@@ -33,6 +34,12 @@ def plain_loop(optimizer_options, epochs, xs, ys, reduction="mean", every=None):
         optimizer.step()
     losses.append(torch.nn.functional.mse_loss(model(xs), ys, reduction=reduction).item())
     return model, optimizer, losses
+
+
+@pytest.fixture
+def on(backend):
+    """The argument of `fit` that has it run there."""
+    return {"backend": backend.name}
 
 
 @pytest.fixture(scope="module")
@@ -83,22 +90,22 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", ["triton"] if INTERPRETED else ["cpu", "reference"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_every_option_of_sgd(options, engine, backend, reduction):
     lr = 1e-7 if options["maximize"] else 1e-5
     lr = lr / 9 if reduction == "sum" else lr
     xs, ys = workload.data(torch.float64)
-    epochs = 57
+    epochs = 5 if INTERPRETED else 57
     truth, truth_optimizer, losses = plain_loop(
-        {"lr": lr, **options}, epochs, xs, ys, reduction, every=10
+        {"lr": lr, **options}, epochs, xs, ys, reduction, every=5
     )
     model = workload.make_model(torch.nn, torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, **options)
     criterion = torch.nn.MSELoss(reduction=reduction)
     result = pf.fit(
         model, criterion, optimizer, xs, ys, epochs=epochs, engine=engine, backend=backend,
-        record_every=10,
+        record_every=5,
     )  # fmt: skip
     assert_relative(result.history, losses, 1e-9)
     for p, q in zip(model.parameters(), truth.parameters(), strict=True):
@@ -113,20 +120,20 @@ def test_every_option_of_sgd(options, engine, backend, reduction):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("split", [0, 1, 2, 3, 29])
-def test_plain_pytorch_goes_on_from_a_fit(engine, split):
+def test_plain_pytorch_goes_on_from_a_fit(on, engine, split):
     options = {"lr": 1e-5, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
     xs, ys = workload.data(torch.float64)
     truth, _, _ = plain_loop(options, 30, xs, ys)
     model = workload.make_model(torch.nn, torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), **options)
-    pf.fit(model, torch.nn.MSELoss(), optimizer, xs, ys, epochs=split, engine=engine)
+    pf.fit(model, torch.nn.MSELoss(), optimizer, xs, ys, epochs=split, engine=engine, **on)
     workload.loop(model, torch.nn.MSELoss(), optimizer, xs, ys, 30 - split)
     for p, q in zip(model.parameters(), truth.parameters(), strict=True):
         assert_relative(p.detach(), q.detach(), 1e-9)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_groups_and_parameters_that_no_optimizer_holds(engine):
+def test_groups_and_parameters_that_no_optimizer_holds(on, engine):
     xs, ys = workload.data(torch.float64)
 
     def run(fit):
@@ -137,7 +144,7 @@ def test_groups_and_parameters_that_no_optimizer_holds(engine):
         ]
         optimizer = torch.optim.SGD(groups, lr=1.0)
         if fit:
-            pf.fit(model, torch.nn.MSELoss(), optimizer, xs, ys, epochs=40, engine=engine)
+            pf.fit(model, torch.nn.MSELoss(), optimizer, xs, ys, epochs=40, engine=engine, **on)
         else:
             workload.loop(model, torch.nn.MSELoss(), optimizer, xs, ys, 1)
             for _ in range(39):
@@ -152,7 +159,7 @@ def test_groups_and_parameters_that_no_optimizer_holds(engine):
     assert found.b.item() == 2.0
 
 
-def test_products_of_parameters():
+def test_products_of_parameters(on):
     class Product(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -168,7 +175,9 @@ def test_products_of_parameters():
         model = Product()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         if engine:
-            result = pf.fit(model, torch.nn.MSELoss(), optimizer, xs, ys, epochs=50, engine=engine)
+            result = pf.fit(
+                model, torch.nn.MSELoss(), optimizer, xs, ys, epochs=50, engine=engine, **on
+            )
             assert result.engine == ("moments" if engine == "auto" else engine)
         else:
             workload.loop(model, torch.nn.MSELoss(), optimizer, xs, ys, 50)
@@ -176,19 +185,20 @@ def test_products_of_parameters():
     for found in trained[:-1]:
         assert_relative(found, trained[-1], 1e-10)
     with pytest.raises(ValueError, match=r"engine: closed_form .* not affine"):
-        pf.fit(model, torch.nn.MSELoss(), optimizer, xs, ys, epochs=5, engine="closed_form")
+        pf.fit(model, torch.nn.MSELoss(), optimizer, xs, ys, epochs=5, engine="closed_form", **on)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("n", [1, 2])
-def test_fewer_samples_than_coefficients(engine, n):
+def test_fewer_samples_than_coefficients(on, engine, n):
     xs, ys = (t[:n] for t in workload.data(torch.float64))
     truth, _, losses = plain_loop({"lr": 1e-2}, 200, xs, ys, every=50)
     model = workload.make_model(torch.nn, torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     result = pf.fit(
-        model, torch.nn.MSELoss(), optimizer, xs, ys, epochs=200, engine=engine, record_every=50
-    )
+        model, torch.nn.MSELoss(), optimizer, xs, ys, epochs=200, engine=engine, record_every=50,
+        **on,
+    )  # fmt: skip
     for p, q in zip(model.parameters(), truth.parameters(), strict=True):
         assert_relative(p.detach(), q.detach(), 1e-9)
     np.testing.assert_allclose(result.history, losses, rtol=1e-9, atol=1e-13)
@@ -228,7 +238,7 @@ def test_progress(capsys):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_callback_may_change_the_lr(engine):
+def test_callback_may_change_the_lr(on, engine):
     def halve(epoch, loss):
         optimizer.param_groups[0]["lr"] = 1e-4 / (1 + epoch / 10)
 
@@ -236,7 +246,7 @@ def test_callback_may_change_the_lr(engine):
     model, truth = (workload.make_model(torch.nn, torch.float64) for _ in range(2))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     criterion = torch.nn.MSELoss()
-    pf.fit(model, criterion, optimizer, xs, ys, epochs=30, engine=engine, record_every=10,
+    pf.fit(model, criterion, optimizer, xs, ys, epochs=30, engine=engine, **on, record_every=10,
            callback=halve)  # fmt: skip
     by_hand = torch.optim.SGD(truth.parameters(), lr=1e-4)
     for epoch in range(0, 30, 10):
@@ -276,12 +286,12 @@ def test_a_diverging_run_says_the_largest_stable_lr(engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_nan_policy(engine, bad):
+def test_nan_policy(on, engine, bad):
     xs, ys = (torch.cat([t, t[:2]]) for t in workload.data(torch.float64))
     xs[9], ys[10] = bad, bad
     model = workload.make_model(torch.nn, torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.5)
-    run = dict(epochs=50, engine=engine)
+    run = dict(epochs=50, engine=engine, **on)
     with pytest.raises(ValueError, match=r"x, y: 2 samples hold nan or inf"):
         pf.fit(model, torch.nn.MSELoss(), optimizer, xs, ys, **run)
     assert [p.item() for p in model.parameters()] == [1, 2, 3]
@@ -348,7 +358,7 @@ def bad_calls():
     yield "epochs: expected a number >= 0, got -1", {"epochs": -1}, ValueError
     yield "epochs: expected an int, got 1.5", {"epochs": 1.5}, TypeError
     yield "engine: expected one of auto, stream", {"engine": "fast"}, ValueError
-    yield "backend: expected one of auto, cpu, reference, got 'tpu'", {"backend": "tpu"}, ValueError
+    yield "one of auto, cpu, reference, triton, got 'tpu'", {"backend": "tpu"}, ValueError
     yield "cuda is not built", {"backend": "cuda"}, ValueError
     yield "nan_policy: expected one of", {"nan_policy": "drop"}, ValueError
     yield "record_every: expected None or an int >= 1", {"record_every": 0}, ValueError

@@ -9,6 +9,7 @@ import torch
 from ..problem import Problem, Schedule, State, Trace
 from .native import Cpu
 from .reference import Reference
+from .triton import Triton
 
 
 class Backend(Protocol):
@@ -40,7 +41,8 @@ class Backend(Protocol):
         """Kernel launches so far in this process."""
 
 
-REGISTRY: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Reference())}
+TRITON = Triton()
+REGISTRY: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Reference(), TRITON)}
 
 
 def backends() -> dict[str, str]:
@@ -51,18 +53,23 @@ def backends() -> dict[str, str]:
     'available'
     """
     known = {name: "available" for name in REGISTRY}
-    return known | {name: "not built into this version" for name in ("cuda", "triton")}
+    return known | {
+        "cuda": "not built into this version",
+        "triton": TRITON.missing() or "available",
+    }
 
 
 def backend_of(device: torch.device) -> Backend | None:
     """The backend of the training loop for data on a device; None where there is none."""
-    return REGISTRY["cpu"] if device.type == "cpu" else None
+    if device.type == "cpu":
+        return REGISTRY["cpu"]
+    return TRITON if device.type == "cuda" and not TRITON.missing() else None
 
 
 def choose(name: str, problem: Problem) -> Backend:
     """The backend called `name`, or for 'auto' the compiled one of the data's device."""
     if name == "auto":
-        name = "cpu"
+        name = "cpu" if problem.x.device.type == "cpu" else "triton"
     elif name not in REGISTRY:
         state = backends().get(name)
         why = f"; {name} is {state}" if state else ""

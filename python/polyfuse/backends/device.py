@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..problem import Rule, Schedule, State
+from ..problem import Moments, Rule, Schedule, State
 from ..symbolic import Traced
 
 ROWS = ("params", "momentum", "has_momentum", "grad", "before")
@@ -150,3 +150,9 @@ class DeviceMoments:
 
     buffer: torch.Tensor  # [4 K + 2] float64
     square: float
+
+    def on_host(self) -> Moments:
+        values = self.buffer.cpu().numpy()
+        k = (len(values) - 2) // 4
+        reference, power, cross = np.split(values[3:], [k, 3 * k - 1])
+        return Moments(values[0], values[1], reference, power, cross, values[2])

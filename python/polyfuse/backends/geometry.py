@@ -1,0 +1,112 @@
+"""How a launch is cut up: tiles, programs, what stays on chip, the size of workspaces.
+
+The numbers are estimates from the registers that compiled kernels take; no GPU has measured them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+MAX_PARAMS = 255  # the closed form takes two rows for each, and one
+MAX_WARPS = 8
+REGISTERS = 255  # a thread's; left to itself the assembler spills some to make room
+ALONE_TILES = 8  # one program takes so many tiles faster than many programs meet
+LAUNCH_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Machine:
+    processors: int
+    warp: int = 32  # threads
+    interpreted: bool = False  # programs run one after another
+
+
+class Pass(NamedTuple):
+    """A pass over the samples, in tiles [rows, vec] that programs take in turn."""
+
+    programs: int
+    rows: int
+    vec: int
+    warps: int
+    resident: int = 0  # tiles of every program that stay in its registers
+
+    @property
+    def tile(self) -> int:
+        return self.rows * self.vec
+
+
+def width(count: int) -> int:
+    """The power of two that holds a vector."""
+    return 1 << max(count - 1, 0).bit_length()
+
+
+def chunk(sums: int) -> int:
+    """Programs whose partial sums are added side by side."""
+    return max(1, 512 // width(sums))
+
+
+def band(size: int) -> int:
+    """Rows of a matrix of the closed form in registers at a time."""
+    return max(1, min(width(size), 4096 // width(size)))
+
+
+def tiles(n: int, tile: int) -> int:
+    return -(-n // tile)
+
+
+def shape(n: int, itemsize: int, machine: Machine) -> tuple[int, int, int]:
+    """Rows, elements a thread reads at once (16 bytes), warps: one tile where n is small."""
+    vec = 16 // itemsize
+    if machine.interpreted:
+        return min(width(tiles(n, vec)), 4096), vec, 1
+    warps = min(MAX_WARPS, width(tiles(n, machine.warp * vec)))
+    return machine.warp * warps, vec, warps
+
+
+def reduction(n: int, itemsize: int, sums: int, machine: Machine) -> Pass:
+    """A pass whose last program adds the partial sums."""
+    rows, vec, warps = shape(n, itemsize, machine)
+    occupancy = 4 if sums <= 8 else 2 if sums <= 16 else 1
+    programs = min(tiles(n, rows * vec), occupancy * machine.processors)
+    return Pass(programs, rows, vec, warps)
+
+
+def stream(n: int, itemsize: int, terms: int, machine: Machine) -> Pass:
+    """All epochs in one launch, whose programs must all be on the device at once."""
+    rows, vec, warps = shape(n, itemsize, machine)
+    count = tiles(n, rows * vec)
+    most = 3 if terms <= 5 else 2 if terms <= 8 else 1
+    if machine.interpreted or count <= ALONE_TILES:
+        return Pass(1, rows, vec, warps, min(count, most))
+    programs = min(tiles(count, 2), machine.processors)
+    return Pass(programs, rows, vec, warps, min(tiles(count, programs), most))
+
+
+def elementwise(n: int, itemsize: int, machine: Machine) -> Pass:
+    """One tile a program."""
+    rows, vec, warps = shape(n, itemsize, machine)
+    return Pass(tiles(n, rows * vec), rows, vec, warps)
+
+
+def vector_warps(terms: int, params: int) -> int:
+    """Warps of a program that holds a matrix [K, K] and no samples."""
+    return 1 if max(terms, params) <= 8 else 4 if max(terms, params) <= 16 else MAX_WARPS
+
+
+def partial_sums(launch: Pass, sums: int) -> int:
+    """float64 numbers of workspace: two halves, so that one barrier an epoch is enough."""
+    return 2 * launch.programs * sums
+
+
+def matrices(params: int) -> int:
+    """float64 numbers of workspace for the closed form."""
+    return 5 * (2 * params + 1) ** 2
+
+
+def epochs_at_once(engine: str, n: int, itemsize: int, terms: int, epochs: int) -> int:
+    """So many that a launch takes about LAUNCH_SECONDS: 5 us for an epoch's barrier, 1 TB/s."""
+    if engine == "closed_form":
+        return epochs
+    each = 5e-6 + 2 * n * itemsize / 1e12 if engine == "stream" else 1e-6 + 1e-8 * terms**2
+    return min(epochs, max(1, int(LAUNCH_SECONDS / each)))

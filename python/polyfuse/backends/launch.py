@@ -1,0 +1,254 @@
+"""Launches of the Triton kernels: arguments in their order, workspaces, one count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import geometry
+from .device import DeviceMap
+from .geometry import Machine
+
+launches = 0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """x and y [N] on the device, and the model's variable (x - shift) * scale."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    shift: float = 0.0
+    scale: float = 1.0
+    omit: bool = False
+
+    def arguments(self) -> tuple[Any, ...]:
+        stride = [t.stride(0) if t.ndim else 1 for t in (self.x, self.y)]
+        return self.x, self.y, self.x.numel(), *stride, self.shift, self.scale
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run needs besides its samples; tables: of a step that starts and ends there."""
+
+    map: DeviceMap
+    rule: torch.Tensor  # [P, 7]
+    state: torch.Tensor  # [5 P + 5 + M]
+    tables: torch.Tensor | None = None  # [5, P]
+    mean: bool = True
+    first_epoch: int = 0
+    epochs: int = 1
+    record_every: int = 0
+    tol: float = -1.0
+
+    def addresses(self) -> tuple[Any, ...]:
+        return *model_arguments(self.map), self.rule, self.state
+
+    def constants(self, samples: Samples) -> dict[str, Any]:
+        return sizes(self.map) | {"OMIT": samples.omit, "MEAN": self.mean}
+
+    def of_tables(self, samples: Samples) -> dict[str, Any]:
+        there = self.tables is not None
+        return {
+            "tables_ptr": self.tables if there else self.state,
+            "TABLES": there,
+            "ROUND": there and samples.x.dtype == torch.float32,
+        }
+
+
+def model_arguments(map: DeviceMap) -> tuple[Any, ...]:
+    return map.factor, map.span, map.slots, map.factor.numel()
+
+
+def sizes(map: DeviceMap) -> dict[str, Any]:
+    p, k = map.n_params, map.n_terms
+    return {
+        "P": p,
+        "K": k,
+        "PW": geometry.width(p),
+        "KW": geometry.width(k),
+        "IDENTITY": map.identity,
+    }
+
+
+@cache
+def machine(device: torch.device) -> Machine:
+    if device.type == "cpu":
+        return Machine(2, interpreted=True)
+    found = torch.cuda.get_device_properties(device)
+    return Machine(found.multi_processor_count, found.warp_size)
+
+
+_workspaces: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
+
+
+def workspace(device: torch.device, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """float64 numbers and counters [2] that are 0, of the current stream."""
+    if device.type == "cpu":
+        key: Any = "cpu"
+    elif torch.cuda.is_current_stream_capturing():
+        key = None  # the graph keeps its own
+    else:
+        key = (device, torch.cuda.current_stream(device).cuda_stream)
+    held = _workspaces.get(key)
+    if held is None or held[0].numel() < count:
+        size = max(4096, geometry.width(count))
+        held = (
+            torch.empty(size, dtype=torch.float64, device=device),
+            torch.zeros(2, dtype=torch.int64, device=device),
+        )
+        if key is not None:
+            _workspaces[key] = held
+    return held
+
+
+def launch(kernel: Any, programs: int, warps: int, *arguments: Any, **options: Any) -> None:
+    global launches
+    launches += 1
+    device = arguments[0].device
+    options |= {"num_warps": warps, "enable_fp_fusion": True}
+    if device.type == "cpu":
+        with np.errstate(all="ignore"):  # a GPU computes with inf and nan in silence
+            kernel[(programs,)](*arguments, **options)
+        return
+    if torch.version.hip is None:
+        options["maxnreg"] = geometry.REGISTERS
+    with torch.cuda.device(device):
+        kernel[(programs,)](*arguments, **options)
+
+
+def step(samples: Samples, run: Run) -> None:
+    """One epoch; the loss left behind is that of before the step."""
+    from ..kernels.stream import step_kernel
+
+    sums = run.map.n_terms + 2
+    cut = geometry.reduction(
+        samples.x.numel(), samples.x.element_size(), sums, machine(samples.x.device)
+    )
+    work, counters = workspace(samples.x.device, geometry.partial_sums(cut, sums))
+    launch(
+        step_kernel, cut.programs, cut.warps, *samples.arguments(), *run.addresses(),
+        run.first_epoch, run.record_every, run.tol, work, counters,
+        SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(sums),
+        **run.of_tables(samples), **run.constants(samples),
+    )  # fmt: skip
+
+
+def stream(samples: Samples, run: Run) -> None:
+    """All epochs, from the samples."""
+    from ..kernels.stream import stream_kernel
+
+    terms, sums = run.map.n_terms, run.map.n_terms + 2
+    cut = geometry.stream(
+        samples.x.numel(), samples.x.element_size(), terms, machine(samples.x.device)
+    )
+    work, counters = workspace(samples.x.device, geometry.partial_sums(cut, sums))
+    alone = cut.programs == 1
+    launch(
+        stream_kernel, cut.programs, cut.warps, *samples.arguments(), *run.addresses(),
+        run.first_epoch, run.epochs, run.record_every, run.tol, work, counters,
+        SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(sums),
+        RESIDENT=cut.resident, ALONE=alone, launch_cooperative_grid=not alone,
+        **run.constants(samples),
+    )  # fmt: skip
+
+
+def moments(
+    samples: Samples, run: Run, buffer: torch.Tensor, *, given: bool, run_epochs: bool = True,
+    closed: bool = False, step: bool = False,
+) -> None:  # fmt: skip
+    """The moments into buffer [4 K + 2], unless given, and all epochs from them."""
+    from ..kernels.fit import moments_kernel
+
+    device, map = samples.x.device, run.map
+    sums = 3 * map.n_terms
+    cut = geometry.reduction(samples.x.numel(), samples.x.element_size(), sums, machine(device))
+    warps = max(cut.warps, geometry.vector_warps(map.n_terms, map.n_params))
+    if given:
+        warps = geometry.vector_warps(map.n_terms, map.n_params)
+        cut = cut._replace(programs=1)
+    jump = 2 * map.n_params + 1
+    partial = geometry.partial_sums(cut, sums)
+    work, counters = workspace(device, partial + geometry.matrices(map.n_params) * closed)
+    launch(
+        moments_kernel, cut.programs, warps, *samples.arguments(), *run.addresses(),
+        run.first_epoch, run.epochs, run.record_every, run.tol, buffer, work[partial:], work,
+        counters, SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec,
+        CHUNK=geometry.chunk(sums), BAND=geometry.band(jump), JUMP=geometry.width(jump),
+        GIVEN=given, RUN=run_epochs, CLOSED=closed, STEP=step,
+        **run.of_tables(samples), **run.constants(samples),
+    )  # fmt: skip
+
+
+def evaluate(samples: Samples, map: DeviceMap, params: torch.Tensor) -> torch.Tensor:
+    """V c [N], contiguous, for params [P] float64."""
+    from ..kernels.verbs import evaluate_kernel
+
+    x = samples.x
+    out = torch.empty(x.numel(), dtype=x.dtype, device=x.device)
+    cut = geometry.elementwise(x.numel(), x.element_size(), machine(x.device))
+    _, _, n, stride, _, shift, scale = samples.arguments()
+    launch(
+        evaluate_kernel, cut.programs, cut.warps, x, out, n, stride, shift, scale,
+        *model_arguments(map), params, ROWS=cut.rows, VEC=cut.vec, **sizes(map),
+    )  # fmt: skip
+    return out
+
+
+def project(samples: Samples, map: DeviceMap, params: torch.Tensor) -> torch.Tensor:
+    """V^T g, pulled back at params [P] float64: [P], for g as the samples' y."""
+    from ..kernels.verbs import project_kernel
+
+    x, sums = samples.x, map.n_terms
+    out = torch.empty(map.n_params, dtype=torch.float64, device=x.device)
+    cut = geometry.reduction(x.numel(), x.element_size(), sums, machine(x.device))
+    work, counters = workspace(x.device, geometry.partial_sums(cut, sums))
+    launch(
+        project_kernel, cut.programs, cut.warps, *samples.arguments(), *model_arguments(map),
+        params, out, work, counters, ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(sums),
+        **sizes(map),
+    )  # fmt: skip
+    return out
+
+
+def nonfinite(samples: Samples) -> torch.Tensor:
+    """How many samples hold a nan or inf: int64 [1]."""
+    from ..kernels.verbs import nonfinite_kernel
+
+    x = samples.x
+    out = torch.empty(1, dtype=torch.int64, device=x.device)
+    cut = geometry.reduction(x.numel(), x.element_size(), 1, machine(x.device))
+    work, counters = workspace(x.device, geometry.partial_sums(cut, 1))
+    launch(
+        nonfinite_kernel, cut.programs, cut.warps, *samples.arguments()[:5], out, work, counters,
+        ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(1),
+    )  # fmt: skip
+    return out
+
+
+def update(tables: torch.Tensor, rule: torch.Tensor, dtype: torch.dtype) -> None:
+    """The ordinary update, from parameters, gradients and momenta at tables [3, P]."""
+    from ..kernels.verbs import update_kernel
+
+    launch(update_kernel, 1, 1, tables, rule, **_vector(rule, dtype))
+
+
+def store(
+    state: torch.Tensor, tables: torch.Tensor, rule: torch.Tensor, dtype: torch.dtype
+) -> None:
+    """Writes the state's parameters and momenta to tables [3, P]."""
+    from ..kernels.verbs import store_kernel
+
+    launch(store_kernel, 1, 1, state, tables, rule, **_vector(rule, dtype))
+
+
+def _vector(rule: torch.Tensor, dtype: torch.dtype) -> dict[str, Any]:
+    import triton.language as tl
+
+    count = len(rule)
+    element = tl.float32 if dtype == torch.float32 else tl.float64
+    return {"P": count, "PW": geometry.width(count), "T": element}

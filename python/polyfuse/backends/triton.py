@@ -1,0 +1,164 @@
+"""The Triton backend: problems of the front end as launches, and what they leave behind."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..problem import Problem, Rule, Schedule, State, Trace
+from ..symbolic import Traced
+from . import geometry, launch
+from .device import (
+    OUTCOME,
+    DeviceMap,
+    DeviceMoments,
+    DeviceState,
+    device_rule,
+    n_recorded,
+)
+from .launch import Run, Samples
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs kernels, on data of the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@lru_cache(maxsize=64)
+def _rule(rule: Rule, device: torch.device) -> torch.Tensor:
+    return device_rule(rule, device)
+
+
+@lru_cache(maxsize=64)
+def _identity(n_terms: int, device: torch.device) -> DeviceMap:
+    return DeviceMap.identity_of(n_terms, device)
+
+
+_maps: dict[Any, DeviceMap] = {}
+
+
+def _map(model: Traced, device: torch.device) -> DeviceMap:
+    key = (model.terms, model.degree, len(model.slots), device)
+    if key not in _maps:
+        if len(_maps) >= 64:
+            _maps.clear()
+        _maps[key] = DeviceMap.of(model, device)
+    return _maps[key]
+
+
+def _samples(problem: Problem) -> Samples:
+    model = problem.model
+    return Samples(problem.x, problem.y, model.shift, model.scale, problem.omit)
+
+
+class Triton:
+    name = "triton"
+
+    def missing(self) -> str | None:
+        """None, or why the backend is not available here."""
+        if find_spec("triton") is None:
+            return "triton is not installed"
+        if interpreted() or torch.cuda.is_available():
+            return None
+        return "no GPU that triton can drive; TRITON_INTERPRET=1 runs it on the CPU, for tests"
+
+    def refuse(self, problem: Problem) -> str | None:
+        reason = self.missing()
+        if reason:
+            return reason
+        device = problem.x.device
+        if device.type != ("cpu" if interpreted() else "cuda"):
+            return f"the data is on {device}"
+        if len(problem.model.slots) > geometry.MAX_PARAMS:
+            return f"{len(problem.model.slots)} parameters, above {geometry.MAX_PARAMS}"
+        return None
+
+    def evaluate(self, model: Traced, coef: Any, x: torch.Tensor) -> torch.Tensor:
+        coef = torch.as_tensor(coef, dtype=torch.float64, device=x.device)
+        samples = Samples(x, x, model.shift, model.scale)
+        return launch.evaluate(samples, _identity(model.degree + 1, x.device), coef)
+
+    def project(self, model: Traced, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        map = _identity(model.degree + 1, x.device)
+        return launch.project(Samples(x, g, model.shift, model.scale), map, map.factor)
+
+    def accumulate(self, problem: Problem) -> DeviceMoments:
+        device = problem.x.device
+        terms = problem.model.degree + 1
+        buffer = torch.empty(4 * terms + 2, dtype=torch.float64, device=device)
+        run = Run(_identity(terms, device), buffer, buffer)
+        launch.moments(_samples(problem), run, buffer, given=False, run_epochs=False)
+        return DeviceMoments(buffer, float(buffer[2]))
+
+    def descend(
+        self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: State
+    ) -> Trace:
+        samples, device = _samples(problem), problem.x.device
+        terms = problem.model.degree + 1
+        if schedule.seconds:
+            at_once = geometry.epochs_at_once(
+                engine, samples.x.numel(), samples.x.element_size(), terms, schedule.epochs
+            )
+            schedule = schedule._replace(epochs=at_once)
+        held = DeviceState(state, schedule, device)
+        run = Run(
+            _map(problem.model, device), _rule(problem.rule, device), held.buffer,
+            mean=problem.reduction == "mean", first_epoch=schedule.first_epoch,
+            epochs=schedule.epochs, record_every=schedule.record_every, tol=schedule.tol,
+        )  # fmt: skip
+        if engine == "stream":
+            launch.stream(samples, run)
+        else:
+            given = moments is not None
+            if not given:
+                buffer = torch.empty(4 * terms + 2, dtype=torch.float64, device=device)
+                moments = DeviceMoments(buffer, np.nan)
+            closed = engine == "closed_form"
+            launch.moments(samples, run, moments.buffer, given=given, closed=closed)
+        outcome = held.outcome()
+        held.read_into(state)
+        if engine != "stream":
+            moments.square = outcome["square"]
+        done, converged = int(outcome["epochs"]), bool(outcome["converged"])
+        taken = n_recorded(schedule._replace(epochs=min(schedule.epochs, done + converged)))
+        return Trace(
+            done, converged, outcome["loss"], held.recorded(taken), moments, outcome["previous"]
+        )
+
+    def nonfinite(self, problem: Problem) -> int:
+        return int(launch.nonfinite(_samples(problem)))
+
+    def launches(self) -> int:
+        return launch.launches
+
+    def step(
+        self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, x: torch.Tensor,
+        y: torch.Tensor, model: Traced, mean: bool, moments: DeviceMoments | None,
+    ) -> torch.Tensor:  # fmt: skip
+        """The fused step from what table [5, P] points at; returns its state buffer."""
+        state = torch.empty(5 * map.n_params + len(OUTCOME), dtype=torch.float64, device=x.device)
+        run = Run(map, rule, state, table, mean=mean)
+        samples = Samples(x, y, model.shift, model.scale)
+        if moments is None:
+            launch.step(samples, run)
+        else:
+            launch.moments(samples, run, moments.buffer, given=True, step=True)
+        return state
+
+    def store(
+        self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, state: torch.Tensor,
+        dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        """Writes the parameters and momenta that a step computed to table [3, P]."""
+        launch.store(state, table, rule, dtype)
+
+    def update(
+        self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, dtype: torch.dtype
+    ) -> None:
+        """The ordinary update of what table [3, P] points at."""
+        launch.update(table, rule, dtype)

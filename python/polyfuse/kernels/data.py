@@ -1,0 +1,64 @@
+"""Tiles [ROWS, VEC] of the samples; a thread's VEC are neighbours, read in one load of 16 bytes.
+
+data: (x, y, how many, stride of x, stride of y, shift, scale); u = (x - shift) * scale.
+"""
+
+import triton
+import triton.language as tl
+
+from .vectors import is_finite
+
+
+@triton.jit
+def inside_of(ROWS: tl.constexpr, VEC: tl.constexpr):
+    """The place of each sample in a tile."""
+    return tl.arange(0, ROWS)[:, None] * VEC + tl.arange(0, VEC)[None, :]
+
+
+@triton.jit
+def here(n_points, tile, ROWS: tl.constexpr, VEC: tl.constexpr):
+    """Whether each place of a tile holds a sample; of the tile's own 64 bits only one number."""
+    rest = n_points - tl.cast(tile, tl.int64) * (ROWS * VEC)
+    rest = tl.minimum(tl.maximum(rest, 0), ROWS * VEC).to(tl.int32)
+    return inside_of(ROWS, VEC) < rest
+
+
+@triton.jit
+def read(data, tile, ROWS: tl.constexpr, VEC: tl.constexpr, MASKED: tl.constexpr):
+    """x and y as they lie in memory; y is x again where there is none."""
+    first = tl.cast(tile, tl.int64) * (ROWS * VEC)
+    at = inside_of(ROWS, VEC)
+    x_at = data[0] + first * data[3] + at * data[3]
+    y_at = data[1] + first * data[4] + at * data[4]
+    if MASKED:
+        keep = here(data[2], tile, ROWS, VEC)
+        x, y = tl.load(x_at, keep, other=0.0), tl.load(y_at, keep, other=0.0)
+    else:
+        x, y = tl.load(x_at), tl.load(y_at)
+    return x, y
+
+
+@triton.jit
+def held(x, zero):
+    """x, which as float64 would take twice the registers if it were converted ahead of a loop.
+
+    zero: an int32 that is 0, of which the compiler does not know it.
+    """
+    if x.dtype == tl.float32:
+        x = (x.to(tl.int32, bitcast=True) + zero).to(tl.float32, bitcast=True)
+    return x
+
+
+@triton.jit
+def weigh(x, y, data, tile, MASKED: tl.constexpr, OMIT: tl.constexpr):
+    """u, y and the weight, 0 for what is past the end or left out."""
+    u, target = x.to(tl.float64), y.to(tl.float64)
+    keep = tl.full(x.shape, True, tl.int1)
+    if MASKED:
+        keep = here(data[2], tile, x.shape[0], x.shape[1])
+    if OMIT:
+        keep = keep & is_finite(u) & is_finite(target)
+    if MASKED or OMIT:
+        u = tl.where(keep, u, data[5])
+        target = tl.where(keep, target, 0.0)
+    return (u - data[5]) * data[6], target, keep.to(tl.float64)

@@ -1,0 +1,84 @@
+"""Passes over a program's share of the samples: sums [ROWS] that stay in registers."""
+
+import triton
+import triton.language as tl
+
+from .basis import horner
+from .criterion import squared_error_slope, squared_error_value
+from .data import read, weigh
+
+
+@triton.jit
+def add_loss(sums, sample, coef, K: tl.constexpr, WEIGHTED: tl.constexpr):
+    """Adds a tile: [value, K of slope * u^k, count]."""
+    u, y, weight = sample
+    r = horner(coef, u, K) - y
+    value, product = squared_error_value(r), squared_error_slope(r)
+    count = sums[K + 1]
+    if WEIGHTED:
+        value *= weight
+        product *= weight
+        count += tl.sum(weight, axis=1)
+    else:
+        count += u.shape[1]
+    result = (sums[0] + tl.sum(value, axis=1),)
+    for k in tl.static_range(K):
+        result = result + (sums[k + 1] + tl.sum(product, axis=1),)
+        product *= u
+    return result + (count,)
+
+
+@triton.jit
+def add_moments(sums, sample, coef, K: tl.constexpr, WEIGHTED: tl.constexpr):
+    """Adds a tile: [2 K - 1 of u^k, K of u^k r, r^2]."""
+    u, y, weight = sample
+    r = horner(coef, u, K) - y
+    product = weight
+    if WEIGHTED:
+        r *= weight
+    power, cross = (), ()
+    for k in tl.static_range(2 * K - 1):
+        power = power + (sums[k] + tl.sum(product, axis=1),)
+        if k < K:
+            cross = cross + (sums[2 * K - 1 + k] + tl.sum(product * r, axis=1),)
+        product *= u
+    return power + cross + (sums[3 * K - 1] + tl.sum(r * r, axis=1),)
+
+
+@triton.jit
+def add_products(sums, sample, coef, K: tl.constexpr, WEIGHTED: tl.constexpr):
+    """Adds a tile: [K of y u^k]."""
+    u, product, _ = sample
+    result = ()
+    for k in tl.static_range(K):
+        result = result + (sums[k] + tl.sum(product, axis=1),)
+        product *= u
+    return result
+
+
+@triton.jit
+def add_nonfinite(sums, sample, coef, K: tl.constexpr, WEIGHTED: tl.constexpr):
+    """Adds a tile: [samples that are left out, those past the end among them]."""
+    return (sums[0] + tl.sum(1.0 - sample[2], axis=1),)
+
+
+@triton.jit
+def tile_pass(
+    sums, data, first, every, coef, ADD: tl.constexpr, K: tl.constexpr,
+    ROWS: tl.constexpr, VEC: tl.constexpr, OMIT: tl.constexpr,
+):  # fmt: skip
+    """Adds the tiles first, first + every, ...: whole ones unmasked, and then what is left."""
+    whole = data[2] // (ROWS * VEC)
+    for tile in range(first, whole, every):
+        x, y = read(data, tile, ROWS, VEC, False)
+        sums = ADD(sums, weigh(x, y, data, tile, False, OMIT), coef, K, OMIT)
+    mine = (whole >= first) & ((whole - first) % every == 0)
+    for tile in range(whole, whole + tl.where(mine, 1, 0)):
+        x, y = read(data, tile, ROWS, VEC, True)
+        sums = ADD(sums, weigh(x, y, data, tile, True, OMIT), coef, K, True)
+    return sums
+
+
+@triton.jit
+def zero_sums(N: tl.constexpr, ROWS: tl.constexpr):
+    return (tl.zeros([ROWS], tl.float64),) * N

@@ -1,0 +1,186 @@
+"""What only Triton's backend has, on its interpreter; tests/test_triton.py has this file run."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import polyfuse as pf
+import pytest
+import torch
+from polyfuse import workload
+from polyfuse.backends import REGISTRY, launch
+from polyfuse.backends.device import DeviceMap, device_rule, tables
+from polyfuse.fused import fused
+from polyfuse.problem import Problem, Schedule, SgdOptions, State
+
+from .test_kernels import make, state_of
+from .tolerance import assert_like_torch, assert_relative
+
+TRITON, REFERENCE = REGISTRY["triton"], REGISTRY["reference"]
+ENGINES = ("stream", "moments", "closed_form")
+MOMENTUM = SgdOptions(1e-3, 0.9, 0.0, 0.1, True, False)
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch):
+    """Memory that nobody has written holds nan."""
+    empty = torch.empty
+
+    def poisoned(*args, **kwargs):
+        t = empty(*args, **kwargs)
+        return t.fill_(float("nan")) if t.is_floating_point() else t
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    monkeypatch.setattr(launch, "_workspaces", {})
+
+
+class Scaled(torch.nn.Module):
+    """Of x near 1.7e9, with a product of parameters, a constant and one parameter twice."""
+
+    def __init__(self, affine):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64))
+        self.affine = affine
+
+    def forward(self, x):
+        u = (x - 1.7e9) / 1000
+        first = self.w[1] * 2 if self.affine else self.w[0] * self.w[1]
+        return self.w[0] * u**2 + first * u + self.w[2] + self.w[0] + 3
+
+
+def offset_problem(affine, reduction):
+    x = torch.linspace(1.7e9 - 1000, 1.7e9 + 1000, 2 * 257, dtype=torch.float64)[::2]
+    y = torch.sin((x - 1.7e9) / 500)
+    model = Scaled(affine)
+    traced = fused(model, torch.float64, torch.device("cpu")).traced
+    rule = (MOMENTUM, None, SgdOptions(2e-3, 0.0, 0.0, 0.0, False, False))
+    if reduction == "sum":
+        rule = tuple(o and o._replace(lr=o.lr / 257) for o in rule)
+    return Problem(traced, reduction, rule, x, y), np.array([0.5, -1.0, 2.0])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(
+    ("engine", "affine"), [*itertools.product(ENGINES, [True]), ("stream", False)], ids=str
+)
+def test_offsets_strides_and_maps(engine, affine, reduction):
+    problem, start = offset_problem(affine, reduction)
+    found, truth = (
+        State(start.copy(), np.array([0.1, 0.0, 0.0]), np.array([True, False, False]))
+        for _ in range(2)
+    )
+    schedule = Schedule(7, 12, 5)
+    mine = TRITON.descend(problem, engine, None, schedule, found)
+    exact = REFERENCE.descend(problem, "stream", None, schedule, truth)
+    for name in ("params", "momentum", "grad"):
+        assert_relative(getattr(found, name), getattr(truth, name), 1e-8)
+    assert found.has_momentum.tolist() == truth.has_momentum.tolist()
+    assert_relative(mine.recorded, exact.recorded, 1e-9)
+    assert_relative([mine.loss, mine.previous], [exact.loss, exact.previous], 1e-9)
+
+
+@pytest.mark.parametrize("engine", ["stream", "moments"])
+def test_tol_ends_the_run(engine):
+    _, problem = make(1, 9, torch.float64)
+    problem = dataclasses.replace(problem, rule=(MOMENTUM,) * 2)
+    states = [State(np.ones(2), np.zeros(2), np.zeros(2, dtype=bool)) for _ in range(2)]
+    schedule = Schedule(0, 30, 4, 0.02)
+    mine = TRITON.descend(problem, engine, None, schedule, states[0])
+    exact = REFERENCE.descend(problem, "stream", None, schedule, states[1])
+    assert (mine.epochs, mine.converged) == (exact.epochs, True) and mine.epochs < 30
+    assert_relative(mine.recorded, exact.recorded, 1e-9)
+    assert_relative(states[0].params, states[1].params, 1e-9)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("engine", ["moments", "closed_form"])
+def test_moments_of_the_last_launch_serve_the_next(engine, given):
+    model, problem = make(3, 1003, torch.float64)
+    moments = TRITON.accumulate(problem) if given else None
+    state, whole = state_of(model), state_of(model)
+    for first in (0, 6):
+        run = TRITON.descend(problem, engine, moments, Schedule(first, 6), state)
+        moments = run.moments
+    REFERENCE.descend(problem, "stream", None, Schedule(0, 12), whole)
+    assert_relative(state.params, whole.params, 1e-9)
+    assert np.isfinite(run.moments.square)
+
+
+@pytest.mark.parametrize("moments", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("n", [9, 100_003])
+def test_step_store_and_update(moments, first, n, dtype):
+    model, problem = make(2, n, dtype)
+    plain = model.coefficients.detach().clone().requires_grad_()
+    optimizer = torch.optim.SGD([plain], lr=1e-3, momentum=0.9, nesterov=True, weight_decay=0.1)
+    if not first:
+        optimizer.state[plain]["momentum_buffer"] = torch.tensor([1.0, -2.0, 0.5], dtype=dtype)
+    tensors = problem.model.tensors
+    held = [None] if first else [optimizer.state[plain]["momentum_buffer"].clone()]
+    grads, spares = ([torch.zeros_like(t) for t in tensors] for _ in range(2))
+    spare_momenta = [torch.zeros_like(tensors[0])]
+    map = DeviceMap.of(problem.model, torch.device("cpu"))
+    rule = device_rule((MOMENTUM,) * 3, torch.device("cpu"))
+    table = tables(problem.model, tensors, grads, held, spares, spare_momenta)
+    before = TRITON.launches()
+    sums = TRITON.accumulate(problem) if moments else None
+    state = TRITON.step(map, rule, table, problem.x, problem.y, problem.model, True, sums)
+    loss = torch.nn.functional.mse_loss(
+        sum(c * problem.x**k for k, c in enumerate(plain)), problem.y
+    )
+    loss.backward()
+    before_step = plain.detach().clone()
+    optimizer.step()
+    assert TRITON.launches() - before == 1 + moments
+    assert_like_torch(state[5 * 3 + 2].to(dtype), loss.detach())
+    assert_like_torch(grads[0], plain.grad)
+    assert torch.equal(state[12:15].to(dtype), before_step)
+    assert torch.equal(tensors[0].detach(), before_step)
+    assert_like_torch(spares[0], plain.detach())
+    buffer = optimizer.state[plain]["momentum_buffer"]
+    assert_like_torch(spare_momenta[0], buffer)
+    if first:
+        return
+    row = tables(problem.model, tensors, grads, held)
+    with torch.no_grad():
+        TRITON.store(map, rule, row, state, dtype)
+        assert torch.equal(tensors[0], spares[0]) and torch.equal(held[0], spare_momenta[0])
+        plain.grad = grads[0].mul_(0.5).clone()
+        optimizer.step()
+        TRITON.update(map, rule, row, dtype)
+    assert_like_torch(tensors[0].detach(), plain.detach())
+    assert_like_torch(held[0], buffer)
+
+
+def test_what_is_not_finite_is_counted():
+    for n in (1, 5, 100_003):
+        _, problem = make(1, n, torch.float32)
+        assert TRITON.nonfinite(problem) == 0
+        problem.x[0], problem.y[n // 2] = float("nan"), float("-inf")
+        assert TRITON.nonfinite(problem) == (1 if n == 1 else 2)
+
+
+def test_workspaces_are_left_clean():
+    _, problem = make(2, 100_003, torch.float64)
+    for _ in range(2):
+        TRITON.accumulate(problem)
+        TRITON.project(problem.model, problem.x, problem.y)
+    ((_, counters),) = launch._workspaces.values()
+    assert counters.tolist() == [0, 0]
+
+
+def test_refuses_what_it_has_no_kernel_for():
+    class Wide(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.ones(256, dtype=torch.float64))
+
+        def forward(self, x):
+            return sum(self.w[i] for i in range(256)) * x
+
+    xs, ys = workload.data(torch.float64)
+    model = Wide()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    with pytest.raises(ValueError, match=r"triton cannot serve this problem: 256 parameters"):
+        pf.fit(model, torch.nn.MSELoss(), optimizer, xs, ys, epochs=2, backend="triton")
+    assert pf.backends()["triton"] == "available"

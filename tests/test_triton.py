@@ -1,0 +1,96 @@
+"""The Triton backend without a GPU: its kernels under the interpreter, and how launches are cut."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polyfuse as pf
+import pytest
+import torch
+from polyfuse import workload
+from polyfuse.backends import geometry
+from polyfuse.backends.geometry import Machine
+
+from .interpreter import INTERPRETED
+
+HERE = Path(__file__).parent
+H100 = Machine(132)
+FITS = [
+    "every_option_of_sgd", "plain_pytorch_goes_on", "groups_and_parameters", "products_of",
+    "callback_may_change", "nan_policy",
+]  # fmt: skip
+SLOW = "loss_and_gradient and 100003 and not 5-100003 and not 12-100003"
+RUNS = {
+    "verbs": ["test_kernels.py", "-k", f"not instruction_set and not ({SLOW})"],
+    "fits": ["test_fit.py", "-k", " or ".join(FITS)],
+    "loop": ["test_device_loop.py"],
+    "its own": ["only_interpreted.py"],
+}
+
+
+@pytest.mark.skipif(INTERPRETED, reason="runs inside itself")
+@pytest.mark.parametrize("name", RUNS)
+def test_under_the_interpreter(name):
+    pytest.importorskip("triton")
+    file, *which = RUNS[name]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", str(HERE / file), *which],
+        env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True,
+        cwd=HERE.parent,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "skipped" not in run.stdout
+
+
+def test_import_loads_no_triton():
+    code = "import polyfuse, sys; polyfuse.backends(); assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter is there")
+def test_says_what_is_missing():
+    assert "TRITON_INTERPRET=1" in pf.backends()["triton"]
+    model = workload.make_model(torch.nn)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    with pytest.raises(ValueError, match=r"triton cannot serve this problem: no GPU"):
+        pf.fit(model, torch.nn.MSELoss(), optimizer, *workload.data(), epochs=2, backend="triton")
+
+
+@pytest.mark.parametrize("itemsize", [4, 8])
+@pytest.mark.parametrize("n", [1, 9, 129, 1003, 100_003, 10**7, 2**33])
+def test_launches_cover_the_samples(n, itemsize):
+    for terms in (1, 3, 5, 13, 33):
+        for cut in (
+            geometry.reduction(n, itemsize, terms, H100),
+            geometry.stream(n, itemsize, terms, H100),
+            geometry.elementwise(n, itemsize, H100),
+        ):
+            count = geometry.tiles(n, cut.tile)
+            assert 1 <= cut.programs <= count < 2**31
+            assert cut.rows == 32 * cut.warps and cut.vec * itemsize == 16
+            assert cut.warps in (1, 2, 4, 8) and cut.tile <= 4 * n + 128
+        assert geometry.elementwise(n, itemsize, H100).programs * cut.tile >= n
+
+
+def test_a_barrier_is_met_by_programs_that_are_on_the_device_at_once():
+    for n in (10**4, 10**6, 2**33):
+        assert geometry.stream(n, 4, 3, H100).programs <= H100.processors
+        assert geometry.stream(n, 4, 3, Machine(2, interpreted=True)).programs == 1
+    assert geometry.stream(9, 4, 3, H100)[:4] == (1, 32, 4, 1)
+
+
+def test_epochs_of_one_launch():
+    assert geometry.epochs_at_once("closed_form", 9, 4, 3, 10**9) == 10**9
+    assert geometry.epochs_at_once("moments", 9, 4, 3, 100_000) == 100_000
+    assert geometry.epochs_at_once("stream", 2**33, 4, 3, 10**6) == 2
+    assert geometry.epochs_at_once("stream", 2**40, 8, 3, 10**6) == 1
+
+
+def test_workspaces_hold_every_partial_sum():
+    cut = geometry.reduction(10**8, 4, 9, H100)
+    assert geometry.partial_sums(cut, 9) >= cut.programs * 9
+    assert geometry.matrices(3) == 5 * 7 * 7
+    for size in (3, 7, 67, 511):
+        assert geometry.band(size) * geometry.width(size) <= 4096

@@ -1,0 +1,115 @@
+"""Every Triton kernel compiles for GPUs that are not here, and the small ones do not spill."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import polyfuse.kernels
+import pytest
+from polyfuse.backends import geometry
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+N_SAMPLES = 10**8
+FLAGS = {
+    "step_kernel": [{}, {"TABLES": True, "ROUND": True}],
+    "stream_kernel": [{"ALONE": True}, {"ALONE": False}],
+    "moments_kernel": [
+        {"RUN": False},
+        {"RUN": True},
+        {"RUN": True, "CLOSED": True},
+        {"RUN": True, "GIVEN": True, "STEP": True, "TABLES": True},
+    ],
+}
+POINTERS = {"slots_ptr": "*i32", "span_ptr": "*i32", "tables_ptr": "*i64", "counters_ptr": "*i64"}
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+
+def kernels():
+    for module in pkgutil.iter_modules(polyfuse.kernels.__path__):
+        members = vars(importlib.import_module(f"polyfuse.kernels.{module.name}"))
+        for name, member in members.items():
+            if name.endswith("_kernel") and member.__module__.endswith(f".{module.name}"):
+                yield from ((name, member, flags) for flags in FLAGS.get(name, [{}]))
+
+
+def cut_of(name, flags, terms, itemsize, target):
+    machine = geometry.Machine(100, target.warp_size)
+    if name == "stream_kernel":
+        n = 1000 if flags["ALONE"] else N_SAMPLES
+        return geometry.stream(n, itemsize, terms, machine)
+    return geometry.reduction(N_SAMPLES, itemsize, terms, machine)
+
+
+def compiled(name, kernel, flags, degree, dtype, target):
+    terms, itemsize = degree + 1, 4 if dtype == "fp32" else 8
+    sums = terms + 2 if name in ("step_kernel", "stream_kernel") else 3 * terms
+    cut = cut_of(name, flags, terms, itemsize, target)
+    jump = 2 * terms + 1
+    constants = {
+        "P": terms, "K": terms, "PW": geometry.width(terms), "KW": geometry.width(terms),
+        "SW": geometry.width(sums), "ROWS": cut.rows, "VEC": cut.vec,
+        "CHUNK": geometry.chunk(sums), "BAND": geometry.band(jump), "JUMP": geometry.width(jump),
+        "RESIDENT": cut.resident, "T": getattr(triton.language, dtype.replace("fp", "float")),
+        "IDENTITY": True, "MEAN": True, "x_stride": 1, "y_stride": 1, "g_stride": 1,
+    } | flags  # fmt: skip
+    signature, attrs = {}, {}
+    for i, (argument, p) in enumerate(inspect.signature(kernel.fn).parameters.items()):
+        if argument in constants or p.annotation is triton.language.constexpr:
+            signature[argument] = "constexpr"
+            constants.setdefault(argument, False)
+        elif argument.endswith("_ptr"):
+            of_data = argument in ("x_ptr", "y_ptr", "g_ptr") or name == "evaluate_kernel"
+            other = "*i64" if (name, argument) == ("nonfinite_kernel", "out_ptr") else "*fp64"
+            signature[argument] = POINTERS.get(argument, other)
+            if of_data and argument in ("x_ptr", "y_ptr", "g_ptr", "out_ptr"):
+                signature[argument] = f"*{dtype}"
+            attrs[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[argument] = kernel.params[i].annotation_type
+    used = {a: constants[a] for a in signature if a in constants}
+    source = ASTSource(kernel, signature, used, attrs)
+    options = {"num_warps": cut.warps, "enable_fp_fusion": True}
+    if target.backend == "cuda":
+        options["maxnreg"] = geometry.REGISTERS
+    return triton.compile(source, target=target, options=options), cut
+
+
+def resources(cubin, tmp_path):
+    """Registers and bytes of stack a thread, as the assembler allotted them."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    found = str(tool) if tool.exists() else shutil.which("cuobjdump")
+    if found is None:
+        pytest.skip("cuobjdump is not there")
+    path = tmp_path / "kernel.cubin"
+    path.write_bytes(cubin)
+    out = subprocess.run([found, "-res-usage", path], capture_output=True, text=True, check=True)
+    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", out.stdout))
+    return int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("name", "kernel", "flags"), list(kernels()), ids=str)
+def test_compiles_and_keeps_everything_in_registers(name, kernel, flags, target, dtype, tmp_path):
+    binary, cut = compiled(name, kernel, flags, 4, dtype, TARGETS[target])
+    if target == "gfx942":
+        assert re.search(r"\.vgpr_spill_count:\s*0\b", binary.asm["amdgcn"])
+        return
+    registers, stack = resources(binary.asm["cubin"], tmp_path)
+    print(f"\n{name} {flags} {target} {dtype}: {registers} registers, stack {stack}")
+    assert stack == 0
+    if name == "stream_kernel" and not flags["ALONE"]:
+        together = cut.programs // 100 * cut.warps * 32
+        assert registers * together <= 65536  # all programs are on the device at once
