@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 
 from ..problem import Problem, Schedule, State, Trace
+from . import cuda
 from .native import Cpu
 from .reference import Reference
 
@@ -42,6 +44,11 @@ class Backend(Protocol):
 
 REGISTRY: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Reference())}
 
+# Backends that may be missing: asked for the reason only when somebody wants to know.
+OPTIONAL: dict[str, tuple[Backend, Callable[[], str | None]]] = {
+    "cuda": (cuda.Cuda(), cuda.missing),
+}
+
 
 def backends() -> dict[str, str]:
     """Every backend's name, with 'available' or the reason why it is missing.
@@ -51,18 +58,22 @@ def backends() -> dict[str, str]:
     'available'
     """
     known = {name: "available" for name in REGISTRY}
-    return known | {name: "not built into this version" for name in ("cuda", "triton")}
+    known |= {name: missing() or "available" for name, (_, missing) in OPTIONAL.items()}
+    return {"triton": "not built into this version"} | known
 
 
 def choose(name: str, problem: Problem) -> Backend:
     """The backend called `name`, or for 'auto' the compiled one of the data's device."""
     if name == "auto":
-        name = "cpu"
-    elif name not in REGISTRY:
+        name = "cuda" if problem.x.device.type == "cuda" else "cpu"
+    known = dict(REGISTRY)
+    if name in OPTIONAL and OPTIONAL[name][1]() is None:
+        known[name] = OPTIONAL[name][0]
+    if name not in known:
         state = backends().get(name)
-        why = f"; {name} is {state}" if state else ""
-        raise ValueError(f"backend: expected one of auto, {', '.join(REGISTRY)}, got {name!r}{why}")
-    reason = REGISTRY[name].refuse(problem)
+        why = f"; {name} is not available: {state}" if state else ""
+        raise ValueError(f"backend: expected one of auto, {', '.join(known)}, got {name!r}{why}")
+    reason = known[name].refuse(problem)
     if reason:
         raise ValueError(f"backend: {name} cannot serve this problem: {reason}")
-    return REGISTRY[name]
+    return known[name]
