@@ -80,6 +80,7 @@ PYBIND11_MODULE(_cuda, m) {
       .def_readwrite("n_slots", &pf::Run::n_slots)
       .def_readwrite("identity", &pf::Run::identity)
       .def_readwrite("has_moments", &pf::Run::has_moments)
+      .def_readwrite("device", &pf::Run::device)
       .def_readwrite("grid", &pf::Run::grid);
   def_tag(run, "criterion", &pf::Run::criterion);
   def_tag(run, "engine", &pf::Run::engine);

@@ -250,7 +250,72 @@ def test_same_bits_every_time(engine, n, dtype, backend):
     assert len(seen) == 1
 
 
-def test_products_of_parameters_and_many_terms(backend):
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("split", [0, 1, 2, 3, 29])
+def test_plain_pytorch_goes_on_from_a_fit(engine, split, backend):
+    options = {"lr": 1e-5, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
+    xs, ys = workload.data(torch.float64)
+    truth, _, _ = plain_loop(options, 30, xs, ys)
+    model = workload.make_model(torch.nn, torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), **options)
+    run = dict(epochs=split, engine=engine, backend="emulated")
+    pf.fit(model, torch.nn.MSELoss(), optimizer, xs, ys, **run)
+    workload.loop(model, torch.nn.MSELoss(), optimizer, xs, ys, 30 - split)
+    for p, q in zip(model.parameters(), truth.parameters(), strict=True):
+        assert_relative(p.detach(), q.detach(), 1e-9)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nan_policy(engine, backend):
+    xs, ys = (torch.cat([t, t[:2]]) for t in workload.data(torch.float64))
+    xs[9], ys[10] = float("nan"), float("inf")
+    model = workload.make_model(torch.nn, torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.5)
+    run = dict(epochs=50, engine=engine, backend="emulated")
+    with pytest.raises(ValueError, match=r"x, y: 2 samples hold nan or inf"):
+        pf.fit(model, torch.nn.MSELoss(), optimizer, xs, ys, **run)
+    pf.fit(model, torch.nn.MSELoss(), optimizer, xs, ys, nan_policy="omit", **run)
+    truth, _, _ = plain_loop({"lr": 1e-4, "momentum": 0.5}, 50, *workload.data(torch.float64))
+    for p, q in zip(model.parameters(), truth.parameters(), strict=True):
+        assert_relative(p.detach(), q.detach(), 1e-9)
+    with pytest.warns(RuntimeWarning):
+        pf.fit(model, torch.nn.MSELoss(), optimizer, xs, ys, nan_policy="propagate", **run)
+    assert not torch.isfinite(model.c).any()
+
+
+@pytest.mark.parametrize("engine", ["stream", "moments"])
+def test_callbacks_between_launches(engine, backend):
+    xs, ys = workload.data()
+    model = workload.make_model(pf.nn)
+    optimizer = pf.optim.SGD(model.parameters(), lr=1e-4)
+    called = []
+    result = pf.fit(
+        model, pf.nn.MSELoss(), optimizer, xs, ys, epochs=100, engine=engine, record_every=10,
+        callback=lambda epoch, loss: called.append((epoch, loss)) or epoch >= 30,
+        backend="emulated",
+    )  # fmt: skip
+    assert result.stop_reason == "callback" and result.epochs == 30
+    assert called[-1] == (30, result.loss) and result.history_epochs.tolist() == [0, 10, 20, 30]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_groups_and_parameters_that_no_optimizer_holds(engine, backend):
+    xs, ys = workload.data(torch.float64)
+    trained = []
+    for name in ("emulated", "reference"):
+        model = workload.make_model(torch.nn, torch.float64)
+        groups = [
+            {"params": [model.a], "lr": 1e-5},
+            {"params": [model.c], "lr": 1e-2, "momentum": 0.5},
+        ]
+        optimizer = torch.optim.SGD(groups, lr=1.0)
+        run = dict(epochs=40, engine=engine, backend=name)
+        pf.fit(model, torch.nn.MSELoss(), optimizer, xs, ys, **run)
+        trained.append([v for p in model.parameters() for v in (p.item(), p.grad.item())])
+    assert_relative(*trained, 1e-8)
+
+
+def test_products_of_parameters(backend):
     class Product(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -335,8 +400,10 @@ def test_a_step_through_tables(kernel, held, dtype, backend):
     assert_relative(on_device.outcome()["loss"], loss, rtol)
     # Computed before and installed now leaves what a step does that stores at once.
     rule = device_rule(problem.rule, problem.x.device)
-    backend.launch("store", problem.model, problem.x, None, tables=tables, rule=rule,
-                   map=DeviceMap.of(problem.model, problem.x.device), state=on_device.buffer)  # fmt: skip
+    backend.launch(
+        "store", problem.model, problem.x, None, tables=tables, rule=rule,
+        map=DeviceMap.of(problem.model, problem.x.device), state=on_device.buffer,
+    )  # fmt: skip
     assert backend.launches() - launched == 2
     installed = [t.clone() for t in there]
     for t, b in zip(there, before, strict=True):

@@ -51,6 +51,7 @@ struct Run {
   const int64_t* tables = nullptr;  // [3, P] addresses: parameters, gradients, momentum
   void* out = nullptr;              // of evaluate, project, count_nonfinite
   void* workspace = nullptr;
+  int32_t device = 0;
   Geometry grid;
 };
 

@@ -17,6 +17,7 @@ inline void check(cudaError_t status) {
 
 inline void launch(void (*kernel)(Run), const Run& run, void* stream) {
   const Geometry& grid = run.grid;
+  check(cudaSetDevice(run.device));  // the runtime linked here has a current device of its own
   if (grid.shared > kSharedByDefault)
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -36,11 +36,11 @@ struct StreamObjective {
   }
 };
 
-// Copies the first samples of the block's chunk into shared memory.
+// Copies samples into shared memory that has room for so many; y is aligned as x is.
 template <class T>
-PF_DEVICE Samples<T> bring(const Samples<T>& from) {
+PF_DEVICE Samples<T> bring(const Samples<T>& from, int64_t room) {
   T* const x = reinterpret_cast<T*>(dynamic_shared());
-  T* const y = x + from.n;
+  T* const y = x + room;
   for (int64_t i = threadIdx.x; i < from.n; i += blockDim.x) {
     x[i] = from.x[i * from.x_stride];
     y[i] = from.y[i * from.y_stride];
@@ -61,7 +61,8 @@ __global__ void __launch_bounds__(stream_threads(K), 1) stream(const Run run) {
   const int64_t end = least(begin + run.grid.chunk, run.data.n);
   const int64_t middle = least(begin + run.grid.resident, end);
   const Samples<T> all = Samples<T>::of(run.data);
-  StreamObjective<T, K> objective{run, desk, bring(all.part(begin, middle)), all.part(middle, end)};
+  StreamObjective<T, K> objective{run, desk, bring(all.part(begin, middle), run.grid.resident),
+                                  all.part(middle, end)};
   const Descent descent = desk.descent(run);
   Outcome out;
   out.previous = run.schedule.previous;

@@ -73,9 +73,9 @@ __global__ void __launch_bounds__(kMaxParams) update(const Run run) {
   const auto at = [&](int table) { return reinterpret_cast<T*>(run.tables[table * n + i]); };
   const double* o = run.rule + 7 * i;
   const SgdOptions rule = {o[0], o[1], o[2], o[3], o[4] != 0.0, o[5] != 0.0, o[6] != 0.0};
+  if (!rule.owned || !at(1)) return;
   T p = *at(0), b = at(2) ? *at(2) : T(0);
-  Sgd::update(rule, p, at(1) ? *at(1) : T(0), b, !at(2));
-  if (!rule.owned) return;
+  Sgd::update(rule, p, *at(1), b, !at(2));
   *at(0) = p;
   if (at(2)) *at(2) = b;
 }

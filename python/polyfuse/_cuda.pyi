@@ -53,6 +53,7 @@ class Run:
     tables: int
     out: int
     workspace: int
+    device: int
     grid: Geometry
 
 def step(run: Run, stream: int) -> None: ...

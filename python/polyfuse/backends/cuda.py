@@ -135,6 +135,7 @@ class Cuda:
         run.n_params, run.n_coefficients, run.identity = map.n_params, map.n_terms, map.identity
         run.n_terms, run.n_slots = map.factor.numel(), map.slots.numel()
         run.factor, run.spans, run.slots = (t.data_ptr() for t in (map.factor, map.span, map.slots))
+        run.device = x.device.index or 0
         run.has_moments = kernel == "epochs"
         for name, tensor in (
             ("rule", rule), ("state", state), ("moments", moments), ("tables", tables), ("out", out)
