@@ -38,7 +38,7 @@ py::tuple descend(const pf::Plan& plan, const pf::Data& data, int engine,
   problem.threads = threads;
   const pf::State state{params.mutable_data(), momentum.mutable_data(), has_momentum.mutable_data(),
                         grad.mutable_data()};
-  pf::Outcome out;
+  pf::Trace out;
   pf::count_launch();
   {
     py::gil_scoped_release release;

@@ -80,19 +80,22 @@ Plan::Plan(int n_params, int n_coefficients, const py::list& term_list, double s
   for (py::handle item : term_list) {
     const auto [factor, coefficient, params] =
         item.cast<std::tuple<double, int32_t, std::vector<int32_t>>>();
-    const auto begin = static_cast<int32_t>(factors.size());
-    factors.insert(factors.end(), params.begin(), params.end());
-    terms.push_back({factor, coefficient, begin, static_cast<int32_t>(factors.size())});
+    const auto begin = static_cast<int32_t>(slots.size());
+    slots.insert(slots.end(), params.begin(), params.end());
+    factors.push_back(factor);
+    spans.push_back({coefficient, begin, static_cast<int32_t>(slots.size())});
   }
-  bool identity = n_params == n_coefficients && static_cast<int>(terms.size()) == n_params;
+  bool identity = n_params == n_coefficients && static_cast<int>(spans.size()) == n_params;
   std::vector<bool> seen(static_cast<size_t>(n_coefficients));
-  for (const Term& t : terms) {
-    identity = identity && t.factor == 1.0 && t.end == t.begin + 1 &&
-               factors[t.begin] == t.coefficient && !seen[t.coefficient];
-    seen[t.coefficient] = true;
+  for (size_t t = 0; t < spans.size(); ++t) {
+    const Span& s = spans[t];
+    identity = identity && factors[t] == 1.0 && s.end == s.begin + 1 &&
+               slots[s.begin] == s.coefficient && !seen[s.coefficient];
+    seen[s.coefficient] = true;
   }
-  problem.map = {n_params,     n_coefficients, static_cast<int>(terms.size()),
-                 terms.data(), factors.data(), identity};
+  problem.map = {n_params,       n_coefficients, static_cast<int>(spans.size()),
+                 factors.data(), spans.data(),   slots.data(),
+                 identity};
   problem.data.shift = shift;
   problem.data.scale = scale;
   rule.resize(static_cast<size_t>(n_params));

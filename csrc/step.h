@@ -18,8 +18,9 @@ namespace py = pybind11;
 
 // The coefficient map and the update rule, owning what core's plain structs point to.
 struct Plan {
-  std::vector<Term> terms;
-  std::vector<int32_t> factors;
+  std::vector<double> factors;
+  std::vector<Span> spans;
+  std::vector<int32_t> slots;
   std::vector<SgdOptions> rule;
   Problem problem;
 

@@ -1,5 +1,7 @@
 """The import-swap loop on a device, played by memory of the CPU, against torch's loop."""
 
+import shutil
+
 import polyfuse as pf
 import pytest
 import torch
@@ -7,6 +9,7 @@ from polyfuse import fused as fused_module
 from polyfuse.backends import REGISTRY
 from polyfuse.fused import Fused
 
+from . import emulated
 from .fake_device import FakeDevice
 from .interpreter import INTERPRETED
 from .scripts import SCRIPTS, line
@@ -17,10 +20,20 @@ from .tolerance import assert_like_torch
 BY_VALUE = {"prediction_written_through_numpy"}
 
 
-@pytest.fixture(autouse=True)
-def device(monkeypatch):
-    runner = REGISTRY["triton"] if INTERPRETED else FakeDevice()
-    init = Fused.__init__
+@pytest.fixture(scope="session")
+def kernels():
+    """The CUDA kernels, compiled for the CPU."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    return emulated.build()
+
+
+@pytest.fixture(autouse=True, params=["triton"] if INTERPRETED else ["fake", "cuda"])
+def device(request, monkeypatch):
+    if request.param == "cuda":
+        runner = emulated.Emulated(request.getfixturevalue("kernels"))
+    else:
+        runner = REGISTRY["triton"] if INTERPRETED else FakeDevice()
 
     class Elsewhere:
         """The property on_host, which a trace sets before it asks for its loop."""
@@ -32,8 +45,7 @@ def device(monkeypatch):
             pass
 
     monkeypatch.setattr(Fused, "on_host", Elsewhere(), raising=False)
-    monkeypatch.setattr(Fused, "__init__", init)
-    monkeypatch.setattr(fused_module, "backend_of", lambda _: runner)
+    monkeypatch.setattr(fused_module, "backend_of", lambda *_: runner)
     return runner
 
 

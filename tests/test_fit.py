@@ -358,8 +358,8 @@ def bad_calls():
     yield "epochs: expected a number >= 0, got -1", {"epochs": -1}, ValueError
     yield "epochs: expected an int, got 1.5", {"epochs": 1.5}, TypeError
     yield "engine: expected one of auto, stream", {"engine": "fast"}, ValueError
-    yield "one of auto, cpu, reference, triton, got 'tpu'", {"backend": "tpu"}, ValueError
-    yield "cuda is not built", {"backend": "cuda"}, ValueError
+    yield "one of auto, cpu, cuda, triton, reference, got 'tpu'", {"backend": "tpu"}, ValueError
+    yield "backend: cuda cannot serve this problem on cpu: cuda: ", {"backend": "cuda"}, ValueError
     yield "nan_policy: expected one of", {"nan_policy": "drop"}, ValueError
     yield "record_every: expected None or an int >= 1", {"record_every": 0}, ValueError
     yield "tol: expected None or a finite number >= 0", {"tol": -1.0}, ValueError

@@ -54,7 +54,7 @@ def test_says_what_is_missing():
     assert "TRITON_INTERPRET=1" in pf.backends()["triton"]
     model = workload.make_model(torch.nn)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-    with pytest.raises(ValueError, match=r"triton cannot serve this problem: no GPU"):
+    with pytest.raises(ValueError, match=r"cannot serve .*: triton: not available: no GPU"):
         pf.fit(model, torch.nn.MSELoss(), optimizer, *workload.data(), epochs=2, backend="triton")
 
 

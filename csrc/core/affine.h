@@ -1,52 +1,64 @@
 // Powers of an affine recurrence s <- s + E [s; 1]. The difference E = M - I is what is stored and
 // doubled, (I + E)^2 - I = 2 E + E^2, so that slow modes keep their relative accuracy.
+// E is [n, n + 1], row-major, in memory of the caller.
 #pragma once
 
-#include <vector>
+#include <cstdint>
 
 #include "macros.h"
 
 namespace polyfuse {
 inline namespace PF_ISA {
 
-struct Affine {
-  int size = 0;               // states, and one row that stays 0 for the constant
-  std::vector<double> entry;  // [size + 1, size + 1], row-major
+PF_HD int affine_entries(int n) { return n * (n + 1); }
 
-  explicit Affine(int n) : size(n), entry((n + 1) * (n + 1), 0.0) {}
-  double& at(int row, int column) { return entry[row * (size + 1) + column]; }
-  double at(int row, int column) const { return entry[row * (size + 1) + column]; }
+// result = (I + a)(I + b) - I
+template <class Team>
+PF_HD void compose(const Team& team, int n, const double* a, const double* b, double* result) {
+  team.each_of(n, n + 1, [&](int i, int j) {
+    const int width = n + 1;
+    double sum = 0.0;
+    PF_ROLLED
+    for (int k = 0; k < n; ++k) sum += a[i * width + k] * b[k * width + j];
+    result[i * width + j] = a[i * width + j] + b[i * width + j] + sum;
+  });
+}
 
-  // (I + a)(I + b) - I
-  static Affine compose(const Affine& a, const Affine& b) {
-    Affine result(a.size);
-    for (int i = 0; i < a.size; ++i)
-      for (int j = 0; j <= a.size; ++j) {
-        double sum = 0.0;
-        for (int k = 0; k < a.size; ++k) sum += a.at(i, k) * b.at(k, j);
-        result.at(i, j) = a.at(i, j) + b.at(i, j) + sum;
-      }
-    return result;
+// Returns where in `work` [3 n (n + 1)] the power lies.
+template <class Team>
+PF_HD const double* power(const Team& team, int n, const double* epoch, int64_t steps,
+                          double* work) {
+  const int entries = affine_entries(n);
+  double *result = work, *square = work + entries, *spare = work + 2 * entries;
+  team.each(entries, [&](int e) {
+    result[e] = 0.0;
+    square[e] = epoch[e];
+  });
+  const auto advance = [&](const double* a, const double* b, double*& into) {
+    compose(team, n, a, b, spare);
+    double* const composed = spare;
+    spare = into;
+    into = composed;
+  };
+  PF_ROLLED
+  for (; steps > 0; steps >>= 1) {
+    if (steps & 1) advance(square, result, result);
+    if (steps > 1) advance(square, square, square);
   }
+  return result;
+}
 
-  Affine power(long long steps) const {
-    Affine result(size), square = *this;
-    for (; steps > 0; steps >>= 1) {
-      if (steps & 1) result = compose(square, result);
-      if (steps > 1) square = compose(square, square);
-    }
-    return result;
-  }
-
-  void apply(double* state) const {
-    std::vector<double> change(size);
-    for (int i = 0; i < size; ++i) {
-      change[i] = at(i, size);
-      for (int k = 0; k < size; ++k) change[i] += at(i, k) * state[k];
-    }
-    for (int i = 0; i < size; ++i) state[i] += change[i];
-  }
-};
+template <class Team>
+PF_HD void apply(const Team& team, int n, const double* affine, double* state,
+                 double* change /* [n] */) {
+  team.each(n, [&](int i) {
+    const double* row = affine + i * (n + 1);
+    change[i] = row[n];
+    PF_ROLLED
+    for (int k = 0; k < n; ++k) change[i] += row[k] * state[k];
+  });
+  team.each(n, [&](int i) { state[i] += change[i]; });
+}
 
 }  // namespace PF_ISA
 }  // namespace polyfuse

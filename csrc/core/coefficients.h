@@ -12,37 +12,58 @@ struct CoefficientMap {
   int n_params = 0;
   int n_coefficients = 0;
   int n_terms = 0;
-  const Term* terms = nullptr;       // [n_terms]
-  const int32_t* factors = nullptr;  // indices of parameters
-  bool identity = false;             // coef[k] = params[k]
+  const double* factor = nullptr;  // [n_terms]
+  const Span* spans = nullptr;     // [n_terms]
+  const int32_t* slots = nullptr;  // indices of parameters
+  bool identity = false;           // coef[k] = params[k]
+  bool apart = false;              // no two terms share a coefficient or a parameter
 
-  PF_HD void evaluate(const double* params, double* coef) const {
+  template <class Team>
+  PF_HD void evaluate(const Team& team, const double* params, double* coef) const {
     if (identity) {
-      for (int k = 0; k < n_coefficients; ++k) coef[k] = params[k];
+      team.each(n_coefficients, [&](int k) { coef[k] = params[k]; });
       return;
     }
-    for (int k = 0; k < n_coefficients; ++k) coef[k] = 0.0;
-    for (int t = 0; t < n_terms; ++t) {
-      double product = terms[t].factor;
-      for (int f = terms[t].begin; f < terms[t].end; ++f) product *= params[factors[f]];
-      coef[terms[t].coefficient] += product;
-    }
+    team.each(n_coefficients, [&](int k) { coef[k] = 0.0; });
+    each_term(team, [&](int t) {
+      double product = factor[t];
+      PF_ROLLED
+      for (int f = spans[t].begin; f < spans[t].end; ++f) product *= params[slots[f]];
+      coef[spans[t].coefficient] += product;
+    });
   }
 
   // grad[i] = sum_k grad_coef[k] d coef[k] / d params[i]
-  PF_HD void pull_back(const double* params, const double* grad_coef, double* grad) const {
+  template <class Team>
+  PF_HD void pull_back(const Team& team, const double* params, const double* grad_coef,
+                       double* grad) const {
     if (identity) {
-      for (int k = 0; k < n_coefficients; ++k) grad[k] = grad_coef[k];
+      team.each(n_coefficients, [&](int k) { grad[k] = grad_coef[k]; });
       return;
     }
-    for (int i = 0; i < n_params; ++i) grad[i] = 0.0;
-    for (int t = 0; t < n_terms; ++t)
-      for (int f = terms[t].begin; f < terms[t].end; ++f) {
-        double product = terms[t].factor * grad_coef[terms[t].coefficient];
-        for (int o = terms[t].begin; o < terms[t].end; ++o)
-          if (o != f) product *= params[factors[o]];
-        grad[factors[f]] += product;
+    team.each(n_params, [&](int i) { grad[i] = 0.0; });
+    each_term(team, [&](int t) {
+      PF_ROLLED
+      for (int f = spans[t].begin; f < spans[t].end; ++f) {
+        double product = factor[t] * grad_coef[spans[t].coefficient];
+        PF_ROLLED
+        for (int o = spans[t].begin; o < spans[t].end; ++o)
+          if (o != f) product *= params[slots[o]];
+        grad[slots[f]] += product;
       }
+    });
+  }
+
+ private:
+  template <class Team, class F>
+  PF_HD void each_term(const Team& team, F&& f) const {
+    if (apart)
+      team.each(n_terms, f);
+    else
+      team.one([&] {
+        PF_ROLLED
+        for (int t = 0; t < n_terms; ++t) f(t);
+      });
   }
 };
 

@@ -3,10 +3,16 @@
 
 #if defined(__CUDACC__)
 #define PF_HD __host__ __device__ __forceinline__
+#define PF_UNROLL _Pragma("unroll")
+#define PF_ROLLED _Pragma("unroll 1")  // few rounds, seldom run: a device's code stays small
 #elif defined(__GNUC__)
 #define PF_HD inline __attribute__((always_inline))
 #else
 #define PF_HD inline
+#endif
+#if !defined(PF_UNROLL)
+#define PF_UNROLL
+#define PF_ROLLED
 #endif
 
 // The CPU kernels are compiled once per instruction set. Everything inlined into them lives in a

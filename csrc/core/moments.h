@@ -18,45 +18,70 @@ struct Moments {
   double cross[kMaxTerms] = {};          // sum u^k r
   double square = 0.0;                   // sum r^2
 
-  // For coefficients coef in u: returns the sum of squared residuals, and its derivative.
-  PF_HD double sum_of_squares(const double* coef, double* grad) const {
-    double delta[kMaxTerms];
-    double value = square;
-    for (int k = 0; k < n_terms; ++k) delta[k] = coef[k] - reference[k];
-    for (int j = 0; j < n_terms; ++j) {
+  // For coefficients reference + delta: returns the sum of squared residuals, and its derivative.
+  template <class Team>
+  PF_HD double sum_of_squares(const Team& team, const double* delta, double* grad,
+                              double* part /* [K] */) const {
+    team.each(n_terms, [&](int j) {
       double gram_delta = 0.0;
+      PF_ROLLED
       for (int k = 0; k < n_terms; ++k) gram_delta += power[j + k] * delta[k];
-      value += delta[j] * (2.0 * cross[j] + gram_delta);
+      part[j] = delta[j] * (2.0 * cross[j] + gram_delta);
       grad[j] = 2.0 * (cross[j] + gram_delta);
-    }
+    });
+    double value = square;
+    PF_ROLLED
+    for (int j = 0; j < n_terms; ++j) value += part[j];
     return value;
+  }
+
+  // The derivative's derivative, times delta.
+  template <class Team>
+  PF_HD void curvature(const Team& team, const double* delta, double* product) const {
+    team.each(n_terms, [&](int j) {
+      double gram_delta = 0.0;
+      PF_ROLLED
+      for (int k = 0; k < n_terms; ++k) gram_delta += power[j + k] * delta[k];
+      product[j] = 2.0 * gram_delta;
+    });
   }
 
   // The least-squares optimum, by Cholesky's factorisation of the Gram matrix; directions that the
   // data does not determine stay as in the reference.
-  PF_HD void solve(double* optimum) const {
-    double lower[kMaxTerms][kMaxTerms];
-    double step[kMaxTerms];
-    bool used[kMaxTerms];
+  template <class Team>
+  PF_HD void solve(const Team& team, double* optimum, double* work /* [K (K + 1)] */) const {
+    double* const step = work + n_terms * n_terms;
+    const auto lower = [&](int i, int j) -> double& { return work[i * n_terms + j]; };
+    const auto used = [&](int j) { return lower(j, j) > 0.0; };
+    PF_ROLLED
     for (int j = 0; j < n_terms; ++j) {
-      double pivot = power[2 * j];
-      for (int m = 0; m < j; ++m) pivot -= lower[j][m] * lower[j][m];
-      used[j] = pivot > 1e-13 * power[2 * j];
-      lower[j][j] = used[j] ? __builtin_sqrt(pivot) : 1.0;
-      for (int i = j + 1; i < n_terms; ++i) {
+      team.one([&] {
+        double pivot = power[2 * j];
+        PF_ROLLED
+        for (int m = 0; m < j; ++m) pivot -= lower(j, m) * lower(j, m);
+        lower(j, j) = pivot > 1e-13 * power[2 * j] ? __builtin_sqrt(pivot) : 0.0;
+        step[j] = -cross[j];
+        PF_ROLLED
+        for (int m = 0; m < j; ++m) step[j] -= lower(j, m) * step[m];
+        step[j] = used(j) ? step[j] / lower(j, j) : 0.0;
+      });
+      team.each(n_terms - j - 1, [&](int below) {
+        const int i = j + 1 + below;
         double entry = power[i + j];
-        for (int m = 0; m < j; ++m) entry -= lower[i][m] * lower[j][m];
-        lower[i][j] = used[j] ? entry / lower[j][j] : 0.0;
+        PF_ROLLED
+        for (int m = 0; m < j; ++m) entry -= lower(i, m) * lower(j, m);
+        lower(i, j) = used(j) ? entry / lower(j, j) : 0.0;
+      });
+    }
+    team.one([&] {
+      PF_ROLLED
+      for (int j = n_terms - 1; j >= 0; --j) {
+        PF_ROLLED
+        for (int i = j + 1; i < n_terms; ++i) step[j] -= lower(i, j) * step[i];
+        step[j] = used(j) ? step[j] / lower(j, j) : 0.0;
       }
-      step[j] = -cross[j];
-      for (int m = 0; m < j; ++m) step[j] -= lower[j][m] * step[m];
-      step[j] = used[j] ? step[j] / lower[j][j] : 0.0;
-    }
-    for (int j = n_terms - 1; j >= 0; --j) {
-      for (int i = j + 1; i < n_terms; ++i) step[j] -= lower[i][j] * step[i];
-      step[j] = used[j] ? step[j] / lower[j][j] : 0.0;
-    }
-    for (int k = 0; k < n_terms; ++k) optimum[k] = reference[k] + step[k];
+    });
+    team.each(n_terms, [&](int k) { optimum[k] = reference[k] + step[k]; });
   }
 };
 

@@ -8,6 +8,8 @@ namespace polyfuse {
 constexpr int kMaxTerms = 33;  // coefficients of one polynomial: degree 32
 
 enum class Dtype : int32_t { Float32 = 0, Float64 = 1 };
+enum class Criterion : int32_t { SquaredError = 0 };
+enum class Engine : int32_t { Stream = 0, Moments = 1, ClosedForm = 2 };
 
 // N samples. The polynomial's variable is u = (x - shift) * scale.
 struct Data {
@@ -22,12 +24,10 @@ struct Data {
   double scale = 1.0;
 };
 
-// One product: factor * params[i] * params[j] * ..., added to one coefficient.
-struct Term {
-  double factor;
-  int32_t coefficient;
-  int32_t begin;  // into the list of factors
-  int32_t end;
+// One product, factor * params[i] * params[j] * ...: the coefficient that it is added to, and where
+// its parameters stand in the list of slots.
+struct Span {
+  int32_t coefficient, begin, end;
 };
 
 struct SgdOptions {

@@ -5,8 +5,6 @@
 
 namespace polyfuse {
 
-enum class Criterion : int32_t { SquaredError = 0 };
-
 constexpr int kResidentSamples = 64;
 constexpr int kResidentTerms = 8;
 

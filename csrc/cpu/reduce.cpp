@@ -4,6 +4,8 @@
 #include <cmath>
 #include <vector>
 
+#include "../core/team.h"
+
 namespace polyfuse {
 namespace {
 
@@ -88,9 +90,8 @@ Moments accumulate(const Data& data, int n_terms, int threads) {
   scaled.shift = pilot.shift = moments.shift;
   scaled.scale = pilot.scale = moments.scale;
   pilot.omit = true;
-  double optimum[kMaxTerms];
-  accumulate_about(pilot, moments, 1).solve(optimum);
-  std::copy(optimum, optimum + n_terms, moments.reference);
+  double work[kMaxTerms * (kMaxTerms + 1)];
+  accumulate_about(pilot, moments, 1).solve(Alone{}, moments.reference, work);
   return accumulate_about(scaled, moments, threads);
 }
 

@@ -47,7 +47,7 @@ class Fused:
         # Whether the checks of the loop are all that a call needs.
         self.cheap = not contents.copies and not contents.tensors
         # None: torch runs what is on this device.
-        self.runner: Any = backend_of(device)
+        self.runner: Any = backend_of(device, len(slots))
         if self.on_host or self.runner is None or self.traced is None:
             is64 = dtype == torch.float64
             self.loop = _C.Loop(self.plan, self.tensors, slots, is64, contents.cheap)

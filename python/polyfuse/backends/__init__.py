@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from ..problem import Problem, Schedule, State, Trace
+from .cuda import Cuda
 from .native import Cpu
 from .reference import Reference
 from .triton import Triton
@@ -16,6 +17,10 @@ class Backend(Protocol):
     """N samples, K coefficients, P scalar parameters."""
 
     name: str
+    max_params: int
+
+    def missing(self) -> str | None:
+        """None, or why this backend is not there."""
 
     def refuse(self, problem: Problem) -> str | None:
         """None, or why this backend cannot serve the problem."""
@@ -41,8 +46,11 @@ class Backend(Protocol):
         """Kernel launches so far in this process."""
 
 
-TRITON = Triton()
-REGISTRY: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Reference(), TRITON)}
+REGISTRY: dict[str, Backend] = {
+    backend.name: backend for backend in (Cpu(), Cuda(), Triton(), Reference())
+}
+# By type of device, those that `auto` takes: the first that serves.
+AUTO = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 
 def backends() -> dict[str, str]:
@@ -52,29 +60,32 @@ def backends() -> dict[str, str]:
     >>> pf.backends()["cpu"]
     'available'
     """
-    known = {name: "available" for name in REGISTRY}
-    return known | {
-        "cuda": "not built into this version",
-        "triton": TRITON.missing() or "available",
-    }
+    return {name: backend.missing() or "available" for name, backend in REGISTRY.items()}
 
 
-def backend_of(device: torch.device) -> Backend | None:
-    """The backend of the training loop for data on a device; None where there is none."""
-    if device.type == "cpu":
-        return REGISTRY["cpu"]
-    return TRITON if device.type == "cuda" and not TRITON.missing() else None
+def backend_of(device: torch.device, n_params: int) -> Backend | None:
+    """The backend of the training loop of a model on a device; None where there is none."""
+    for backend in (REGISTRY[name] for name in AUTO.get(device.type, ())):
+        if not backend.missing() and n_params <= backend.max_params:
+            return backend
+    return None
 
 
 def choose(name: str, problem: Problem) -> Backend:
-    """The backend called `name`, or for 'auto' the compiled one of the data's device."""
-    if name == "auto":
-        name = "cpu" if problem.x.device.type == "cpu" else "triton"
-    elif name not in REGISTRY:
-        state = backends().get(name)
-        why = f"; {name} is {state}" if state else ""
-        raise ValueError(f"backend: expected one of auto, {', '.join(REGISTRY)}, got {name!r}{why}")
-    reason = REGISTRY[name].refuse(problem)
-    if reason:
-        raise ValueError(f"backend: {name} cannot serve this problem: {reason}")
-    return REGISTRY[name]
+    """The backend called `name`, or for 'auto' the first compiled one of the data's device."""
+    if name not in ("auto", *REGISTRY):
+        known = ", ".join(("auto", *REGISTRY))
+        raise ValueError(f"backend: expected one of {known}, got {name!r}")
+    device = problem.x.device
+    names = AUTO.get(device.type, ()) if name == "auto" else (name,)
+    reasons = {}
+    for candidate in names:
+        backend = REGISTRY[candidate]
+        if (missing := backend.missing()) is not None:
+            reasons[candidate] = f"not available: {missing}"
+        elif (reason := backend.refuse(problem)) is not None:
+            reasons[candidate] = reason
+        else:
+            return backend
+    why = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
+    raise ValueError(f"backend: {name} cannot serve this problem on {device}: {why or 'none does'}")

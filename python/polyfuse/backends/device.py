@@ -117,7 +117,7 @@ class DeviceState:
     def __init__(self, state: State, schedule: Schedule, device: torch.device):
         p = len(state.params)
         host = np.zeros(5 * p + len(OUTCOME) + n_recorded(schedule))
-        for i, row in enumerate((state.params, state.momentum, state.has_momentum)):
+        for i, row in enumerate((state.params, state.momentum, state.has_momentum, state.grad)):
             host[i * p : (i + 1) * p] = row
         host[5 * p + 3] = schedule.previous
         self.n_params = p

@@ -9,7 +9,7 @@ import torch
 
 from .. import _C
 from ..problem import Problem, Schedule, State, Trace
-from ..symbolic import Traced
+from ..symbolic import MAX_PARAMS, Traced
 
 ENGINE = {"stream": 0, "moments": 1, "closed_form": 2}
 
@@ -35,6 +35,10 @@ def make_data(model: Traced, x: torch.Tensor, y: torch.Tensor | None, omit: bool
 
 class Cpu:
     name = "cpu"
+    max_params = MAX_PARAMS
+
+    def missing(self) -> str | None:
+        return None
 
     def refuse(self, problem: Problem) -> str | None:
         if problem.x.device.type != "cpu":

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..problem import Moments, Problem, Schedule, State, Trace
-from ..symbolic import Traced
+from ..symbolic import MAX_PARAMS, Traced
 
 
 def design(model: Traced, x: torch.Tensor) -> torch.Tensor:
@@ -39,9 +39,13 @@ def kept(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
 
 class Reference:
     name = "reference"
+    max_params = MAX_PARAMS
 
     def __init__(self) -> None:
         self._launches = 0
+
+    def missing(self) -> str | None:
+        return None
 
     def refuse(self, problem: Problem) -> str | None:
         if problem.x.device.type != "cpu":

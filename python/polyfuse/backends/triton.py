@@ -58,6 +58,7 @@ def _samples(problem: Problem) -> Samples:
 
 class Triton:
     name = "triton"
+    max_params = geometry.MAX_PARAMS
 
     def missing(self) -> str | None:
         """None, or why the backend is not available here."""
@@ -68,9 +69,6 @@ class Triton:
         return "no GPU that triton can drive; TRITON_INTERPRET=1 runs it on the CPU, for tests"
 
     def refuse(self, problem: Problem) -> str | None:
-        reason = self.missing()
-        if reason:
-            return reason
         device = problem.x.device
         if device.type != ("cpu" if interpreted() else "cuda"):
             return f"the data is on {device}"

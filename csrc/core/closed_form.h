@@ -1,0 +1,100 @@
+// All epochs of SGD on a quadratic loss, as a power of the affine map that one epoch is.
+#pragma once
+
+#include "affine.h"
+#include "descent.h"
+
+namespace polyfuse {
+inline namespace PF_ISA {
+
+PF_HD int closed_form_work(int n_params) { return 4 * affine_entries(2 * n_params) + 8 * n_params; }
+
+// One epoch as an affine map of (params - origin, momentum buffers).
+template <class Team>
+PF_HD void one_epoch(const Team& team, MomentsObjective& objective, const Descent& descent,
+                     const double* origin, double* epoch, double* work /* [3 P] */) {
+  const int n = descent.n_params, width = 2 * n + 1;
+  double *at_zero = work, *shifted = work + n, *point = work + 2 * n;
+  const auto fill = [&](int column, int i, double p, double g, double b) {
+    double p_next = p, b_next = b;
+    Sgd::update(descent.rule[i], p_next, g, b_next, false);
+    epoch[i * width + column] = p_next - p;
+    epoch[(n + i) * width + column] = b_next - b;
+  };
+  team.each(affine_entries(2 * n), [&](int e) { epoch[e] = 0.0; });
+  // The gradient is affine in the parameters: H[:, j] = grad(origin + e_j) - grad(origin) would
+  // cancel, so it comes from moments whose cross is zero at their own reference.
+  team.each(n, [&](int i) { point[i] = 0.0; });
+  objective.curvature(team, point, at_zero);
+  PF_ROLLED
+  for (int j = 0; j < n; ++j) {
+    team.each(n, [&](int i) { point[i] = i == j ? 1.0 : 0.0; });
+    objective.curvature(team, point, shifted);
+    team.each(n, [&](int i) {
+      fill(j, i, i == j ? 1.0 : 0.0, shifted[i] - at_zero[i], 0.0);
+      if (i == j) fill(n + j, j, 0.0, 0.0, 1.0);
+    });
+  }
+  objective(team, origin, shifted);
+  team.each(n, [&](int i) { fill(2 * n, i, origin[i], shifted[i], 0.0); });
+}
+
+// All epochs from here to just before the last.
+template <class Team, class Record>
+PF_HD void jump_ahead(const Team& team, MomentsObjective& objective, const Descent& descent,
+                      Outcome& out, State s, Record&& record, double* work) {
+  const int n = descent.n_params;
+  double *const epoch = work, *const powers = epoch + affine_entries(2 * n);
+  double *const origin = powers + 3 * affine_entries(2 * n), *const state = origin + n;
+  double *const change = state + 2 * n, *const rest = change + 2 * n;
+  team.one([&] {
+    const bool near = objective.map->identity && objective.reference(origin);
+    PF_ROLLED
+    for (int i = 0; i < n; ++i) {
+      if (!near || !descent.rule[i].owned) origin[i] = s.params[i];
+      state[i] = s.params[i] - origin[i];
+      state[n + i] = s.has_momentum[i] ? s.momentum[i] : 0.0;
+    }
+  });
+  one_epoch(team, objective, descent, origin, epoch, rest);
+
+  const int64_t every = descent.schedule.record_every, first = descent.schedule.first_epoch;
+  const int64_t last = descent.schedule.epochs - 1;
+  const double* jump = powers;
+  int64_t jump_length = 0;
+  while (out.epochs < last) {
+    const int64_t now = first + out.epochs;
+    if (records(descent.schedule, now)) record(objective(team, s.params, descent.grad));
+    const int64_t next = every > 0 ? now / every * every + every - first : last;
+    const int64_t target = next < last ? next : last;
+    if (target - out.epochs != jump_length) {
+      jump_length = target - out.epochs;
+      jump = power(team, 2 * n, epoch, jump_length, powers);
+    }
+    apply(team, 2 * n, jump, state, change);
+    out.epochs = target;
+    team.each(n, [&](int i) { s.params[i] = origin[i] + state[i]; });
+  }
+  team.each(n, [&](int i) {
+    if (s.has_momentum[i] && descent.rule[i].owned && descent.rule[i].momentum != 0.0)
+      s.momentum[i] = state[n + i];
+  });
+}
+
+// The first step is taken apart because it fills the momentum buffers, the last because its
+// gradient stays behind.
+template <class Team, class Record>
+PF_HD void closed_form(const Team& team, MomentsObjective& objective, const Descent& descent,
+                       Outcome& out, State s, Record&& record, double* work) {
+  const int64_t epochs = descent.schedule.epochs;
+  for (;;) {
+    look(team, objective, descent, out, s);
+    if (out.epochs >= epochs) return;
+    out.previous = NAN;  // tol is not for this engine
+    move(team, descent, out, s, record);
+    if (out.epochs == 1 && epochs >= 4) jump_ahead(team, objective, descent, out, s, record, work);
+  }
+}
+
+}  // namespace PF_ISA
+}  // namespace polyfuse

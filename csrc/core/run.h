@@ -1,0 +1,60 @@
+// What one launch on a device is told: sizes, addresses of device memory, and how it is laid out.
+#pragma once
+
+#include "descent.h"
+#include "problem.h"
+
+namespace polyfuse {
+
+constexpr int kMaxParams = 64;  // scalar parameters that a device's kernels hold on chip
+
+// State buffer: rows [P] of params, momentum, has_momentum, grad, before; outcome; recorded losses.
+constexpr int kStateRows = 5;
+constexpr int kOutcome = 5;  // epochs, converged, loss, previous, square
+
+enum Flags : int32_t {
+  kLoad = 1,     // parameters and momentum come from the tables
+  kStore = 2,    // parameters, gradients and momentum go to the tables
+  kStep = 4,     // one epoch; its loss is that before the step
+  kMoments = 8,  // moments alone
+  kApart = 16,   // with kStore: parameters and momentum go to rows 3 and 4 of the tables
+};
+
+// How a launch fills the device.
+struct Geometry {
+  int32_t blocks = 1;
+  int32_t threads = 32;
+  int64_t shared = 0;    // bytes, beyond what a kernel declares
+  int64_t chunk = 0;     // samples of one block, where blocks keep to their own
+  int64_t resident = 0;  // of which so many stay on chip
+  bool cooperative = false;
+};
+
+struct Run {
+  Data data;
+  Criterion criterion = Criterion::SquaredError;
+  bool mean = true;
+  Engine engine = Engine::Stream;
+  Schedule schedule;
+  int32_t flags = 0;
+
+  int32_t n_params = 0, n_coefficients = 0, n_terms = 0, n_slots = 0;
+  bool identity = false;
+  const double* factor = nullptr;  // [T]
+  const Span* spans = nullptr;     // [T]
+  const int32_t* slots = nullptr;  // [F]
+
+  const double* rule =
+      nullptr;                // [P, 7]: lr, momentum, dampening, decay, nesterov, maximize, owned
+  double* state = nullptr;    // [5 P + 5 + M]; [P] for evaluate and project
+  double* moments = nullptr;  // [4 K + 2]: shift, scale, square, reference, power, cross
+  bool has_moments = false;   // they are there; else the launch computes them
+  // [3, P] addresses: parameters, gradients, momentum; [5, P] with kApart.
+  const int64_t* tables = nullptr;
+  void* out = nullptr;  // of evaluate, project, count_nonfinite
+  void* workspace = nullptr;
+  int32_t device = 0;
+  Geometry grid;
+};
+
+}  // namespace polyfuse

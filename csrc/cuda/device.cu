@@ -1,0 +1,43 @@
+// What the CUDA runtime says of the devices, and the list of the kernels.
+#include "launch.cuh"
+#include "launch.h"
+
+namespace polyfuse {
+
+std::string missing() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) {
+    cudaGetLastError();  // the next launch is not to find it
+    return cudaGetErrorString(status);
+  }
+  return count ? "" : "no CUDA-capable device is detected";
+}
+
+Device device(int index) {
+  int processors = 0, shared = 0;
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index));
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
+  return {processors, shared};
+}
+
+std::vector<std::pair<std::string, int>> kernels() {
+  std::vector<std::pair<std::string, int>> found;
+  for (const char* dtype : {"float", "double"}) {
+    const std::string of = dtype;
+    found.emplace_back("evaluate<" + of + ">", kPassThreads);
+    found.emplace_back("count_nonfinite<" + of + ">", kPassThreads);
+    found.emplace_back("update<" + of + ">", kMaxParams);
+    for (const int bucket : kBuckets) {
+      const std::string arguments = "<" + of + ", " + std::to_string(bucket) + ">";
+      found.emplace_back("stream" + arguments, stream_threads(bucket));
+      for (const char* name : {"step", "moments", "project"})
+        found.emplace_back(name + arguments, kPassThreads);
+    }
+  }
+  found.emplace_back("epochs", kPassThreads);
+  found.emplace_back("store", kMaxParams);
+  return found;
+}
+
+}  // namespace polyfuse

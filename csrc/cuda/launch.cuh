@@ -1,0 +1,38 @@
+// One way to launch: every kernel takes a Run by value.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "../core/run.h"
+#include "macros.h"
+
+namespace polyfuse {
+
+constexpr int64_t kSharedByDefault = 48 * 1024;  // more needs a kernel's consent
+
+inline void check(cudaError_t status) {
+  if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
+}
+
+inline void launch(void (*kernel)(Run), const Run& run, void* stream) {
+  const Geometry& grid = run.grid;
+  check(cudaSetDevice(run.device));  // the runtime linked here has a current device of its own
+  if (grid.shared > kSharedByDefault)
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(grid.shared)));
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid.blocks);
+  config.blockDim = dim3(grid.threads);
+  config.dynamicSmemBytes = static_cast<size_t>(grid.shared);
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = grid.cooperative ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, run));
+}
+
+}  // namespace polyfuse

@@ -1,0 +1,173 @@
+// The fused run that reads the data once: a pilot fit in every block, the moments about it, and all
+// epochs in the block that comes last; also the moments alone, and the run from moments given.
+#include "../core/closed_form.h"
+#include "launch.cuh"
+#include "launch.h"
+#include "passes.cuh"
+#include "run.cuh"
+
+namespace polyfuse {
+namespace {
+
+constexpr int64_t kPilot = 1024;  // samples of the pilot fit, at least, where there are so many
+
+struct Board {
+  Desk desk;
+  Moments moments;
+  MomentsObjective objective;
+
+  // Where the pilot fit works: the objective comes later.
+  PF_DEVICE double* work() { return reinterpret_cast<double*>(&objective); }
+};
+static_assert(sizeof(MomentsObjective) >= sizeof(double) * kMaxTerms * (kMaxTerms + 1), "work()");
+
+PF_DEVICE Data pilot_of(const Data& data) {
+  Data pilot = data;
+  const int64_t every = data.n < kPilot ? 1 : data.n / kPilot;
+  pilot.n = (data.n + every - 1) / every;
+  pilot.x_stride *= every;
+  pilot.y_stride *= every;
+  pilot.omit = true;
+  return pilot;
+}
+
+// Centre and half width of the pilot's finite x.
+template <class T>
+PF_DEVICE void measure(const Block& block, Board& board, const Data& pilot, int n_terms) {
+  double bounds[2] = {INFINITY, INFINITY};  // least x, least -x
+  const T* const xs = static_cast<const T*>(pilot.x);
+  for (int64_t i = threadIdx.x; i < pilot.n; i += blockDim.x) {
+    const double x = xs[i * pilot.x_stride];
+    if (!finite(x)) continue;
+    bounds[0] = fmin(bounds[0], x);
+    bounds[1] = fmin(bounds[1], -x);
+  }
+  Desk& desk = board.desk;
+  fold_block(bounds, desk.scratch, desk.sums, [](double a, double b) { return fmin(a, b); });
+  block.one([&] {
+    Moments& moments = board.moments;
+    const double low = desk.sums[0], high = -desk.sums[1];
+    moments.n_terms = n_terms;
+    moments.shift = low <= high ? 0.5 * low + 0.5 * high : 0.0;
+    moments.scale = low < high ? 1.0 / (0.5 * high - 0.5 * low) : 1.0;
+  });
+  block.each(n_terms, [&](int k) { board.moments.reference[k] = 0.0; });
+}
+
+// The moments from sums of MomentSums<K>.
+template <int K>
+PF_DEVICE void take_sums(const Block& block, Board& board, const Data& data) {
+  Moments& moments = board.moments;
+  const double* const sums = board.desk.sums;
+  const int terms = moments.n_terms;
+  block.each(2 * terms - 1, [&](int k) { moments.power[k] = sums[k]; });
+  block.each(terms, [&](int k) { moments.cross[k] = sums[2 * K - 1 + k]; });
+  block.one([&] {
+    if (!data.omit) moments.power[0] = static_cast<double>(data.n);
+    moments.square = sums[3 * K - 1];
+  });
+}
+
+// True in the one block that has the moments of all the data.
+template <class T, int K>
+PF_DEVICE bool accumulate(const Block& block, Board& board, const Run& run) {
+  Desk& desk = board.desk;
+  Moments& moments = board.moments;
+  const Data pilot = pilot_of(run.data);
+  measure<T>(block, board, pilot, run.n_coefficients);
+#pragma unroll 1  // one body for both
+  for (int pass = 0; pass < 2; ++pass) {
+    const bool whole = pass == 1;
+    Data data = whole ? run.data : pilot;
+    data.shift = moments.shift;
+    data.scale = moments.scale;
+    MomentSums<K> sums;
+    take_coefficients(moments.reference, moments.n_terms, sums.coef);
+    add_samples(data, Samples<T>::of(data), whole ? Ranks::grid() : Ranks::block(), sums);
+    sum_block(sums.sum, desk.scratch, desk.sums);
+    if (whole && !sum_grid(workspace_of(run), 3 * K, desk.scratch, desk.sums)) return false;
+    take_sums<K>(block, board, data);
+    if (!whole) moments.solve(block, moments.reference, board.work());
+  }
+  return true;
+}
+
+// The moments buffer, read or written.
+template <class F>
+PF_DEVICE void each_entry(const Block& block, Moments& moments, double* buffer, int terms, F&& f) {
+  double *const power = buffer + 3 + terms, *const cross = power + 2 * terms - 1;
+  block.each(terms, [&](int k) {
+    f(moments.reference[k], buffer[3 + k]);
+    f(moments.cross[k], cross[k]);
+  });
+  block.each(2 * terms - 1, [&](int k) { f(moments.power[k], power[k]); });
+  block.one([&] {
+    moments.n_terms = terms;
+    f(moments.shift, buffer[0]);
+    f(moments.scale, buffer[1]);
+    f(moments.square, buffer[2]);
+  });
+}
+
+template <Engine engine, class Team>
+PF_DEVICE void descend_by(const Team& team, Board& board, const Run& run) {
+  Desk& desk = board.desk;
+  MomentsObjective& objective = board.objective;
+  desk.load_map(team, run);
+  desk.load_params(team, run);
+  desk.load_rest(team, run, true);
+  objective.start(team, desk.map, board.moments, run.data.shift, run.data.scale, run.mean);
+  const Descent descent = desk.descent(run);
+  Recorder record = Recorder::of(run, true);
+  Outcome out;
+  out.previous = run.schedule.previous;
+  const State state = desk.state();
+  if constexpr (engine == Engine::ClosedForm) {
+    double* const behind = workspace_of(run)->sums() + int64_t(gridDim.x) * kMaxSums;
+    double* const work = run.grid.shared ? reinterpret_cast<double*>(dynamic_shared()) : behind;
+    closed_form(team, objective, descent, out, state, record, work);
+  } else {
+    step_by_step(team, objective, descent, out, state, record, [] { return true; });
+  }
+  if ((run.flags & kStep) && out.epochs > 0) out.loss = out.previous;
+  desk.finish(team, run, out, board.moments.square);
+}
+
+// The matrices of the closed form are work for a block; an epoch is little for a warp.
+// It is compiled once, for all kernels.
+__device__ __noinline__ void descend(Board& board, const Run& run) {
+  if (run.engine == Engine::ClosedForm)
+    descend_by<Engine::ClosedForm>(Block{}, board, run);
+  else if (threadIdx.x < kWarp)
+    descend_by<Engine::Moments>(Warp{}, board, run);
+}
+
+template <class T, int K>
+__global__ void __launch_bounds__(kPassThreads, 1) moments(const __grid_constant__ Run run) {
+  PF_SHARED(Board, board);
+  const Block block;
+  if (!accumulate<T, K>(block, board, run)) return;
+  each_entry(block, board.moments, run.moments, run.n_coefficients,
+             [](double& here, double& there) { there = here; });
+  if (!(run.flags & kMoments)) descend(board, run);
+}
+
+__global__ void __launch_bounds__(kPassThreads, 1) epochs(const __grid_constant__ Run run) {
+  PF_SHARED(Board, board);
+  const Block block;
+  each_entry(block, board.moments, run.moments, run.n_coefficients,
+             [](double& here, double& there) { here = there; });
+  descend(board, run);
+}
+
+}  // namespace
+
+void launch_moments(const Run& run, void* stream) {
+  if (run.has_moments) return launch(epochs, run, stream);
+  with_dtype(run.data.dtype, [&](auto value) {
+    with_bucket(run.n_coefficients,
+                [&](auto k) { launch(moments<decltype(value), k()>, run, stream); });
+  });
+}
+
+}  // namespace polyfuse

@@ -1,0 +1,157 @@
+// What one thread does of a pass over samples: loads of 16 bytes, and sums in float64 registers.
+// K is the size of a bucket; coefficients beyond those of the polynomial are 0.
+#pragma once
+
+#include "../core/basis.h"
+#include "../core/criterion.h"
+#include "macros.h"
+
+namespace polyfuse {
+
+PF_DEVICE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+PF_DEVICE bool finite(double v) { return v - v == 0.0; }
+
+template <class T>
+struct alignas(16) Vector {
+  static constexpr int kWidth = 16 / sizeof(T);
+  T at[kWidth];
+};
+
+PF_DEVICE bool aligned(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) == 0; }
+
+template <class T>
+struct Samples {
+  const T* x;
+  const T* y;
+  int64_t n, x_stride, y_stride;
+
+  static PF_DEVICE Samples of(const Data& data) {
+    return {static_cast<const T*>(data.x), static_cast<const T*>(data.y), data.n, data.x_stride,
+            data.y_stride};
+  }
+  PF_DEVICE Samples part(int64_t begin, int64_t end) const {
+    return {x + begin * x_stride, y + begin * y_stride, end - begin, x_stride, y_stride};
+  }
+};
+
+// The threads that share a pass.
+struct Ranks {
+  int64_t rank, count;
+
+  static PF_DEVICE Ranks block() { return {threadIdx.x, blockDim.x}; }
+  static PF_DEVICE Ranks grid() {
+    return {int64_t(blockIdx.x) * blockDim.x + threadIdx.x, int64_t(gridDim.x) * blockDim.x};
+  }
+};
+
+// f(x, y) for the samples of this thread, `Flight` vectors of each on their way at a time.
+template <int Flight, class T, class F>
+PF_DEVICE void for_each_sample(const Samples<T>& s, Ranks ranks, F&& f) {
+  using Pack = Vector<T>;
+  int64_t begin = 0;
+  if (s.x_stride == 1 && s.y_stride == 1 && aligned(s.x) && aligned(s.y)) {
+    const Pack* const xs = reinterpret_cast<const Pack*>(s.x);
+    const Pack* const ys = reinterpret_cast<const Pack*>(s.y);
+    const int64_t whole = s.n / Pack::kWidth;
+    for (int64_t v = ranks.rank; v < whole; v += ranks.count * Flight) {
+      Pack x[Flight], y[Flight];
+      PF_UNROLL
+      for (int i = 0; i < Flight; ++i)
+        if (v + i * ranks.count < whole) {
+          x[i] = xs[v + i * ranks.count];
+          y[i] = ys[v + i * ranks.count];
+        }
+      PF_UNROLL
+      for (int i = 0; i < Flight; ++i)
+        if (v + i * ranks.count < whole) {
+          PF_UNROLL
+          for (int j = 0; j < Pack::kWidth; ++j) f(x[i].at[j], y[i].at[j]);
+        }
+    }
+    begin = whole * Pack::kWidth;
+  }
+  for (int64_t i = begin + ranks.rank; i < s.n; i += ranks.count)
+    f(s.x[i * s.x_stride], s.y[i * s.y_stride]);
+}
+
+template <int K>
+PF_DEVICE void take_coefficients(const double* from, int n_terms, double (&coef)[K]) {
+  PF_UNROLL
+  for (int k = 0; k < K; ++k) coef[k] = k < n_terms ? from[k] : 0.0;
+}
+
+// sum of values, K sums of slope * u^k, count
+template <class Rho, int K>
+struct LossSums {
+  static constexpr int kSums = K + 2;
+  double coef[K], sum[kSums] = {};
+
+  PF_DEVICE void add(double u, double y) {
+    const double r = horner(coef, K, u) - y;
+    sum[0] += Rho::value(r);
+    double product = Rho::slope(r);
+    PF_UNROLL
+    for (int k = 0; k < K; ++k) {
+      sum[1 + k] += product;
+      product *= u;
+    }
+  }
+  PF_DEVICE void count() { sum[K + 1] += 1.0; }
+};
+
+// 2 K - 1 sums of u^k, K sums of u^k r, sum of r^2
+template <int K>
+struct MomentSums {
+  static constexpr int kSums = 3 * K;
+  double coef[K], sum[kSums] = {};
+
+  PF_DEVICE void add(double u, double y) {
+    const double r = horner(coef, K, u) - y;
+    double product = u;
+    sum[2 * K - 1] += r;
+    sum[3 * K - 1] += r * r;
+    PF_UNROLL
+    for (int k = 1; k < 2 * K - 1; ++k) {
+      sum[k] += product;
+      if (k < K) sum[2 * K - 1 + k] += product * r;
+      product *= u;
+    }
+  }
+  PF_DEVICE void count() { sum[0] += 1.0; }
+};
+
+// K sums of y u^k
+template <int K>
+struct ProjectSums {
+  static constexpr int kSums = K;
+  double sum[kSums] = {};
+
+  PF_DEVICE void add(double u, double y) {
+    double product = y;
+    PF_UNROLL
+    for (int k = 0; k < K; ++k) {
+      sum[k] += product;
+      product *= u;
+    }
+  }
+  PF_DEVICE void count() {}
+};
+
+// Adds the samples that count; those are counted one by one where some may be left out.
+template <class T, class Sums>
+PF_DEVICE void add_samples(const Data& data, const Samples<T>& samples, Ranks ranks, Sums& sums) {
+  const double shift = data.shift, scale = data.scale;
+  const bool omit = data.omit;
+  constexpr int flight = Sums::kSums > 24 ? 1 : sizeof(T) / 2;  // 8 samples
+  for_each_sample<flight>(samples, ranks, [&](T x_raw, T y_raw) {
+    const double x = x_raw, y = y_raw;
+    if (omit) {
+      if (!finite(x) || !finite(y)) return;
+      sums.count();
+    }
+    sums.add((x - shift) * scale, y);
+  });
+}
+
+}  // namespace polyfuse

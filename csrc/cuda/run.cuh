@@ -1,0 +1,161 @@
+// What the block that computes a run holds on chip, read at its start and written at its end.
+#pragma once
+
+#include "../core/run.h"
+#include "reduce.cuh"
+#include "team.cuh"
+
+namespace polyfuse {
+
+PF_DEVICE double read(Dtype dtype, int64_t address) {
+  return dtype == Dtype::Float32 ? *reinterpret_cast<const float*>(address)
+                                 : *reinterpret_cast<const double*>(address);
+}
+
+PF_DEVICE void write(Dtype dtype, int64_t address, double value) {
+  if (!address) return;
+  if (dtype == Dtype::Float32)
+    *reinterpret_cast<float*>(address) = static_cast<float>(value);
+  else
+    *reinterpret_cast<double*>(address) = value;
+}
+
+struct Desk {
+  double params[kMaxParams], momentum[kMaxParams], grad[kMaxParams], fresh[kMaxParams];
+  bool has_momentum[kMaxParams];
+  SgdOptions rule[kMaxParams];
+  double coef[kMaxTerms], grad_coef[kMaxTerms];
+  double sums[kMaxSums], scratch[kScratch];
+  CoefficientMap map;
+  double factor[kMaxParams];
+  Span spans[kMaxParams];
+  int32_t slots[kMaxParams];
+
+  PF_DEVICE State state() { return {params, momentum, has_momentum, grad}; }
+
+  PF_DEVICE Descent descent(const Run& run) {
+    const bool single = (run.flags & kLoad) && run.data.dtype == Dtype::Float32;
+    return {run.n_params, rule, run.schedule, fresh, single};
+  }
+
+  template <class Team>
+  PF_DEVICE void load_map(const Team& team, const Run& run) {
+    const bool here = run.n_terms <= kMaxParams && run.n_slots <= kMaxParams;
+    if (here) {
+      team.each(run.n_terms, [&](int t) {
+        factor[t] = run.factor[t];
+        spans[t] = run.spans[t];
+      });
+      team.each(run.n_slots, [&](int f) { slots[f] = run.slots[f]; });
+    }
+    team.one([&] {
+      map.n_params = run.n_params;
+      map.n_coefficients = run.n_coefficients;
+      map.n_terms = run.n_terms;
+      map.factor = here ? factor : run.factor;
+      map.spans = here ? spans : run.spans;
+      map.slots = here ? slots : run.slots;
+      map.identity = run.identity;
+      map.apart = here && are_apart();
+    });
+  }
+
+  // The parameters, from the rows or through the tables.
+  template <class Team>
+  PF_DEVICE void load_params(const Team& team, const Run& run) {
+    const bool load = run.flags & kLoad;
+    team.each(run.n_params, [&](int i) {
+      params[i] = load ? read(run.data.dtype, run.tables[i]) : run.state[i];
+    });
+  }
+
+  // The rest of the state and the rule; the row `before` is written by one block.
+  template <class Team>
+  PF_DEVICE void load_rest(const Team& team, const Run& run, bool writes) {
+    const int n = run.n_params;
+    const bool load = run.flags & kLoad;
+    team.each(n, [&](int i) {
+      const int64_t at = load ? run.tables[2 * n + i] : 0;
+      const double held = load && at ? read(run.data.dtype, at) : 0.0;
+      momentum[i] = load ? held : run.state[n + i];
+      has_momentum[i] = load ? at != 0 : run.state[2 * n + i] != 0.0;
+      grad[i] = run.state[3 * n + i];
+      if (writes) run.state[4 * n + i] = params[i];
+      const double* o = run.rule + 7 * i;
+      rule[i] = {o[0], o[1], o[2], o[3], o[4] != 0.0, o[5] != 0.0, o[6] != 0.0};
+    });
+  }
+
+  template <class Team>
+  PF_DEVICE void finish(const Team& team, const Run& run, const Outcome& out, double square) {
+    const int n = run.n_params;
+    team.each(n, [&](int i) {
+      run.state[i] = params[i];
+      run.state[n + i] = momentum[i];
+      run.state[2 * n + i] = has_momentum[i];
+      run.state[3 * n + i] = grad[i];
+      if (!(run.flags & kStore)) return;
+      if (out.epochs > 0) write(run.data.dtype, run.tables[n + i], grad[i]);
+      if (rule[i].owned) store(run, i);
+    });
+    team.one([&] {
+      double* const row = run.state + kStateRows * n;
+      row[0] = static_cast<double>(out.epochs);
+      row[1] = out.converged;
+      row[2] = out.loss;
+      row[3] = out.previous;
+      row[4] = square;
+    });
+  }
+
+  // Loss and, in `grad`, the gradient of the parameters, from `sums` of LossSums over `n` samples.
+  template <class Team>
+  PF_DEVICE double gradient(const Team& team, const Run& run, double n, const double* at,
+                            double* into) {
+    const double weight = run.mean ? 1.0 / n : 1.0;
+    team.each(map.n_coefficients, [&](int k) { grad_coef[k] = sums[1 + k] * weight; });
+    map.pull_back(team, at, grad_coef, into);
+    return sums[0] * weight;
+  }
+
+  // Parameter i and its momentum, to the tables' addresses.
+  PF_DEVICE void store(const Run& run, int i) {
+    const bool apart = run.flags & kApart;
+    const int n = run.n_params;
+    write(run.data.dtype, run.tables[(apart ? 3 * n : 0) + i], params[i]);
+    if (has_momentum[i]) write(run.data.dtype, run.tables[(apart ? 4 : 2) * n + i], momentum[i]);
+  }
+
+ private:
+  PF_DEVICE bool are_apart() const {
+    unsigned long long coefficients = 0, parameters = 0;
+    for (int t = 0; t < map.n_terms; ++t) {
+      const unsigned long long coefficient = 1ull << spans[t].coefficient;
+      if (coefficients & coefficient) return false;
+      coefficients |= coefficient;
+      for (int f = spans[t].begin; f < spans[t].end; ++f) {
+        const unsigned long long parameter = 1ull << slots[f];
+        if (parameters & parameter) return false;
+        parameters |= parameter;
+      }
+    }
+    return true;
+  }
+};
+
+PF_DEVICE Workspace* workspace_of(const Run& run) { return static_cast<Workspace*>(run.workspace); }
+
+struct Recorder {
+  double* at;
+  bool writes;
+
+  static PF_DEVICE Recorder of(const Run& run, bool writes) {
+    return {run.state + kStateRows * run.n_params + kOutcome, writes && threadIdx.x == 0};
+  }
+  PF_DEVICE void operator()(double loss) {
+    if (writes) *at = loss;
+    ++at;
+  }
+};
+
+}  // namespace polyfuse

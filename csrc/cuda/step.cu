@@ -1,0 +1,55 @@
+// The fused step: forward, criterion, backward and update from one read of the data. The block that
+// comes last adds the partial sums and updates.
+#include "launch.cuh"
+#include "launch.h"
+#include "passes.cuh"
+#include "run.cuh"
+
+namespace polyfuse {
+namespace {
+
+// Sums that are there already.
+struct Summed {
+  const Run& run;
+  Desk& desk;
+  double n;
+  template <class Team>
+  PF_DEVICE double operator()(const Team& team, const double* params, double* grad) const {
+    return desk.gradient(team, run, n, params, grad);
+  }
+};
+
+template <class T, int K>
+__global__ void __launch_bounds__(kPassThreads, 1) step(const Run run) {
+  PF_SHARED(Desk, desk);
+  const Block block;
+  desk.load_map(block, run);
+  desk.load_params(block, run);
+  desk.map.evaluate(block, desk.params, desk.coef);
+  using Sums = LossSums<SquaredError, K>;
+  Sums sums;
+  take_coefficients(desk.coef, run.n_coefficients, sums.coef);
+  add_samples(run.data, Samples<T>::of(run.data), Ranks::grid(), sums);
+  sum_block(sums.sum, desk.scratch, desk.sums);
+  if (!sum_grid(workspace_of(run), Sums::kSums, desk.scratch, desk.sums)) return;
+  desk.load_rest(block, run, true);
+  const double n = run.data.omit ? desk.sums[K + 1] : static_cast<double>(run.data.n);
+  Summed objective{run, desk, n};
+  const Descent descent = desk.descent(run);
+  Outcome out;
+  out.previous = run.schedule.previous;
+  look(block, objective, descent, out, desk.state());
+  move(block, descent, out, desk.state(), Recorder::of(run, true));
+  desk.finish(block, run, out, NAN);
+}
+
+}  // namespace
+
+void launch_step(const Run& run, void* stream) {
+  with_dtype(run.data.dtype, [&](auto value) {
+    with_bucket(run.n_coefficients,
+                [&](auto k) { launch(step<decltype(value), k()>, run, stream); });
+  });
+}
+
+}  // namespace polyfuse

@@ -1,0 +1,83 @@
+"""The compiled module of CUDA kernels. Addresses are ints, of device memory."""
+
+MAX_TERMS: int
+MAX_PARAMS: int
+LOAD: int
+STORE: int
+STEP: int
+MOMENTS: int
+APART: int
+
+class Data:
+    x: int
+    y: int
+    n: int
+    x_stride: int
+    y_stride: int
+    dtype: int
+    omit: bool
+    shift: float
+    scale: float
+
+class Schedule:
+    def __init__(
+        self, first_epoch: int, epochs: int, record_every: int, tol: float, previous: float
+    ) -> None: ...
+
+class Geometry:
+    blocks: int
+    threads: int
+    shared: int
+    chunk: int
+    resident: int
+    cooperative: bool
+
+class Run:
+    data: Data
+    criterion: int
+    mean: bool
+    engine: int
+    schedule: Schedule
+    flags: int
+    n_params: int
+    n_coefficients: int
+    n_terms: int
+    n_slots: int
+    identity: bool
+    factor: int
+    spans: int
+    slots: int
+    rule: int
+    state: int
+    moments: int
+    has_moments: bool
+    tables: int
+    out: int
+    workspace: int
+    device: int
+    grid: Geometry
+
+def step(run: Run, stream: int) -> None: ...
+def stream(run: Run, stream: int) -> None: ...
+def moments(run: Run, stream: int) -> None: ...
+def evaluate(run: Run, stream: int) -> None: ...
+def project(run: Run, stream: int) -> None: ...
+def count_nonfinite(run: Run, stream: int) -> None: ...
+def update(run: Run, stream: int) -> None: ...
+def store(run: Run, stream: int) -> None: ...
+
+class Device:
+    processors: int
+    shared: int
+    def __init__(self, processors: int, shared: int) -> None: ...
+
+def device(index: int) -> Device: ...
+def missing() -> str: ...
+def kernels() -> list[tuple[str, int]]: ...
+def workspace_bytes(device: Device) -> int: ...
+def geometry(
+    kernel: str, n: int, dtype: int, n_terms: int, n_params: int, device: Device
+) -> Geometry: ...
+def epochs_within(
+    seconds: float, engine: int, n: int, dtype: int, n_terms: int, device: Device
+) -> int: ...

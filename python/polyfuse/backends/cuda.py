@@ -1,0 +1,243 @@
+"""The backend of CUDA C++ kernels: tensors on the device, one launch a verb."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from ..problem import Problem, Schedule, State, Trace
+from ..symbolic import Traced
+from .device import OUTCOME, DeviceMap, DeviceMoments, DeviceState, device_rule, n_recorded
+from .native import ENGINE
+
+MOST_RECORDED = 1 << 20  # losses of one launch
+
+
+MAX_PARAMS = 64  # as csrc/core/run.h has it
+
+
+@cache
+def _missing() -> str | None:
+    if find_spec("polyfuse._cuda") is None:
+        return "not built: nvcc was not found at build time"
+    try:
+        from .. import _cuda
+    except ImportError as error:
+        return str(error)
+    return _cuda.missing() or None
+
+
+class Cuda:
+    name = "cuda"
+    max_params = MAX_PARAMS
+    device_type = "cuda"
+
+    def __init__(self) -> None:
+        self._launches = 0
+        self._workspaces: dict[tuple[int, int], torch.Tensor] = {}
+
+    @property
+    def module(self) -> Any:
+        from .. import _cuda
+
+        return _cuda
+
+    def missing(self) -> str | None:
+        return _missing()
+
+    def refuse(self, problem: Problem) -> str | None:
+        if problem.x.device.type != self.device_type:
+            return f"the data is on {problem.x.device}"
+        if len(problem.model.slots) > MAX_PARAMS:
+            return f"{len(problem.model.slots)} scalar parameters, more than {MAX_PARAMS}"
+        return None
+
+    def evaluate(
+        self, model: Traced, coef: Any, x: torch.Tensor, map: DeviceMap | None = None
+    ) -> torch.Tensor:
+        """V c; with a map, c of the parameters in `coef`."""
+        map = map or DeviceMap.identity_of(model.degree + 1, x.device)
+        y = torch.empty(x.numel(), dtype=x.dtype, device=x.device)
+        self.launch("evaluate", model, x, None, map=map, state=self._float64(coef, x), out=y)
+        return y
+
+    def project(
+        self, model: Traced, x: torch.Tensor, g: torch.Tensor, map: DeviceMap | None = None,
+        params: Any = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """V^T g [K] on the device; with a map, pulled back to its parameters [P]."""
+        map = map or DeviceMap.identity_of(model.degree + 1, x.device)
+        out = torch.empty(map.n_params, dtype=torch.float64, device=x.device)
+        state = out if params is None else self._float64(params, x)
+        self.launch("project", model, x, g, map=map, state=state, out=out)
+        return out
+
+    def accumulate(self, problem: Problem) -> DeviceMoments:
+        model, device = problem.model, problem.x.device
+        moments = torch.empty(4 * model.degree + 6, dtype=torch.float64, device=device)
+        map = DeviceMap.identity_of(model.degree + 1, device)
+        self.launch(
+            "moments", model, problem.x, problem.y, map=map, moments=moments,
+            omit=problem.omit, flags=self.module.MOMENTS,
+        )  # fmt: skip
+        return DeviceMoments(moments, float(moments[2]))
+
+    def descend(
+        self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: State
+    ) -> Trace:
+        model, device = problem.model, problem.x.device
+        if schedule.seconds:
+            schedule = schedule._replace(epochs=self._within(problem, engine, schedule))
+        on_device = DeviceState(state, schedule, device)
+        buffer = moments.buffer if moments is not None else None
+        if buffer is None and engine != "stream":
+            buffer = torch.empty(4 * model.degree + 6, dtype=torch.float64, device=device)
+        self.launch(
+            "stream" if engine == "stream" else "moments" if moments is None else "epochs",
+            model, problem.x, problem.y, map=DeviceMap.of(model, device),
+            rule=device_rule(problem.rule, device), state=on_device.buffer, moments=buffer,
+            engine=engine, mean=problem.reduction == "mean", omit=problem.omit, schedule=schedule,
+        )  # fmt: skip
+        outcome = on_device.outcome()
+        on_device.read_into(state)
+        epochs, converged = int(outcome["epochs"]), bool(outcome["converged"])
+        if engine != "stream":
+            assert buffer is not None
+            moments = DeviceMoments(buffer, outcome["square"])
+        looked_at = schedule._replace(epochs=epochs + converged)
+        recorded = on_device.recorded(n_recorded(looked_at))
+        return Trace(epochs, converged, outcome["loss"], recorded, moments, outcome["previous"])
+
+    def nonfinite(self, problem: Problem) -> int:
+        count = torch.empty((), dtype=torch.int64, device=problem.x.device)
+        map = DeviceMap.identity_of(1, problem.x.device)
+        self.launch("count_nonfinite", problem.model, problem.x, problem.y, map=map, out=count)
+        return int(count)
+
+    def step(
+        self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, x: torch.Tensor,
+        y: torch.Tensor, model: Traced, mean: bool, moments: DeviceMoments | None,
+    ) -> torch.Tensor:  # fmt: skip
+        """The fused step from what table [5, P] points at; returns its state buffer."""
+        module, size = self.module, 5 * map.n_params + len(OUTCOME)
+        state = torch.empty(size, dtype=torch.float64, device=x.device)
+        self.launch(
+            "step" if moments is None else "epochs", model, x, y, map=map, rule=rule, state=state,
+            moments=None if moments is None else moments.buffer, tables=table, engine="moments",
+            mean=mean, schedule=Schedule(0, 1),
+            flags=module.LOAD | module.STORE | module.STEP | module.APART,
+        )  # fmt: skip
+        return state
+
+    def store(
+        self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, state: torch.Tensor,
+        dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        """Writes the parameters and momenta that a step computed to table [3, P]."""
+        x = torch.empty(0, dtype=dtype, device=state.device)
+        self.launch("store", None, x, None, map=map, rule=rule, tables=table, state=state)
+
+    def update(
+        self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, dtype: torch.dtype
+    ) -> None:
+        """The ordinary update of what table [3, P] points at."""
+        x = torch.empty(0, dtype=dtype, device=rule.device)
+        self.launch("update", None, x, None, map=map, rule=rule, tables=table)
+
+    def launches(self) -> int:
+        return self._launches
+
+    def launch(
+        self, kernel: str, model: Traced | None, x: torch.Tensor, y: torch.Tensor | None, *,
+        map: DeviceMap, rule: torch.Tensor | None = None, state: torch.Tensor | None = None,
+        moments: torch.Tensor | None = None, tables: torch.Tensor | None = None,
+        out: torch.Tensor | None = None, engine: str = "stream", mean: bool = True,
+        omit: bool = False, schedule: Schedule | None = None, flags: int = 0,
+    ) -> None:  # fmt: skip
+        """One kernel on the current stream, with what `device` lays out; waits for nothing."""
+        module = self.module
+        data = module.Data()
+        data.dtype, data.omit = int(x.dtype == torch.float64), omit
+        data.x, data.x_stride, data.n = x.data_ptr(), x.stride(0) if x.ndim else 1, x.numel()
+        if y is not None:
+            data.y, data.y_stride = y.data_ptr(), y.stride(0) if y.ndim else 1
+        if model is not None:
+            data.shift, data.scale = model.shift, model.scale
+        run = module.Run()
+        run.data, run.mean, run.flags, run.engine = data, mean, flags, ENGINE[engine]
+        run.n_params, run.n_coefficients, run.identity = map.n_params, map.n_terms, map.identity
+        run.n_terms, run.n_slots = map.factor.numel(), map.slots.numel()
+        run.factor, run.spans, run.slots = (t.data_ptr() for t in (map.factor, map.span, map.slots))
+        run.device = x.device.index or 0
+        run.has_moments = kernel == "epochs"
+        for name, tensor in (
+            ("rule", rule), ("state", state), ("moments", moments), ("tables", tables), ("out", out)
+        ):  # fmt: skip
+            if tensor is not None:
+                setattr(run, name, tensor.data_ptr())
+        if schedule is not None:
+            first, epochs, every, tol, _, previous = schedule
+            run.schedule = module.Schedule(first, epochs, every, tol, previous)
+        run.grid = self.geometry(kernel, data.n, data.dtype, map, x.device)
+        with self.on(x.device) as stream:
+            workspace = self.workspace(x.device, stream)
+            run.workspace = workspace.data_ptr()
+            getattr(module, "moments" if kernel == "epochs" else kernel)(run, stream)
+        self._launches += 1
+
+    def geometry(self, kernel: str, n: int, dtype: int, map: DeviceMap, device: Any) -> Any:
+        return self.module.geometry(
+            kernel, n, dtype, map.n_terms, map.n_params, self.sizes(device)
+        )  # fmt: skip
+
+    def sizes(self, device: torch.device) -> Any:
+        return _sizes(device.index)
+
+    def on(self, device: torch.device) -> Any:
+        """A context in which `device` is the current one; gives its stream."""
+        return _On(device)
+
+    def workspace(self, device: torch.device, stream: int) -> torch.Tensor:
+        """Partial sums and counters; the counters are 0 before and after every launch."""
+        size = self.module.workspace_bytes(self.sizes(device))
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            # The zeros are part of the graph, whose replays may come in any order.
+            return torch.zeros(size, dtype=torch.uint8, device=device)
+        key = (device.index or 0, stream)
+        if key not in self._workspaces:
+            self._workspaces[key] = torch.zeros(size, dtype=torch.uint8, device=device)
+        return self._workspaces[key]
+
+    def _within(self, problem: Problem, engine: str, schedule: Schedule) -> int:
+        """The epochs of a launch that is to come back in time."""
+        x, every = problem.x, schedule.record_every
+        most = self.module.epochs_within(
+            schedule.seconds, ENGINE[engine], x.numel(), int(x.dtype == torch.float64),
+            problem.model.degree + 1, self.sizes(x.device),
+        )  # fmt: skip
+        return min(schedule.epochs, most, every * MOST_RECORDED if every else most)
+
+    def _float64(self, values: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(values).to(x.device, torch.float64).contiguous()
+
+
+@cache
+def _sizes(index: int) -> Any:
+    from .. import _cuda
+
+    return _cuda.device(index)
+
+
+class _On:
+    def __init__(self, device: torch.device):
+        self.device = torch.cuda.device(device)
+
+    def __enter__(self) -> int:
+        self.device.__enter__()
+        return int(torch.cuda.current_stream().cuda_stream)
+
+    def __exit__(self, *error: Any) -> None:
+        self.device.__exit__(*error)

@@ -1,0 +1,123 @@
+"""What can be known of the CUDA module without a GPU."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import polyfuse as pf
+import pytest
+import torch
+from polyfuse import workload
+
+_cuda = pytest.importorskip("polyfuse._cuda", reason="built without nvcc")
+
+H100 = _cuda.Device(132, 227 * 1024)
+A100 = _cuda.Device(108, 163 * 1024)
+
+
+def cuobjdump():
+    found = shutil.which("cuobjdump")
+    if not found:
+        triton = pytest.importorskip("triton")
+        found = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return str(found)
+
+
+@pytest.fixture(scope="module")
+def usage():
+    """{(architecture, kernel): {resource: number}}"""
+    run = subprocess.run(
+        [cuobjdump(), "-res-usage", _cuda.__file__], capture_output=True, text=True, check=True
+    )
+    names = subprocess.run(["c++filt"], input=run.stdout, capture_output=True, text=True).stdout
+    found, architecture = {}, None
+    for line in names.splitlines():
+        if line.startswith("arch = "):
+            architecture = line.split()[-1]
+        function = re.search(r"Function (?:void )?polyfuse::\(anonymous namespace\)::(.*)\(", line)
+        if function:
+            kernel = function[1]
+        if "REG:" in line:
+            numbers = re.findall(r"([A-Z]+)(?:\[0\])?:(\d+)", line)
+            found[architecture, kernel] = {name: int(number) for name, number in numbers}
+    return found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_without_a_device_the_reason_is_given():
+    reason = pf.backends()["cuda"]
+    assert "driver" in reason or "no CUDA-capable device" in reason
+    model = workload.make_model(pf.nn)
+    optimizer = pf.optim.SGD(model.parameters(), lr=1e-4)
+    with pytest.raises(ValueError, match="on cpu: cuda: not available: "):
+        pf.fit(model, pf.nn.MSELoss(), optimizer, *workload.data(), epochs=1, backend="cuda")
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_every_kernel_is_there_and_the_small_ones_stay_in_registers(usage, architecture):
+    kernels = dict(_cuda.kernels())
+    assert {kernel for found, kernel in usage if found == architecture} == set(kernels)
+    for kernel, threads in kernels.items():
+        used = usage[architecture, kernel]
+        assert used["REG"] * threads <= 65536, kernel
+        assert used["SHARED"] <= 48 * 1024, kernel
+        bucket = re.search(r", (\d+)>", kernel)
+        if not bucket or int(bucket[1]) <= 5:
+            assert used["STACK"] == used["LOCAL"] == 0, (kernel, used)
+
+
+@pytest.mark.parametrize("device", [H100, A100], ids=["h100", "a100"])
+@pytest.mark.parametrize("dtype", [0, 1], ids=["f32", "f64"])
+@pytest.mark.parametrize("n", [1, 9, 1003, 8192, 8193, 10**6, 10**8, 2**31 + 1, 2**33])
+@pytest.mark.parametrize("n_terms", [1, 3, 5, 13, 33])
+def test_the_stream_run_covers_the_data_and_fits_the_device(device, dtype, n, n_terms):
+    grid = _cuda.geometry("stream", n, dtype, n_terms, n_terms, device)
+    sample = 2 * (8 if dtype else 4)
+    assert 1 <= grid.blocks <= device.processors
+    assert (grid.blocks - 1) * grid.chunk < n <= grid.blocks * grid.chunk
+    assert 0 < grid.resident <= grid.chunk and grid.chunk * sample % 32 == 0
+    assert grid.shared == grid.resident * sample
+    assert grid.shared + 16 * 1024 <= device.shared
+    assert grid.cooperative == (grid.blocks > 1)
+    assert grid.threads in (32, 64, 128, 256, 512)
+    bounds = dict(_cuda.kernels())
+    bucket = next(b for b in (2, 3, 4, 5, 8, 16, 33) if n_terms <= b)
+    assert grid.threads <= bounds[f"stream<{('float', 'double')[dtype]}, {bucket}>"]
+    if n == 10**6 and not dtype:  # 8 MB, of 28 that are there
+        assert grid.resident == grid.chunk
+
+
+def test_declared_shared_memory_leaves_what_the_stream_run_takes(usage):
+    for (_, kernel), used in usage.items():
+        if kernel.startswith("stream"):
+            assert used["SHARED"] <= 16 * 1024
+
+
+@pytest.mark.parametrize("kernel", ["step", "moments", "evaluate", "project", "count_nonfinite"])
+@pytest.mark.parametrize("n", [1, 9, 1003, 10**6, 2**31 + 1, 2**33])
+def test_passes_fill_the_device_and_no_more(kernel, n):
+    grid = _cuda.geometry(kernel, n, 0, 3, 3, H100)
+    assert 1 <= grid.blocks <= 2 * H100.processors and grid.threads <= 256
+    assert grid.blocks == (1 if n <= 8192 else min(264, -(-n // 2048)))
+    partial = grid.blocks * 99 * 8
+    assert 64 + partial + grid.shared <= _cuda.workspace_bytes(H100)
+
+
+def test_large_closed_forms_work_in_memory():
+    shared = [_cuda.geometry("epochs", 9, 0, p, p, H100).shared for p in (1, 3, 33, 64)]
+    assert 0 < shared[0] < shared[1] < 48 * 1024 and shared[2:] == [0, 0]
+
+
+def test_launches_come_back_in_time():
+    def epochs(engine, n, n_terms=3):
+        return _cuda.epochs_within(0.2, engine, n, 0, n_terms, H100)
+
+    assert epochs(0, 9) >= 10_000 and 1 <= epochs(0, 2**33) <= 20
+    assert epochs(1, 2**33) == epochs(1, 9) > epochs(1, 9, 33) > 10_000
+    assert epochs(2, 9) >= 2**62
+
+
+def test_an_unknown_kernel_is_refused():
+    with pytest.raises(ValueError, match="none called fit"):
+        _cuda.geometry("fit", 1, 0, 1, 1, H100)
