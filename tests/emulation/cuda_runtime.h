@@ -56,15 +56,27 @@ class Block {
   void run() {
     current = this;
     for (unsigned i = 0; i < fibers_.size(); ++i) start(i);
-    // Forwards in one launch and backwards in the next: a missing barrier shows in either of them.
-    const unsigned last = static_cast<unsigned>(fibers_.size()) - 1;
+    // A warp runs as far as it can before the next does, from the first thread to the last in one
+    // launch and from the last to the first in the next: missing barriers do not go unnoticed.
+    const unsigned warp = kWarpSize, count = static_cast<unsigned>(fibers_.size());
     for (bool some = true; some;) {
       some = false;
-      for (unsigned k = 0; k <= last; ++k) {
-        const unsigned i = backwards_ ? last - k : k;
-        if (!fibers_[i].done) some = true, resume(i);
-      }
+      for (unsigned first = 0; first < count; first += warp)
+        for (bool moved = true; moved;) {
+          moved = false;
+          for (unsigned k = first; k < first + warp && k < count; ++k)
+            if (ready(fibers_[backwards_ ? count - 1 - k : k])) {
+              resume(backwards_ ? count - 1 - k : k);
+              some = moved = true;
+            }
+        }
     }
+  }
+  // Threads that wait where the others never come.
+  bool stuck() const {
+    for (const Fiber& fiber : fibers_)
+      if (!fiber.done) return true;
+    return false;
   }
   void meet() { meet(block_, static_cast<unsigned>(fibers_.size())); }
   void meet_warp() {
@@ -93,14 +105,22 @@ class Block {
     ucontext_t context;
     jmp_buf place;
     bool done = false;
+    const Barrier* barrier = nullptr;  // where it waits, or waited last
+    unsigned generation = 0;
     unsigned turn = 0;
     double offered[2];
   };
 
   void meet(Barrier& barrier, unsigned count) {
-    const unsigned mine = barrier.generation;
-    if (++barrier.arrived == count) barrier.arrived = 0, ++barrier.generation;
-    while (barrier.generation == mine) yield();
+    Fiber& fiber = fibers_[threadIdx.x];
+    fiber.barrier = &barrier;
+    fiber.generation = barrier.generation;
+    if (++barrier.arrived < count) return yield();
+    barrier.arrived = 0;
+    ++barrier.generation;
+  }
+  static bool ready(const Fiber& fiber) {
+    return !fiber.done && (!fiber.barrier || fiber.barrier->generation != fiber.generation);
   }
   // Fibers begin with ucontext and go on with longjmp, which asks nothing of the system.
   void start(unsigned i) {
@@ -206,7 +226,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   backwards = !backwards;
   const auto run_block = [=](unsigned index) {
     gridDim = grid, blockDim = block, blockIdx = dim3(index);
-    emulation::Block(block.x, shared, backwards, [=] { kernel(argument); }).run();
+    emulation::Block threads(block.x, shared, backwards, [=] { kernel(argument); });
+    threads.run();
+    if (threads.stuck()) std::abort();
   };
   if (!config->numAttrs) {
     for (unsigned b = grid.x; b-- > 0;) run_block(b);
