@@ -1,6 +1,5 @@
 #include "step.h"
 
-#include <algorithm>
 #include <cstring>
 #include <unordered_set>
 #include <utility>
@@ -41,21 +40,6 @@ uint64_t bits_of(double value) {
   return bits;
 }
 
-// Of the bytes of a contiguous tensor: numpy's writes to them move no version.
-uint64_t hash_of(PyObject* tensor) {
-  constexpr uint64_t prime = 0x9E3779B97F4A7C15;
-  constexpr size_t lanes = 4;
-  const char* at = address_of(tensor);
-  const auto size = py::handle(tensor).attr("nbytes").cast<size_t>();
-  uint64_t hash[lanes] = {1, 2, 3, 4}, words[lanes];
-  for (size_t i = 0; i < size; i += sizeof words) {
-    std::memset(words, 0, sizeof words);
-    std::memcpy(words, at + i, std::min(sizeof words, size - i));
-    for (size_t k = 0; k < lanes; ++k) hash[k] = (hash[k] ^ words[k]) * prime + (hash[k] >> 29);
-  }
-  return hash[0] ^ hash[1] * 3 ^ hash[2] * 5 ^ hash[3] * 7;
-}
-
 template <class Objects>
 int visit_all(const Objects& objects, visitproc visit, void* arg) {
   for (const py::object& object : objects) Py_VISIT(object.ptr());
@@ -74,85 +58,6 @@ void promise(py::handle tensor) {
   next_generation();
 }
 void end_promise(uintptr_t tensor) { promised.erase(reinterpret_cast<PyObject*>(tensor)); }
-
-Plan::Plan(int n_params, int n_coefficients, const py::list& term_list, double shift,
-           double scale) {
-  for (py::handle item : term_list) {
-    const auto [factor, coefficient, params] =
-        item.cast<std::tuple<double, int32_t, std::vector<int32_t>>>();
-    const auto begin = static_cast<int32_t>(slots.size());
-    slots.insert(slots.end(), params.begin(), params.end());
-    factors.push_back(factor);
-    spans.push_back({coefficient, begin, static_cast<int32_t>(slots.size())});
-  }
-  bool identity = n_params == n_coefficients && static_cast<int>(spans.size()) == n_params;
-  std::vector<bool> seen(static_cast<size_t>(n_coefficients));
-  for (size_t t = 0; t < spans.size(); ++t) {
-    const Span& s = spans[t];
-    identity = identity && factors[t] == 1.0 && s.end == s.begin + 1 &&
-               slots[s.begin] == s.coefficient && !seen[s.coefficient];
-    seen[s.coefficient] = true;
-  }
-  problem.map = {n_params,       n_coefficients, static_cast<int>(spans.size()),
-                 factors.data(), spans.data(),   slots.data(),
-                 identity};
-  problem.data.shift = shift;
-  problem.data.scale = scale;
-  rule.resize(static_cast<size_t>(n_params));
-  problem.rule = rule.data();
-}
-
-void Plan::set_rule(const py::list& options) {
-  for (size_t i = 0; i < rule.size(); ++i) {
-    rule[i] = {};
-    if (options[i].is_none()) continue;
-    const auto [lr, momentum, dampening, decay, nesterov, maximize] =
-        options[i].cast<std::tuple<double, double, double, double, bool, bool>>();
-    rule[i] = {lr, momentum, dampening, decay, nesterov, maximize, true};
-  }
-}
-
-void Forward::start(py::object data) {
-  x = std::move(data);
-  x_version = version_of(x.ptr());
-  if (!plain.is_none()) plain = py::none();
-  if (!real.is_none()) real = py::none();
-  freed = false;
-}
-
-bool Forward::untouched() const { return real.is_none() && !plain_changed(); }
-
-void Forward::show(py::object values, bool hashed) {
-  plain = std::move(values);
-  plain_hash.reset();
-  if (hashed) plain_hash = hash_of(plain.ptr());
-}
-
-bool Forward::plain_changed() const {
-  if (plain.is_none()) return false;
-  return version_of(plain.ptr()) != 0 || (plain_hash && hash_of(plain.ptr()) != *plain_hash);
-}
-
-int Forward::visit(visitproc visit, void* arg) const {
-  for (const py::object* object : {&x, &plain, &real}) Py_VISIT(object->ptr());
-  return 0;
-}
-
-void Forward::clear() {
-  for (py::object* object : {&x, &plain, &real})
-    if (!object->is_none()) *object = py::none();
-}
-
-int Objective::visit(visitproc visit, void* arg) const {
-  for (const py::object* object : {&forward_object, &y, &real}) Py_VISIT(object->ptr());
-  return 0;
-}
-
-void Objective::clear() {
-  forward = nullptr;
-  for (py::object* object : {&forward_object, &y, &real})
-    if (!object->is_none()) *object = py::none();
-}
 
 Step::Step(Plan& plan, const py::tuple& tensors, const py::list& slots, Dtype dtype,
            const py::list& watched)

@@ -9,26 +9,13 @@
 #include <optional>
 #include <vector>
 
-#include "cpu/run.h"
+#include "plan.h"
+#include "records.h"
 #include "watch.h"
 
 namespace polyfuse {
 
 namespace py = pybind11;
-
-// The coefficient map and the update rule, owning what core's plain structs point to.
-struct Plan {
-  std::vector<double> factors;
-  std::vector<Span> spans;
-  std::vector<int32_t> slots;
-  std::vector<SgdOptions> rule;
-  Problem problem;
-
-  Plan(const Plan&) = delete;
-  Plan& operator=(const Plan&) = delete;
-  Plan(int n_params, int n_coefficients, const py::list& terms, double shift, double scale);
-  void set_rule(const py::list& options);
-};
 
 int64_t launches();
 void count_launch();
@@ -49,42 +36,6 @@ constexpr int64_t kLongLaunch = 4096;
 struct Slot {
   int tensor;
   int64_t element;
-};
-
-// One call model(x): the data, and the parameters as they were. Python's Forward adds the rest.
-struct Forward {
-  std::vector<double> params;  // [P]
-  py::object x = py::none();
-  long x_version = 0;
-  py::object plain = py::none();  // the values, once somebody looked
-  std::optional<uint64_t> plain_hash;
-  py::object real = py::none();  // the values with their graph
-  bool freed = false;
-
-  explicit Forward(size_t n_params) : params(n_params) {}
-  void start(py::object data);  // a call of the model anew
-  bool untouched() const;       // nobody looked at the prediction in a way that torch must know of
-  // plain = values, which may be written to from now on; `hashed`: without moving a version, too.
-  void show(py::object values, bool hashed);
-  bool plain_changed() const;
-  int visit(visitproc visit, void* arg) const;
-  void clear();
-};
-
-// One call criterion(model(x), y): its value once launched.
-struct Objective {
-  py::object forward_object = py::none();
-  Forward* forward = nullptr;
-  py::object y = py::none();
-  long y_version = 0;
-  bool mean = true;
-  std::optional<double> value;
-  py::object real = py::none();  // the loss with its graph
-  bool freed = false;
-  int64_t launch = 0;  // number of the launch that holds its gradient; 0: none yet
-
-  int visit(visitproc visit, void* arg) const;
-  void clear();
 };
 
 class Step {

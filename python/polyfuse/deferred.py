@@ -167,6 +167,7 @@ def _known(module: Any, x: Any) -> Fused | None:
         or (x.ndim > 1 and not x.is_contiguous())
         or x.data_ptr() == 0
         or torch.is_autocast_enabled(x.device.type)
+        or (x.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
         or torch.is_anomaly_enabled()
         or _saved_tensors_hooks(False) is not None
         or torch.overrides._get_current_function_mode() is not None

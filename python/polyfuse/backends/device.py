@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ from ..symbolic import Traced
 
 ROWS = ("params", "momentum", "has_momentum", "grad", "before")
 OUTCOME = ("epochs", "converged", "loss", "previous", "square")
+
+
+Terms = tuple[tuple[float, int, tuple[int, ...]], ...]  # factor, degree, slots
 
 
 @dataclass(frozen=True)
@@ -37,39 +40,34 @@ class DeviceMap:
 
     @classmethod
     def of(cls, model: Traced, device: torch.device) -> DeviceMap:
-        slots = [s for _, _, product in model.terms for s in product]
-        ends = np.cumsum([len(product) for _, _, product in model.terms])
-        span = [
-            (degree, end - len(product), end)
-            for (_, degree, product), end in zip(model.terms, ends.tolist(), strict=True)
-        ]
-        terms = model.degree + 1
-        identity = len(model.slots) == terms and [
-            (1.0, k, (k,)) for k in range(terms)
-        ] == sorted(model.terms, key=lambda t: t[1])  # fmt: skip
-        return cls(
-            len(model.slots),
-            terms,
-            identity,
-            torch.tensor([f for f, _, _ in model.terms], dtype=torch.float64, device=device),
-            torch.tensor(span, dtype=torch.int32, device=device).reshape(-1, 3),
-            torch.tensor(slots, dtype=torch.int32, device=device),
-        )
+        return _map(model.terms, model.degree + 1, len(model.slots), device)
 
     @classmethod
     def identity_of(cls, n_terms: int, device: torch.device) -> DeviceMap:
         """Parameters that are the coefficients."""
-        k = torch.arange(n_terms, dtype=torch.int32, device=device)
-        return cls(
-            n_terms,
-            n_terms,
-            True,
-            torch.ones(n_terms, dtype=torch.float64, device=device),
-            torch.stack([k, k, k + 1], dim=1).contiguous(),
-            k,
-        )
+        return _map(tuple((1.0, k, (k,)) for k in range(n_terms)), n_terms, n_terms, device)
 
 
+@lru_cache(maxsize=64)
+def _map(terms: Terms, n_terms: int, n_params: int, device: torch.device) -> DeviceMap:
+    slots = [s for _, _, product in terms for s in product]
+    ends = np.cumsum([len(product) for _, _, product in terms])
+    span = [
+        (degree, end - len(product), end)
+        for (_, degree, product), end in zip(terms, ends.tolist(), strict=True)
+    ]
+    one_by_one = [(1.0, k, (k,)) for k in range(n_terms)]
+    return DeviceMap(
+        n_params,
+        n_terms,
+        n_params == n_terms and one_by_one == sorted(terms, key=lambda t: t[1]),
+        torch.tensor([f for f, _, _ in terms], dtype=torch.float64, device=device),
+        torch.tensor(span, dtype=torch.int32, device=device).reshape(-1, 3),
+        torch.tensor(slots, dtype=torch.int32, device=device),
+    )
+
+
+@lru_cache(maxsize=64)
 def device_rule(rule: Rule, device: torch.device) -> torch.Tensor:
     """[P, 7] float64: lr, momentum, dampening, weight_decay, nesterov, maximize, owned."""
     rows = [(*map(float, o), 1.0) if o is not None else (0.0,) * 7 for o in rule]

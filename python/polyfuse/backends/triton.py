@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..problem import Problem, Rule, Schedule, State, Trace
+from ..problem import Problem, Schedule, State, Trace
 from ..symbolic import Traced
 from . import geometry, launch
 from .device import (
@@ -27,28 +26,6 @@ from .launch import Run, Samples
 def interpreted() -> bool:
     """Whether Triton's interpreter runs kernels, on data of the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@lru_cache(maxsize=64)
-def _rule(rule: Rule, device: torch.device) -> torch.Tensor:
-    return device_rule(rule, device)
-
-
-@lru_cache(maxsize=64)
-def _identity(n_terms: int, device: torch.device) -> DeviceMap:
-    return DeviceMap.identity_of(n_terms, device)
-
-
-_maps: dict[Any, DeviceMap] = {}
-
-
-def _map(model: Traced, device: torch.device) -> DeviceMap:
-    key = (model.terms, model.degree, len(model.slots), device)
-    if key not in _maps:
-        if len(_maps) >= 64:
-            _maps.clear()
-        _maps[key] = DeviceMap.of(model, device)
-    return _maps[key]
 
 
 def _samples(problem: Problem) -> Samples:
@@ -79,17 +56,17 @@ class Triton:
     def evaluate(self, model: Traced, coef: Any, x: torch.Tensor) -> torch.Tensor:
         coef = torch.as_tensor(coef, dtype=torch.float64, device=x.device)
         samples = Samples(x, x, model.shift, model.scale)
-        return launch.evaluate(samples, _identity(model.degree + 1, x.device), coef)
+        return launch.evaluate(samples, DeviceMap.identity_of(model.degree + 1, x.device), coef)
 
     def project(self, model: Traced, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-        map = _identity(model.degree + 1, x.device)
+        map = DeviceMap.identity_of(model.degree + 1, x.device)
         return launch.project(Samples(x, g, model.shift, model.scale), map, map.factor)
 
     def accumulate(self, problem: Problem) -> DeviceMoments:
         device = problem.x.device
         terms = problem.model.degree + 1
         buffer = torch.empty(4 * terms + 2, dtype=torch.float64, device=device)
-        run = Run(_identity(terms, device), buffer, buffer)
+        run = Run(DeviceMap.identity_of(terms, device), buffer, buffer)
         launch.moments(_samples(problem), run, buffer, given=False, run_epochs=False)
         return DeviceMoments(buffer, float(buffer[2]))
 
@@ -105,7 +82,7 @@ class Triton:
             schedule = schedule._replace(epochs=at_once)
         held = DeviceState(state, schedule, device)
         run = Run(
-            _map(problem.model, device), _rule(problem.rule, device), held.buffer,
+            DeviceMap.of(problem.model, device), device_rule(problem.rule, device), held.buffer,
             mean=problem.reduction == "mean", first_epoch=schedule.first_epoch,
             epochs=schedule.epochs, record_every=schedule.record_every, tol=schedule.tol,
         )  # fmt: skip

@@ -1,0 +1,44 @@
+#include "plan.h"
+
+#include <tuple>
+
+namespace polyfuse {
+
+Plan::Plan(int n_params, int n_coefficients, const py::list& term_list, double shift,
+           double scale) {
+  for (py::handle item : term_list) {
+    const auto [factor, coefficient, params] =
+        item.cast<std::tuple<double, int32_t, std::vector<int32_t>>>();
+    const auto begin = static_cast<int32_t>(slots.size());
+    slots.insert(slots.end(), params.begin(), params.end());
+    factors.push_back(factor);
+    spans.push_back({coefficient, begin, static_cast<int32_t>(slots.size())});
+  }
+  bool identity = n_params == n_coefficients && static_cast<int>(spans.size()) == n_params;
+  std::vector<bool> seen(static_cast<size_t>(n_coefficients));
+  for (size_t t = 0; t < spans.size(); ++t) {
+    const Span& s = spans[t];
+    identity = identity && factors[t] == 1.0 && s.end == s.begin + 1 &&
+               slots[s.begin] == s.coefficient && !seen[s.coefficient];
+    seen[s.coefficient] = true;
+  }
+  problem.map = {n_params,       n_coefficients, static_cast<int>(spans.size()),
+                 factors.data(), spans.data(),   slots.data(),
+                 identity};
+  problem.data.shift = shift;
+  problem.data.scale = scale;
+  rule.resize(static_cast<size_t>(n_params));
+  problem.rule = rule.data();
+}
+
+void Plan::set_rule(const py::list& options) {
+  for (size_t i = 0; i < rule.size(); ++i) {
+    rule[i] = {};
+    if (options[i].is_none()) continue;
+    const auto [lr, momentum, dampening, decay, nesterov, maximize] =
+        options[i].cast<std::tuple<double, double, double, double, bool, bool>>();
+    rule[i] = {lr, momentum, dampening, decay, nesterov, maximize, true};
+  }
+}
+
+}  // namespace polyfuse

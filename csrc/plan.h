@@ -1,0 +1,28 @@
+// A model's coefficient map and an update rule, owning what core's plain structs point to.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <vector>
+
+#include "cpu/run.h"
+
+namespace polyfuse {
+
+namespace py = pybind11;
+
+struct Plan {
+  std::vector<double> factors;
+  std::vector<Span> spans;
+  std::vector<int32_t> slots;
+  std::vector<SgdOptions> rule;
+  Problem problem;
+
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+  Plan(int n_params, int n_coefficients, const py::list& terms, double shift, double scale);
+  void set_rule(const py::list& options);
+};
+
+}  // namespace polyfuse
