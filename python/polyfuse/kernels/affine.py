@@ -34,6 +34,7 @@ def compose(a_ptr, b_ptr, out_ptr, S: tl.constexpr, SW: tl.constexpr, BAND: tl.c
 @triton.jit
 def power(one_ptr, work_ptr, steps, S: tl.constexpr, SW: tl.constexpr, BAND: tl.constexpr):
     """The address of the steps-th power of one; work [4, S, S]."""
+    tl.debug_barrier()  # somebody may still read the power before this one
     size: tl.constexpr = S * S
     result, spare = tl.full([], 0, tl.int32), tl.full([], size, tl.int32)
     square, other = tl.full([], 2 * size, tl.int32), tl.full([], 3 * size, tl.int32)

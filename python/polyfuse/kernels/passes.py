@@ -67,13 +67,18 @@ def tile_pass(
     sums, data, first, every, coef, ADD: tl.constexpr, K: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, OMIT: tl.constexpr,
 ):  # fmt: skip
-    """Adds the tiles first, first + every, ...: whole ones unmasked, and then what is left."""
+    """Adds the tiles first, first + every, ...: whole ones unmasked, and then what is left.
+
+    Loads that are masked take single elements; many sums take longer than that, and to compile.
+    """
     whole = data[2] // (ROWS * VEC)
-    for tile in range(first, whole, every):
-        x, y = read(data, tile, ROWS, VEC, False)
-        sums = ADD(sums, weigh(x, y, data, tile, False, OMIT), coef, K, OMIT)
-    mine = (whole >= first) & ((whole - first) % every == 0)
-    for tile in range(whole, whole + tl.where(mine, 1, 0)):
+    begin = first
+    if K <= 8:
+        for tile in range(first, whole, every):
+            x, y = read(data, tile, ROWS, VEC, False)
+            sums = ADD(sums, weigh(x, y, data, tile, False, OMIT), coef, K, OMIT)
+        begin = first + tl.cdiv(tl.maximum(whole - first, 0), every) * every
+    for tile in range(begin, whole + 1, every):
         x, y = read(data, tile, ROWS, VEC, True)
         sums = ADD(sums, weigh(x, y, data, tile, True, OMIT), coef, K, True)
     return sums
