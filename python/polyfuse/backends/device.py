@@ -78,12 +78,12 @@ _tables: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
 _KEPT_TABLES = 64
 
 
-def tables(model: Traced, *rows_of: Sequence[Any]) -> torch.Tensor:
+def tables(model: Traced, params: Sequence[Any], *others: Sequence[Any]) -> torch.Tensor:
     """[R, P] int64 on the device: where each slot's element of these tensors lies; 0 for None."""
-    device = model.tensors[0].device
+    device = params[0].device
     rows = [
         tuple(0 if of[t] is None else of[t].data_ptr() + e * of[t].itemsize for t, e in model.slots)
-        for of in rows_of
+        for of in (params, *others)
     ]
     key = (device, *rows)
     found = _tables.get(key)

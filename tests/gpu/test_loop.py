@@ -1,0 +1,74 @@
+"""The import-swap loop on a GPU, beside torch's; steps and runs in CUDA graphs."""
+
+import polyfuse as pf
+import pytest
+import torch
+from polyfuse import workload
+from polyfuse.backends import backend_of
+from polyfuse.backends.device import DeviceMap, device_rule, tables
+
+from ..tolerance import assert_like_torch
+from .test_backends import DEVICE, backend, make, pytestmark  # noqa: F401
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_small_loop_takes_one_launch_an_iteration(momentum, dtype):
+    xs, ys = (t.to(DEVICE) for t in workload.data(dtype))
+    found, truth = (workload.make_model(nn, dtype).to(DEVICE) for nn in (pf.nn, torch.nn))
+    options = {"lr": 1e-5, "momentum": momentum}
+    mine = pf.optim.SGD(found.parameters(), **options)
+    plain = torch.optim.SGD(truth.parameters(), **options)
+    runner = backend_of(DEVICE, 3)
+    if runner is None:
+        pytest.skip("no device backend is available")
+    workload.loop(found, pf.nn.MSELoss(), mine, xs, ys, 3)
+    before = runner.launches()
+    loss = workload.loop(found, pf.nn.MSELoss(), mine, xs, ys, 10)
+    assert runner.launches() - before == 10
+    expected = workload.loop(truth, torch.nn.MSELoss(), plain, xs, ys, 13)
+    assert_like_torch(loss.detach().cpu() / 100, expected.detach().cpu() / 100)
+    for p, q in zip(found.parameters(), truth.parameters(), strict=True):
+        assert_like_torch(p.detach().cpu(), q.detach().cpu())
+
+
+def test_looking_and_clipping_between_the_lines(dtype):
+    xs, ys = (t.to(DEVICE) for t in workload.data(dtype))
+    sides = []
+    for nn, optim in ((pf.nn, pf.optim), (torch.nn, torch.optim)):
+        model = workload.make_model(nn, dtype).to(DEVICE)
+        optimizer, seen, alias = optim.SGD(model.parameters(), lr=1e-4), [], model.a.detach()
+        for i in range(6):
+            y_pred = model(xs)
+            loss = nn.MSELoss()(y_pred, ys)
+            optimizer.zero_grad()
+            loss.backward()
+            if i % 2:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            seen += [loss.item() / 100, y_pred.detach().sum().item() / 100, alias.item()]
+            if i == 3:
+                alias = model.b.detach().clone()  # from here on nobody holds a parameter's memory
+        sides.append([*seen, *(p.item() for p in model.parameters())])
+    assert_like_torch(torch.tensor(sides[0], dtype=dtype), torch.tensor(sides[1], dtype=dtype))
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="CUDA graphs")
+def test_small_step_in_a_graph(backend):  # noqa: F811
+    far, _, start = make(2, 1003, torch.float32, {"lr": 0.05})
+    params, grads, spares = (
+        [torch.tensor(start, dtype=torch.float32, device=DEVICE)] for _ in range(3)
+    )
+    map, rule = DeviceMap.of(far.model, DEVICE), device_rule(far.rule, DEVICE)
+    table = tables(far.model, params, grads, [None], spares, [None])
+    arguments = (map, rule, table, far.x, far.y, far.model, True, None)
+    truth = backend.step(*arguments).clone()
+    expected = spares[0].clone()
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        state = backend.step(*arguments)
+    for _ in range(3):
+        spares[0].zero_()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(spares[0], expected) and torch.equal(state[:-5], truth[:-5])
