@@ -58,6 +58,9 @@ class Emulated(Cuda):
         self.emulation = module
         self.blocks = blocks  # of every pass over the data; None: as the backend chooses
 
+    def missing(self):
+        return None
+
     @property
     def module(self):
         return self.emulation
