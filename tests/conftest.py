@@ -1,11 +1,16 @@
 import polyfuse as pf
 import pytest
 import torch
+from hypothesis import settings
 from polyfuse import workload
 from polyfuse.backends import REGISTRY
 
 from .interpreter import INTERPRETED, prepare_once
 from .sides import Side
+
+# The same examples in every run.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.load_profile("fixed")
 
 if INTERPRETED:
     prepare_once()

@@ -96,7 +96,10 @@ PF_INLINE void for_each_pack(const Data& data, int64_t begin, int64_t end, Body&
     for_each_pack_of<double, true>(data, begin, end, body);
 }
 
-PF_INLINE Pack weighted(Pack v, std::true_type) { return v; }
+template <class Lanes>
+PF_INLINE Lanes weighted(Lanes v, std::true_type) {
+  return v;
+}
 PF_INLINE Pack weighted(Pack v, Pack w) { return v * w; }
 PF_INLINE Pack ones(std::true_type) { return Pack::all(1.0); }
 PF_INLINE Pack ones(Pack w) { return w; }
@@ -141,32 +144,90 @@ void loss_pass(const Data& data, const double* coef, int n_terms, int64_t begin,
   out[1 + terms] = count.total() + static_cast<double>(whole);
 }
 
-template <int K>
-void moments_pass(const Data& data, const double* coef, int n_terms, int64_t begin, int64_t end,
-                  double* out) {
-  const int terms = K ? K : n_terms;
-  Pack power[K ? 2 * K - 1 : 2 * kMaxTerms - 1] = {}, cross[K ? K : kMaxTerms] = {}, square{};
-  int64_t whole = 0;  // samples of packs without weights
-  for_each_pack(data, begin, end, [&](Pack u, Pack y, auto w) PF_ALWAYS_INLINE {
-    const Pack r = weighted(horner(coef, terms, u) - y, w);
-    if (std::is_same<decltype(w), std::true_type>::value)
-      whole += kLanes;
-    else
-      power[0] += ones(w);
+// Sums of u^k, of u^k r and of r^2 over lanes of samples; power[0] counts those with a weight.
+template <class Lanes, int K>
+struct MomentSums {
+  Lanes power[K ? 2 * K - 1 : 2 * kMaxTerms - 1] = {}, cross[K ? K : kMaxTerms] = {}, square{};
+
+  template <class Weight>
+  PF_INLINE void add(const double* coef, int terms, Lanes u, Lanes y, Weight w) {
+    const Lanes r = weighted(horner(coef, terms, u) - y, w);
     cross[0] += r;
     square += r * r;
-    Pack product = weighted(u, w);
-    for_terms<K ? 2 * K - 2 : 0>(2 * terms - 2, [&](auto j) {
+    Lanes product = weighted(u, w);
+    for_terms<K ? 2 * K - 2 : 0>(2 * terms - 2, [&](auto j) PF_ALWAYS_INLINE {
       const int k = j + 1;
       power[k] += product;
       if (k < terms) cross[k] += product * r;
       if (k + 2 < 2 * terms) product *= u;
     });
+  }
+
+  // f(lanes of a, lanes of b) for every sum.
+  template <class Other, class F>
+  PF_INLINE void with(Other& other, F&& f) {
+    unroll<2 * K - 1>([&](auto k) PF_ALWAYS_INLINE { f(power[k], other.power[k]); });
+    unroll<K>([&](auto k) PF_ALWAYS_INLINE { f(cross[k], other.cross[k]); });
+    f(square, other.square);
+  }
+};
+
+constexpr int64_t kSweep = 1024;  // samples, which stay in first-level cache
+
+// Where a pack's sums are too many for the registers: one register of lanes after the other, over
+// so many samples at a time that they are still in cache. Returns where it stopped.
+template <class T, int K>
+int64_t sweep(const Data& data, const double* coef, int64_t begin, int64_t end,
+              MomentSums<Pack, K>& sums) {
+  constexpr int lanes = Pack::kPartLanes;
+  using Lanes = PackOf<lanes>;
+  const T* xs = static_cast<const T*>(data.x);
+  const T* ys = static_cast<const T*>(data.y);
+  const double shift = data.shift, scale = data.scale;
+  for (; begin + kSweep <= end; begin += kSweep)
+    for (int part = 0; part < Pack::kParts; ++part) {
+      MomentSums<Lanes, K> own;
+      own.with(sums,
+               [&](Lanes& mine, Pack& all) PF_ALWAYS_INLINE { mine.part[0] = all.part[part]; });
+      for (int64_t i = begin; i < begin + kSweep; i += kLanes) {
+        if (part == 0) {
+          __builtin_prefetch(reinterpret_cast<const char*>(xs + i) + kPrefetch);
+          __builtin_prefetch(reinterpret_cast<const char*>(ys + i) + kPrefetch);
+        }
+        const Lanes x = Lanes::load(xs + i + part * lanes), y = Lanes::load(ys + i + part * lanes);
+        own.add(coef, K, (x - shift) * scale, y, std::true_type{});
+      }
+      own.with(sums,
+               [&](Lanes& mine, Pack& all) PF_ALWAYS_INLINE { all.part[part] = mine.part[0]; });
+    }
+  return begin;
+}
+
+template <int K>
+void moments_pass(const Data& data, const double* coef, int n_terms, int64_t begin, int64_t end,
+                  double* out) {
+  const int terms = K ? K : n_terms;
+  MomentSums<Pack, K> sums;
+  int64_t whole = 0;  // samples of packs without weights
+  if constexpr (Pack::kParts > 1 && K > 1 && K <= 5) {
+    if (data.x_stride == 1 && data.y_stride == 1 && !data.omit) {
+      whole = -begin;
+      begin = data.dtype == Dtype::Float32 ? sweep<float, K>(data, coef, begin, end, sums)
+                                           : sweep<double, K>(data, coef, begin, end, sums);
+      whole += begin;
+    }
+  }
+  for_each_pack(data, begin, end, [&](Pack u, Pack y, auto w) PF_ALWAYS_INLINE {
+    if (std::is_same<decltype(w), std::true_type>::value)
+      whole += kLanes;
+    else
+      sums.power[0] += ones(w);
+    sums.add(coef, terms, u, y, w);
   });
-  for_terms<K ? 2 * K - 1 : 0>(2 * terms - 1, [&](auto k) { out[k] = power[k].total(); });
+  for_terms<K ? 2 * K - 1 : 0>(2 * terms - 1, [&](auto k) { out[k] = sums.power[k].total(); });
   out[0] += static_cast<double>(whole);
-  for_terms<K>(terms, [&](auto k) { out[2 * terms - 1 + k] = cross[k].total(); });
-  out[3 * terms - 1] = square.total();
+  for_terms<K>(terms, [&](auto k) { out[2 * terms - 1 + k] = sums.cross[k].total(); });
+  out[3 * terms - 1] = sums.square.total();
 }
 
 // Few samples: the columns of V stay in registers and first-level cache for all epochs. What an
