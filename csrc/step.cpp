@@ -340,7 +340,7 @@ py::array_t<double> Step::grads() const {
   return py::array_t<double>(static_cast<py::ssize_t>(grad_.size()), grad_.data());
 }
 
-bool Step::exchange(py::list spares, py::list momentum_spares) {
+bool Step::exchange(const py::list& spares, const py::list& momentum_spares) {
   // References to a storage and its Python object, one of which is held here; what they are where
   // nobody else holds any differs between versions of torch.
   const auto holders = [](py::handle tensor) {
@@ -358,7 +358,7 @@ bool Step::exchange(py::list spares, py::list momentum_spares) {
     if (!spares[t].is_none() && !alone(tensors_[t].ptr(), 1)) return false;
     if (!momentum_spares[t].is_none() && !alone(momentum_tensors_[t].ptr(), 0)) return false;
   }
-  const auto swap = [](PyObject* tensor, py::list from, size_t t) {
+  const auto swap = [](PyObject* tensor, const py::list& from, size_t t) {
     if (from[t].is_none()) return false;
     const py::object now = torch().detach.call(tensor), next = from[t];
     torch().data.set(tensor, next.ptr());

@@ -92,7 +92,7 @@ class Step {
   bool replace_grads(const py::array_t<double>& values);
   // Parameters and momentum buffers take the memory of the spare ones, which take theirs (None:
   // stays); false, and nothing done, where somebody else holds any of it.
-  bool exchange(py::list spares, py::list momentum_spares);
+  bool exchange(const py::list& spares, const py::list& momentum_spares);
   // The update that the launch has computed, or from what lies there now where values changed.
   bool install(PyObject* owner);
 
