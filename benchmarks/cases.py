@@ -40,12 +40,12 @@ def whole_workload(quick: bool) -> Case:
     model = workload.make_model(torch.nn)
     optimizer = torch.optim.SGD(model.parameters(), lr=workload.LR)
     criterion = torch.nn.MSELoss()
-    start = [p.detach().clone() for p in model.parameters()]
+    parameters_of_model = list(model.parameters())
+    start = [p.detach().clone() for p in parameters_of_model]
 
     def reset() -> None:
         with torch.no_grad():
-            for p, s in zip(model.parameters(), start, strict=True):
-                p.copy_(s)
+            torch._foreach_copy_(parameters_of_model, start)
 
     last: dict[str, np.ndarray] = {}
 

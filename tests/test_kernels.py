@@ -4,7 +4,7 @@ import numpy as np
 import polyfuse as pf
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from polyfuse.backends import REGISTRY
 from polyfuse.fused import fused
@@ -107,6 +107,8 @@ def test_moments(backend, n, offset):
 
 
 @settings(max_examples=12 if INTERPRETED else 60, deadline=None)
+@example(degree=4, n=5, seed=18, centre=0.0)
+@example(degree=5, n=6, seed=256, centre=0.0)
 @given(
     degree=st.integers(0, 6),
     n=st.integers(1, 400),

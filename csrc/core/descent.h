@@ -22,7 +22,7 @@ struct Schedule {
   int64_t first_epoch = 0;
   int64_t epochs = 0;
   int64_t record_every = 0;  // 0: record nothing
-  double tol = -1.0;         // stop when the loss changes by less than tol * loss; < 0: never
+  double tol = -HUGE_VAL;    // stop when the loss changes by less than tol * loss; -inf: never
   double seconds = 0.0;      // come back after the first epoch past this; 0: no limit
   double previous = NAN;     // loss of the epoch before the first
 };

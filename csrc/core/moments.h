@@ -10,6 +10,12 @@
 namespace polyfuse {
 inline namespace PF_ISA {
 
+// What `solve` leaves out: directions whose pivot is rounding alone, relative to the diagonal, and
+// those where a term would get a sum of squares so many times that of the residuals it is to fit
+// (points that nearly coincide); far from such an optimum, the loss would be lost to cancellation.
+constexpr double kPivot = 1e-13;
+constexpr double kSwell = 1e5;
+
 struct Moments {
   int n_terms = 0;
   double shift = 0.0, scale = 1.0;
@@ -47,7 +53,7 @@ struct Moments {
   }
 
   // The least-squares optimum, by Cholesky's factorisation of the Gram matrix; directions that the
-  // data does not determine stay as in the reference.
+  // data hardly determines stay as in the reference.
   template <class Team>
   PF_HD void solve(const Team& team, double* optimum, double* work /* [K (K + 1)] */) const {
     double* const step = work + n_terms * n_terms;
@@ -59,11 +65,13 @@ struct Moments {
         double pivot = power[2 * j];
         PF_ROLLED
         for (int m = 0; m < j; ++m) pivot -= lower(j, m) * lower(j, m);
-        lower(j, j) = pivot > 1e-13 * power[2 * j] ? __builtin_sqrt(pivot) : 0.0;
-        step[j] = -cross[j];
+        double rest = -cross[j];
         PF_ROLLED
-        for (int m = 0; m < j; ++m) step[j] -= lower(j, m) * step[m];
-        step[j] = used(j) ? step[j] / lower(j, j) : 0.0;
+        for (int m = 0; m < j; ++m) rest -= lower(j, m) * step[m];
+        const bool use = pivot > kPivot * power[2 * j] &&
+                         rest * rest * power[2 * j] <= kSwell * square * pivot * pivot;
+        lower(j, j) = use ? __builtin_sqrt(pivot) : 0.0;
+        step[j] = use ? rest / lower(j, j) : 0.0;
       });
       team.each(n_terms - j - 1, [&](int below) {
         const int i = j + 1 + below;

@@ -140,7 +140,7 @@ void loss_pass(const Data& data, const double* coef, int n_terms, int64_t begin,
       count += ones(w);
   });
   out[0] = value.total();
-  for_terms<K>(terms, [&](auto k) { out[1 + k] = sums[k].total(); });
+  for_terms<K>(terms, [&](auto k) { out[1 + k] = Rho::kFactor * sums[k].total(); });
   out[1 + terms] = count.total() + static_cast<double>(whole);
 }
 
@@ -154,12 +154,17 @@ struct MomentSums {
     const Lanes r = weighted(horner(coef, terms, u) - y, w);
     cross[0] += r;
     square += r * r;
-    Lanes product = weighted(u, w);
-    for_terms<K ? 2 * K - 2 : 0>(2 * terms - 2, [&](auto j) PF_ALWAYS_INLINE {
+    Lanes product = weighted(u, w), rising = u;
+    for_terms<K ? K - 1 : 0>(terms - 1, [&](auto j) PF_ALWAYS_INLINE {
       const int k = j + 1;
       power[k] += product;
-      if (k < terms) cross[k] += product * r;
-      if (k + 2 < 2 * terms) product *= u;
+      cross[k] += product * r;
+      if (k + 1 < terms) product *= u;
+    });
+    // u^(K - 1) u^j adds in one operation what a next power would take two for
+    for_terms<K ? K - 1 : 0>(terms - 1, [&](auto j) PF_ALWAYS_INLINE {
+      power[terms + j] += product * rising;
+      rising *= u;
     });
   }
 

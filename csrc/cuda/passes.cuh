@@ -90,7 +90,7 @@ struct LossSums {
   PF_DEVICE void add(double u, double y) {
     const double r = horner(coef, K, u) - y;
     sum[0] += Rho::value(r);
-    double product = Rho::slope(r);
+    double product = Rho::kFactor * Rho::slope(r);
     PF_UNROLL
     for (int k = 0; k < K; ++k) {
       sum[1 + k] += product;

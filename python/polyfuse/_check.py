@@ -85,7 +85,7 @@ def record_every(value: Any) -> int:
 
 def tolerance(value: Any) -> float:
     if value is None:
-        return -1.0
+        return -math.inf
     if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
         raise ValueError(f"tol: expected None or a finite number >= 0, got {value!r}")
     return float(value)

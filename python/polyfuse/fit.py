@@ -164,7 +164,7 @@ def fit(
             ahead = state.copy()
             run = runner.descend(problem, engine, moments, schedule, ahead)
             moments, previous = run.moments, run.previous
-            if moments is not None and not np.isfinite(moments.square):
+            if moments is not None and not math.isfinite(moments.square):
                 if nan_policy == "raise":
                     _refuse_nonfinite(runner.nonfinite(problem))
                 if done == 0 and run.epochs:  # the data overflows its moments: read it every epoch
@@ -208,7 +208,7 @@ def fit(
     if not (history and history[-1][0] == done) and reason != "interrupted":
         history.append((done, loss))
     limit = torch.finfo(problem.x.dtype).max
-    if not np.isfinite(state.params).all() or abs(state.params).max() > limit or loss > limit:
+    if not (abs(state.params).max() <= limit and loss <= limit):  # nan compares with nothing
         reason = "diverged" if reason in ("epochs", "converged") else reason
         _warn_diverged(problem)
     return FitResult(
@@ -221,7 +221,7 @@ def fit(
         launches=runner.launches() - before,
         seconds=time.perf_counter() - start,
         history_epochs=np.array([e for e, _ in history], dtype=np.int64),
-        history=np.array([v for _, v in history]),
+        history=np.array([v for _, v in history], dtype=np.float64),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,22 +43,23 @@ class State:
     params: np.ndarray
     momentum: np.ndarray
     has_momentum: np.ndarray  # bool
-    grad: np.ndarray = field(init=False)  # of the last step taken
+    grad: np.ndarray = None  # type: ignore[assignment]  # of the last step taken
 
     def __post_init__(self) -> None:
-        self.grad = np.zeros_like(self.params)
+        if self.grad is None:
+            self.grad = np.zeros(len(self.params))
 
     def copy(self) -> State:
-        new = State(self.params.copy(), self.momentum.copy(), self.has_momentum.copy())
-        new.grad[:] = self.grad
-        return new
+        return State(
+            self.params.copy(), self.momentum.copy(), self.has_momentum.copy(), self.grad.copy()
+        )
 
 
 class Schedule(NamedTuple):
     first_epoch: int
     epochs: int
     record_every: int = 0  # 0: record nothing
-    tol: float = -1.0  # < 0: never stop early
+    tol: float = -math.inf  # -inf: never stop early
     seconds: float = 0.0  # come back after the first epoch past this; 0: no limit
     previous: float = math.nan  # loss of the epoch before the first
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -43,7 +44,7 @@ class Run:
     first_epoch: int = 0
     epochs: int = 1
     record_every: int = 0
-    tol: float = -1.0
+    tol: float = -math.inf
 
     def addresses(self) -> tuple[Any, ...]:
         return *model_arguments(self.map), self.rule, self.state

@@ -32,21 +32,23 @@ def store_moments(moments_ptr, frame, reference, sums, k_lane, lane, K: tl.const
 
 
 @triton.jit
-def solve(gram, cross, reference, lane, K: tl.constexpr):
-    """The optimum by Cholesky's factorisation; what the data does not determine stays as it is."""
+def solve(gram, cross, square, reference, lane, K: tl.constexpr):
+    """The optimum, as `solve` of csrc/core/moments.h finds it."""
     i, j = lane[:, None], lane[None, :]
     left, lower = gram, tl.zeros(gram.shape, tl.float64)
     right, step = -cross, tl.zeros(cross.shape, tl.float64)
     for m in range(K):
         column = tl.sum(tl.where(j == m, left, 0.0), axis=1)
         pivot = pick(column, m, lane)
-        used = pivot > 1e-13 * pick(tl.sum(tl.where(i == j, gram, 0.0), axis=1), m, lane)
+        power = pick(tl.sum(tl.where(i == j, gram, 0.0), axis=1), m, lane)
+        rest = pick(right, m, lane)
+        used = (pivot > 1e-13 * power) & (rest * rest * power <= 1e5 * square * pivot * pivot)
         root = tl.where(used, tl.sqrt(tl.maximum(pivot, 0.0)), float("inf"))
         column = tl.where(lane >= m, column / root, 0.0)
         row = tl.sum(tl.where(i == j, column[:, None], 0.0), axis=0)
         lower = tl.where(j == m, column[:, None], lower)
         left -= tl.where((i > m) & (j > m), column[:, None] * row[None, :], 0.0)
-        forward = pick(right, m, lane) / root
+        forward = rest / root
         step = tl.where(lane == m, forward, step)
         right -= tl.where(lane > m, column * forward, 0.0)
     for back in range(K):
@@ -95,7 +97,8 @@ def pilot(data, moments_ptr, k_lane, lane, K: tl.constexpr, ROWS: tl.constexpr, 
     for k in range(K):
         cross = tl.where(k_lane == k, pick(total, 2 * K - 1 + k, lane), cross)
     gram = tl.where((k_lane[:, None] < K) & (k_lane[None, :] < K), gram, 0.0)
-    return (shift, scale), solve(gram, cross, tl.zeros(k_lane.shape, tl.float64), k_lane, K)
+    square = pick(total, 3 * K - 1, lane)
+    return (shift, scale), solve(gram, cross, square, tl.zeros(k_lane.shape, tl.float64), k_lane, K)
 
 
 @triton.jit
