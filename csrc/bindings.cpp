@@ -32,12 +32,11 @@ pf::Data make_data(uintptr_t x, uintptr_t y, int64_t n, int64_t x_stride, int64_
 py::tuple descend(const pf::Plan& plan, const pf::Data& data, int engine,
                   std::optional<pf::Moments> moments, int64_t first_epoch, int64_t epochs,
                   int64_t record_every, double tol, double seconds, double previous, int threads,
-                  Array params, Array momentum, py::array_t<bool> has_momentum, Array grad) {
+                  Array params, Array kept, Array grad) {
   pf::Problem problem = plan.problem;
   problem.data = data;
   problem.threads = threads;
-  const pf::State state{params.mutable_data(), momentum.mutable_data(), has_momentum.mutable_data(),
-                        grad.mutable_data()};
+  const pf::State state{params.mutable_data(), kept.mutable_data(), grad.mutable_data()};
   pf::Trace out;
   pf::count_launch();
   {
@@ -194,7 +193,7 @@ PYBIND11_MODULE(_C, m) {
       .def("settle", &pf::Loop::settle)
       .def("bind", &pf::Loop::bind, py::arg("owner"), py::kw_only(), py::arg("found"),
            py::arg("watched") = py::list(), py::arg("held") = py::list(),
-           py::arg("momentum") = py::list(), py::arg("updates") = false,
+           py::arg("kept") = py::list(), py::arg("updates") = false,
            py::arg("covers_owner") = false)
       .def("bound_to",
            [](const pf::Loop& loop, py::handle owner) {

@@ -1,5 +1,6 @@
 #include "plan.h"
 
+#include <algorithm>
 #include <tuple>
 
 namespace polyfuse {
@@ -35,9 +36,10 @@ void Plan::set_rule(const py::list& options) {
   for (size_t i = 0; i < rule.size(); ++i) {
     rule[i] = {};
     if (options[i].is_none()) continue;
-    const auto [lr, momentum, dampening, decay, nesterov, maximize] =
-        options[i].cast<std::tuple<double, double, double, double, bool, bool>>();
-    rule[i] = {lr, momentum, dampening, decay, nesterov, maximize, true};
+    const auto row = options[i].cast<std::vector<double>>();  // the method, and its options
+    rule[i].method = static_cast<Method>(static_cast<int>(row.at(0)));
+    if (row.size() > 1 + kOptions) throw py::value_error("too many options");
+    std::copy(row.begin() + 1, row.end(), rule[i].option);
   }
 }
 

@@ -16,7 +16,7 @@ struct Plan {
   std::vector<double> factors;
   std::vector<Span> spans;
   std::vector<int32_t> slots;
-  std::vector<SgdOptions> rule;
+  std::vector<UpdateRule> rule;
   Problem problem;
 
   Plan(const Plan&) = delete;

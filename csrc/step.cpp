@@ -1,5 +1,6 @@
 #include "step.h"
 
+#include <algorithm>
 #include <cstring>
 #include <unordered_set>
 #include <utility>
@@ -32,6 +33,18 @@ bool recorded() {
       py::reinterpret_steal<py::object>(PyObject_CallNoArgs(torch().tracing_state.ptr()));
   return !state.is_none() ||
          number(PyObject_CallOneArg(torch().is_autocast_enabled.ptr(), torch().cpu.ptr()));
+}
+
+double read(Dtype dtype, const void* base, int64_t element) {
+  return dtype == Dtype::Float32 ? static_cast<const float*>(base)[element]
+                                 : static_cast<const double*>(base)[element];
+}
+
+void write(Dtype dtype, void* base, int64_t element, double value) {
+  if (dtype == Dtype::Float32)
+    static_cast<float*>(base)[element] = static_cast<float>(value);
+  else
+    static_cast<double*>(base)[element] = value;
 }
 
 uint64_t bits_of(double value) {
@@ -73,15 +86,17 @@ Step::Step(Plan& plan, const py::tuple& tensors, const py::list& slots, Dtype dt
   }
   param_at_ = layouts(tensors_);
   const size_t n = slots_.size();
-  params_.resize(n), grad_.resize(n), next_.resize(n), momentum_.resize(n),
-      next_momentum_.resize(n);
+  params_.resize(n), grad_.resize(n), next_.resize(n), kept_.resize(n * kKept),
+      next_kept_.resize(n * kKept);
+  kept_at_.resize(tensors_.size() * kKept);
 }
 
 int Step::visit(visitproc visit, void* arg) const {
   Py_VISIT(owner_.ptr());
   Py_VISIT(moved_.ptr());
-  for (const auto* objects : {&tensors_, &momentum_tensors_, &grads_})
+  for (const auto* objects : {&tensors_, &grads_})
     if (const int stop = visit_all(*objects, visit, arg)) return stop;
+  for (const Kept& kept : kept_at_) Py_VISIT(kept.tensor.ptr());
   for (const Watch* watch : {&module_watch_, &owner_watch_})
     if (const int stop = watch->visit(visit, arg)) return stop;
   return 0;
@@ -90,7 +105,7 @@ int Step::visit(visitproc visit, void* arg) const {
 void Step::clear() {
   alive_ = false;
   slots_.clear();
-  tensors_.clear(), momentum_tensors_.clear(), grads_.clear();
+  tensors_.clear(), kept_at_.clear(), grads_.clear();
   module_watch_ = owner_watch_ = {};
   x_ = y_ = {};
   owner_ = moved_ = py::none();
@@ -102,18 +117,6 @@ std::vector<Layout> Step::layouts(const std::vector<py::object>& tensors) {
   for (const py::object& t : tensors)
     result.push_back(t.is_none() ? Layout{} : Layout::of(t.ptr()));
   return result;
-}
-
-double Step::read(const void* base, int64_t element) const {
-  return dtype_ == Dtype::Float32 ? static_cast<const float*>(base)[element]
-                                  : static_cast<const double*>(base)[element];
-}
-
-void Step::write(void* base, int64_t element, double value) const {
-  if (dtype_ == Dtype::Float32)
-    static_cast<float*>(base)[element] = static_cast<float>(value);
-  else
-    static_cast<double*>(base)[element] = value;
 }
 
 // -- the module
@@ -134,13 +137,14 @@ bool Step::as_trainable() const {
 
 void Step::snapshot(double* params) const {
   for (size_t i = 0; i < slots_.size(); ++i)
-    params[i] = read(param_at_[slots_[i].tensor].address, slots_[i].element);
+    params[i] = read(dtype_, param_at_[slots_[i].tensor].address, slots_[i].element);
 }
 
 bool Step::unchanged_since(const Forward& forward) const {
   for (size_t i = 0; i < slots_.size(); ++i) {
     const Slot slot = slots_[i];
-    if (bits_of(read(param_at_[slot.tensor].address, slot.element)) != bits_of(forward.params[i]))
+    if (bits_of(read(dtype_, param_at_[slot.tensor].address, slot.element)) !=
+        bits_of(forward.params[i]))
       return false;
   }
   return true;
@@ -148,7 +152,7 @@ bool Step::unchanged_since(const Forward& forward) const {
 
 void Step::store(const py::array_t<double>& params) {
   for (size_t i = 0; i < slots_.size(); ++i)
-    write(param_at_[slots_[i].tensor].address, slots_[i].element, params.data()[i]);
+    write(dtype_, param_at_[slots_[i].tensor].address, slots_[i].element, params.data()[i]);
 }
 
 // -- the data
@@ -197,21 +201,31 @@ bool Step::settled(long x_version, long y_version) const {
 // -- the optimizer
 
 void Step::bind(const py::object& owner, bool found, const py::list& watched, const py::list& held,
-                const py::list& momentum, bool updates, bool covers_owner) {
+                const py::list& kept, bool updates, bool covers_owner) {
   owner_ = owner.is_none() ? owner : py::weakref(owner);
   found_ = found;
   Watch watch(watched);
   std::swap(owner_watch_, watch);
-  momentum_tensors_.assign(tensors_.size(), py::none());
+  std::vector<Kept> all(tensors_.size() * kKept);
   py::list moved;
   for (py::handle tensor : held) moved.append(tensor);
-  for (size_t i = 0; i < momentum.size(); ++i) {
-    if (!momentum[i].is_none()) moved.append(momentum[i]);
-    for (size_t t = 0; t < tensors_.size(); ++t)
-      if (tensors_[t].is(held[i])) momentum_tensors_[t] = momentum[i];
+  for (size_t i = 0; i < kept.size(); ++i) {
+    size_t t = 0;
+    while (t < tensors_.size() && !tensors_[t].is(held[i])) ++t;
+    size_t row = 0;
+    for (py::handle tensor : kept[i]) {
+      if (!tensor.is_none() && row < kKept && t < tensors_.size()) {
+        moved.append(tensor);
+        const Layout at = Layout::of(tensor.ptr());
+        const bool single = tensor.attr("itemsize").cast<int>() == sizeof(float);
+        all[t * kKept + row] = {py::reinterpret_borrow<py::object>(tensor), at,
+                                single ? Dtype::Float32 : Dtype::Float64, at.numel() == 1};
+      }
+      ++row;
+    }
   }
   moved_ = std::move(moved);
-  momentum_at_ = layouts(momentum_tensors_);
+  std::swap(kept_at_, all);
   updates_ = updates;
   covers_owner_ = covers_owner;
   generation_ = generation();
@@ -224,9 +238,8 @@ bool Step::bound_to(PyObject* owner) const {
     return false;
   }
   if (!owner_watch_.unchanged()) return false;
-  for (size_t t = 0; t < momentum_tensors_.size(); ++t)
-    if (momentum_at_[t].address && !(momentum_at_[t].still_that_of(momentum_tensors_[t].ptr())))
-      return false;
+  for (const Kept& kept : kept_at_)
+    if (kept.at.address && !kept.at.still_that_of(kept.tensor.ptr())) return false;
   return true;
 }
 
@@ -261,26 +274,40 @@ bool Step::launch(Objective& objective, int threads) {
   objective.launch = ++launch_;
   computed_ = updates_;
   if (!updates_) return true;
-  for (size_t i = 0; i < slots_.size(); ++i)
-    if (const char* at = momentum_at_[slots_[i].tensor].address)
-      momentum_[i] = read(at, slots_[i].element);
+  for_each_kept([](double& number, const Kept& kept, int64_t element) {
+    number = read(kept.dtype, kept.at.address, element);
+  });
   update();
   return true;
 }
 
-// next_ and next_momentum_ from params_, grad_ and momentum_, in the precision of the parameters.
+template <class F>
+void Step::for_each_kept(F&& f) {
+  for (size_t i = 0; i < slots_.size(); ++i)
+    for (int row = 0; row < kKept; ++row) {
+      const Kept& kept = kept_of(slots_[i], row);
+      if (kept.at.address) f(kept_[i * kKept + row], kept, kept.scalar ? 0 : slots_[i].element);
+    }
+}
+
+// next_ and next_kept_ from params_, grad_ and kept_, in the precision of the parameters.
 void Step::update() {
   for (size_t i = 0; i < slots_.size(); ++i) {
-    const bool first = !momentum_at_[slots_[i].tensor].address;
-    const auto in = [&](auto p, auto g, auto b) {
-      Sgd::update(plan_.rule[i], p, g, b, first);
+    double *const kept = &kept_[i * kKept], *const next = &next_kept_[i * kKept];
+    const UpdateRule& rule = plan_.rule[i];
+    if (rule.method == Method::Sgd)
+      kept[Sgd::kFilled] = kept_of(slots_[i], Sgd::kBuffer).at.address ? 1.0 : 0.0;
+    const auto in = [&](auto p, auto g) {
+      decltype(p) numbers[kKept];
+      std::copy(kept, kept + kKept, numbers);
+      polyfuse::update(rule, p, g, numbers);
       next_[i] = p;
-      next_momentum_[i] = b;
+      std::copy(numbers, numbers + kKept, next);
     };
     if (dtype_ == Dtype::Float32)
-      in(float(params_[i]), float(grad_[i]), float(momentum_[i]));
+      in(float(params_[i]), float(grad_[i]));
     else
-      in(params_[i], grad_[i], momentum_[i]);
+      in(params_[i], grad_[i]);
   }
 }
 
@@ -331,7 +358,7 @@ bool Step::replace_grads(const py::array_t<double>& values) {
 
 void Step::set_grads_to(const double* values) {
   for (size_t i = 0; i < slots_.size(); ++i)
-    write(grad_at_[slots_[i].tensor].address, slots_[i].element, values[i]);
+    write(dtype_, grad_at_[slots_[i].tensor].address, slots_[i].element, values[i]);
   for (size_t t = 0; t < tensors_.size(); ++t)
     if (trainable_[t]) torch().grad.set(tensors_[t].ptr(), grads_[t].ptr());
 }
@@ -354,9 +381,10 @@ bool Step::exchange(const py::list& spares, const py::list& momentum_spares) {
     const auto [objects, uses] = holders(tensor);
     return objects == fewest.first + held_here && uses == fewest.second;
   };
+  const auto momentum_of = [&](size_t t) -> Kept& { return kept_at_[t * kKept + Sgd::kBuffer]; };
   for (size_t t = 0; t < tensors_.size(); ++t) {
     if (!spares[t].is_none() && !alone(tensors_[t].ptr(), 1)) return false;
-    if (!momentum_spares[t].is_none() && !alone(momentum_tensors_[t].ptr(), 0)) return false;
+    if (!momentum_spares[t].is_none() && !alone(momentum_of(t).tensor.ptr(), 0)) return false;
   }
   const auto swap = [](PyObject* tensor, const py::list& from, size_t t) {
     if (from[t].is_none()) return false;
@@ -370,8 +398,8 @@ bool Step::exchange(const py::list& spares, const py::list& momentum_spares) {
       storages_[t] = tensors_[t].attr("untyped_storage")();
       param_at_[t] = Layout::of(tensors_[t].ptr());
     }
-    if (swap(momentum_tensors_[t].ptr(), momentum_spares, t))
-      momentum_at_[t] = Layout::of(momentum_tensors_[t].ptr());
+    if (swap(momentum_of(t).tensor.ptr(), momentum_spares, t))
+      momentum_of(t).at = Layout::of(momentum_of(t).tensor.ptr());
   }
   return true;
 }
@@ -392,12 +420,13 @@ bool Step::install(PyObject* owner) {
   };
   for (size_t i = 0; i < slots_.size(); ++i) {
     const Slot slot = slots_[i];
-    refresh(params_[i], read(param_at_[slot.tensor].address, slot.element));
+    refresh(params_[i], read(dtype_, param_at_[slot.tensor].address, slot.element));
     if (trainable_[slot.tensor])
-      refresh(grad_[i], read(grad_at_[slot.tensor].address, slot.element));
-    if (const char* at = momentum_at_[slot.tensor].address)
-      refresh(momentum_[i], read(at, slot.element));
+      refresh(grad_[i], read(dtype_, grad_at_[slot.tensor].address, slot.element));
   }
+  for_each_kept([&](double& number, const Kept& kept, int64_t element) {
+    refresh(number, read(kept.dtype, kept.at.address, element));
+  });
   if (!same) {
     count_launch();
     launch_++;  // grad_ is no longer that of an objective
@@ -405,9 +434,12 @@ bool Step::install(PyObject* owner) {
   }
   for (size_t i = 0; i < slots_.size(); ++i) {
     const Slot slot = slots_[i];
-    if (!plan_.rule[i].owned) continue;
-    write(param_at_[slot.tensor].address, slot.element, next_[i]);
-    if (char* at = momentum_at_[slot.tensor].address) write(at, slot.element, next_momentum_[i]);
+    if (plan_.rule[i].method == Method::None) continue;
+    write(dtype_, param_at_[slot.tensor].address, slot.element, next_[i]);
+    for (int row = 0; row < kKept; ++row)
+      if (const Kept& kept = kept_of(slot, row); kept.at.address)
+        write(kept.dtype, kept.at.address, kept.scalar ? 0 : slot.element,
+              next_kept_[i * kKept + row]);
   }
   const auto done = py::reinterpret_steal<py::object>(
       PyObject_CallOneArg(torch().increment_version.ptr(), moved_.ptr()));

@@ -1,5 +1,5 @@
 // One training step of one module: the launch, with everything it rests on (the module, the data,
-// the optimizer) guarded, and the parameters, gradients and momentum buffers it writes in place.
+// the optimizer) guarded, and the parameters, gradients and optimizer state it writes in place.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -67,10 +67,11 @@ class Step {
   bool settled(long x_version, long y_version) const;
 
   // The optimizer whose rule the plan holds, None where no fused one alone owns the parameters.
-  // `watched` is what that rests on; `momentum` the buffers of `held`, or None.
+  // `watched` is what that rests on; `kept` has for each of `held` the tensors of its state, None
+  // where there is none.
   // `found`: Python looked for the owner, rather than being told.
   void bind(const py::object& owner, bool found, const py::list& watched, const py::list& held,
-            const py::list& momentum, bool updates, bool covers_owner);
+            const py::list& kept, bool updates, bool covers_owner);
   bool bound_to(PyObject* owner) const;  // null: to whoever was found to own the parameters
   const std::vector<py::object>& tensors() const { return tensors_; }
   bool covers_owner() const { return covers_owner_; }
@@ -100,8 +101,6 @@ class Step {
   bool hooked() const;
   bool grads_are_free() const;
   void set_grads_to(const double* values);
-  double read(const void* base, int64_t element) const;
-  void write(void* base, int64_t element, double value) const;
   static std::vector<Layout> layouts(const std::vector<py::object>& tensors);
   void update();
 
@@ -124,8 +123,19 @@ class Step {
   py::object owner_ = py::none();
   Watch owner_watch_;
   py::object moved_;  // tensors whose versions a step advances
-  std::vector<py::object> momentum_tensors_;
-  std::vector<Layout> momentum_at_;
+  struct Kept {       // one tensor of the optimizer's state
+    py::object tensor = py::none();
+    Layout at;
+    Dtype dtype = Dtype::Float64;
+    bool scalar = false;  // one number for all elements of a parameter
+  };
+  std::vector<Kept> kept_at_;  // kKept of each tensor
+  const Kept& kept_of(const Slot& slot, int row) const {
+    return kept_at_[static_cast<size_t>(slot.tensor) * kKept + row];
+  }
+  // f(kept number, what it belongs to, element there) for every one that has a place.
+  template <class F>
+  void for_each_kept(F&& f);
   bool covers_owner_ = false, updates_ = false, found_ = false;
   int64_t generation_ = -1;
 
@@ -134,7 +144,8 @@ class Step {
   py::object storage_;
   long uses_ = 0;
 
-  std::vector<double> params_, grad_, next_, momentum_, next_momentum_;  // [P], of the launch
+  std::vector<double> params_, grad_, next_;  // [P], of the launch
+  std::vector<double> kept_, next_kept_;      // [P, kKept]
   int64_t launch_ = 0;
   bool computed_ = false;  // next_ is there and not yet installed
 };

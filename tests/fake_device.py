@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from polyfuse.backends.device import OUTCOME
 from polyfuse.backends.native import Cpu
-from polyfuse.problem import Problem, Schedule, SgdOptions, State
+from polyfuse.problem import Problem, Schedule, State
+from polyfuse.rules import SgdOptions
 
 
 class FakeDevice(Cpu):
@@ -35,10 +36,7 @@ class FakeDevice(Cpu):
 
     @staticmethod
     def options(rule):
-        return tuple(
-            SgdOptions(*row[:4], bool(row[4]), bool(row[5])) if row[6] else None
-            for row in rule.tolist()
-        )
+        return tuple(SgdOptions(*row[1:7]) if row[0] else None for row in rule.tolist())
 
     def run(self, model, rule, x, y, mean, moments, state):
         reduction = "mean" if mean else "sum"
@@ -50,18 +48,19 @@ class FakeDevice(Cpu):
         self.counted += 1
         params, _, momentum, has = self.read(table[:3], x.dtype)
         before = params.copy()
-        state = State(params, momentum, has.copy())
+        state = State.of(params)
+        state.kept[:2] = momentum, has
         run = self.run(model, rule, x, y, mean, moments, state)
         self.write(table[1], state.grad, x.dtype, np.ones(len(params), dtype=bool))
-        self.write(table[3], state.params, x.dtype, rule[:, 6].tolist())
-        self.write(table[4], state.momentum, x.dtype, rule[:, 6].tolist())
+        self.write(table[3], state.params, x.dtype, rule[:, 0].tolist())
+        self.write(table[4], state.momentum, x.dtype, rule[:, 0].tolist())
         rows = [state.params, state.momentum, state.has_momentum, state.grad, before]
         outcome = dict.fromkeys(OUTCOME, 0.0) | {"loss": float(run.recorded[0])}
         return torch.tensor(np.concatenate([*rows, [outcome[name] for name in OUTCOME]]))
 
     def store(self, map, rule, table, state, dtype):
         self.counted += 1
-        p, owned = map.n_params, rule[:, 6].tolist()
+        p, owned = map.n_params, rule[:, 0].tolist()
         self.write(table[0], state[:p].tolist(), dtype, owned)
         self.write(table[2], state[p : 2 * p].tolist(), dtype, owned)
 
@@ -76,6 +75,6 @@ class FakeDevice(Cpu):
                 momentum[i] = o.momentum * momentum[i] + (1 - o.dampening) * d if has[i] else d
                 d = d + o.momentum * momentum[i] if o.nesterov else momentum[i]
             params[i] -= o.lr * d
-        owned = rule[:, 6].tolist()
+        owned = rule[:, 0].tolist()
         self.write(table[0], params, dtype, owned)
         self.write(table[2], momentum, dtype, owned)

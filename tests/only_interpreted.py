@@ -11,7 +11,8 @@ from polyfuse import workload
 from polyfuse.backends import REGISTRY, launch
 from polyfuse.backends.device import DeviceMap, device_rule, tables
 from polyfuse.fused import fused
-from polyfuse.problem import Problem, Schedule, SgdOptions, State
+from polyfuse.problem import Problem, Schedule, State
+from polyfuse.rules import SgdOptions
 
 from .test_kernels import make, state_of
 from .tolerance import assert_like_torch, assert_relative
@@ -65,10 +66,9 @@ def offset_problem(affine, reduction):
 )
 def test_offsets_strides_and_maps(engine, affine, reduction):
     problem, start = offset_problem(affine, reduction)
-    found, truth = (
-        State(start.copy(), np.array([0.1, 0.0, 0.0]), np.array([True, False, False]))
-        for _ in range(2)
-    )
+    found, truth = State.of(start.copy()), State.of(start.copy())
+    for state in (found, truth):
+        state.kept[:2, 0] = 0.1, 1.0
     schedule = Schedule(7, 12, 5)
     mine = TRITON.descend(problem, engine, None, schedule, found)
     exact = REFERENCE.descend(problem, "stream", None, schedule, truth)
@@ -83,7 +83,7 @@ def test_offsets_strides_and_maps(engine, affine, reduction):
 def test_tol_ends_the_run(engine):
     _, problem = make(1, 9, torch.float64)
     problem = dataclasses.replace(problem, rule=(MOMENTUM,) * 2)
-    states = [State(np.ones(2), np.zeros(2), np.zeros(2, dtype=bool)) for _ in range(2)]
+    states = [State.of(np.ones(2)) for _ in range(2)]
     schedule = Schedule(0, 30, 4, 0.02)
     mine = TRITON.descend(problem, engine, None, schedule, states[0])
     exact = REFERENCE.descend(problem, "stream", None, schedule, states[1])

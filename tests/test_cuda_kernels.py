@@ -11,7 +11,8 @@ from polyfuse import workload
 from polyfuse.backends import REGISTRY
 from polyfuse.backends.device import DeviceMap, DeviceState, device_rule
 from polyfuse.fused import fused
-from polyfuse.problem import Problem, Schedule, SgdOptions, State
+from polyfuse.problem import Problem, Schedule, State
+from polyfuse.rules import SgdOptions
 
 from . import emulated
 from .test_fit import ENGINES, OPTIONS, plain_loop
@@ -383,7 +384,7 @@ def test_a_step_through_tables(kernel, held, dtype, backend):
     there = [*scalars, *(b for b in momentum if b is not None)]
     before = [t.clone() for t in there]
     stepped, buffers, loss = in_torch(problem, scalars, momentum)
-    empty = State(np.full(4, np.nan), np.full(4, np.nan), np.zeros(4, bool))
+    empty = State.of(np.full(4, np.nan))
     on_device = DeviceState(empty, Schedule(0, 1), problem.x.device)
     moments = torch.empty(18, dtype=torch.float64)
     if kernel == "epochs":

@@ -378,7 +378,8 @@ def bad_calls():
         {"criterion": torch.nn.MSELoss(reduction="none")},
         ValueError,
     )
-    yield "optimizer: Adam has no compiled", {"optimizer": torch.optim.Adam(model.parameters())}, \
+    lbfgs = torch.optim.LBFGS(model.parameters())
+    yield "optimizer: LBFGS has no compiled", {"optimizer": lbfgs}, \
         ValueError  # fmt: skip
 
 

@@ -8,7 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from polyfuse.backends import REGISTRY
 from polyfuse.fused import fused
-from polyfuse.problem import Problem, Schedule, SgdOptions, State
+from polyfuse.problem import Problem, Schedule, State
+from polyfuse.rules import SgdOptions
 
 from .interpreter import INTERPRETED
 from .tolerance import assert_close
@@ -34,7 +35,7 @@ def on_host(moments):
 
 def state_of(model):
     params = model.coefficients.detach().double().numpy().copy()
-    return State(params, np.zeros_like(params), np.zeros(len(params), dtype=bool))
+    return State.of(params)
 
 
 @pytest.mark.parametrize("n", [1, 2, 9, 129, 1000, 100_003])

@@ -16,10 +16,10 @@ PF_HD void one_epoch(const Team& team, MomentsObjective& objective, const Descen
   const int n = descent.n_params, width = 2 * n + 1;
   double *at_zero = work, *shifted = work + n, *point = work + 2 * n;
   const auto fill = [&](int column, int i, double p, double g, double b) {
-    double p_next = p, b_next = b;
-    Sgd::update(descent.rule[i], p_next, g, b_next, false);
+    double p_next = p, kept[kKept] = {b, 1.0};
+    update(descent.rule[i], p_next, g, kept);
     epoch[i * width + column] = p_next - p;
-    epoch[(n + i) * width + column] = b_next - b;
+    epoch[(n + i) * width + column] = kept[Sgd::kBuffer] - b;
   };
   team.each(affine_entries(2 * n), [&](int e) { epoch[e] = 0.0; });
   // The gradient is affine in the parameters: H[:, j] = grad(origin + e_j) - grad(origin) would
@@ -47,13 +47,14 @@ PF_HD void jump_ahead(const Team& team, MomentsObjective& objective, const Desce
   double *const epoch = work, *const powers = epoch + affine_entries(2 * n);
   double *const origin = powers + 3 * affine_entries(2 * n), *const state = origin + n;
   double *const change = state + 2 * n, *const rest = change + 2 * n;
+  double *const buffer = s.kept + Sgd::kBuffer * n, *const filled = s.kept + Sgd::kFilled * n;
   team.one([&] {
     const bool near = objective.map->identity && objective.reference(origin);
     PF_ROLLED
     for (int i = 0; i < n; ++i) {
-      if (!near || !descent.rule[i].owned) origin[i] = s.params[i];
+      if (!near || descent.rule[i].method == Method::None) origin[i] = s.params[i];
       state[i] = s.params[i] - origin[i];
-      state[n + i] = s.has_momentum[i] ? s.momentum[i] : 0.0;
+      state[n + i] = filled[i] != 0.0 ? buffer[i] : 0.0;
     }
   });
   one_epoch(team, objective, descent, origin, epoch, rest);
@@ -76,8 +77,7 @@ PF_HD void jump_ahead(const Team& team, MomentsObjective& objective, const Desce
     team.each(n, [&](int i) { s.params[i] = origin[i] + state[i]; });
   }
   team.each(n, [&](int i) {
-    if (s.has_momentum[i] && descent.rule[i].owned && descent.rule[i].momentum != 0.0)
-      s.momentum[i] = state[n + i];
+    if (filled[i] != 0.0 && fills_momentum(descent.rule[i])) buffer[i] = state[n + i];
   });
 }
 

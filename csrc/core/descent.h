@@ -13,8 +13,7 @@ namespace polyfuse {
 // What a run reads and leaves behind, one number per parameter, in float64.
 struct State {
   double* params;
-  double* momentum;
-  bool* has_momentum;
+  double* kept;  // [kKept, P], what the update rules keep
   double* grad;  // of the last step taken
 };
 
@@ -119,7 +118,7 @@ struct MomentsObjective {
 
 struct Descent {
   int n_params;
-  const SgdOptions* rule;  // [P]
+  const UpdateRule* rule;  // [P]
   Schedule schedule;
   double* grad;         // [P], of the epoch that is looked at
   bool single = false;  // loss, gradient and update in float32
@@ -127,14 +126,16 @@ struct Descent {
 
 // The update of every parameter, in the precision of T.
 template <class T, class Team>
-PF_HD void update(const Team& team, const Descent& descent, State s) {
-  team.each(descent.n_params, [&](int i) {
-    const SgdOptions& rule = descent.rule[i];
-    T p = T(s.params[i]), b = T(s.momentum[i]);
-    Sgd::update(rule, p, T(s.grad[i]), b, !s.has_momentum[i]);
+PF_HD void update_all(const Team& team, const Descent& descent, State s) {
+  const int n = descent.n_params;
+  team.each(n, [&](int i) {
+    T p = T(s.params[i]), kept[kKept];
+    PF_UNROLL
+    for (int r = 0; r < kKept; ++r) kept[r] = T(s.kept[r * n + i]);
+    update(descent.rule[i], p, T(s.grad[i]), kept);
     s.params[i] = p;
-    s.momentum[i] = b;
-    if (rule.owned && rule.momentum != 0.0) s.has_momentum[i] = true;
+    PF_UNROLL
+    for (int r = 0; r < kKept; ++r) s.kept[r * n + i] = kept[r];
   });
 }
 
@@ -161,9 +162,9 @@ PF_HD bool move(const Team& team, const Descent& descent, Outcome& out, State s,
     s.grad[i] = single ? static_cast<float>(descent.grad[i]) : descent.grad[i];
   });
   if (single)
-    update<float>(team, descent, s);
+    update_all<float>(team, descent, s);
   else
-    update<double>(team, descent, s);
+    update_all<double>(team, descent, s);
   ++out.epochs;
   return true;
 }

@@ -30,10 +30,26 @@ struct Span {
   int32_t coefficient, begin, end;
 };
 
-struct SgdOptions {
-  double lr, momentum, dampening, weight_decay;
-  bool nesterov, maximize;
-  bool owned;  // false: no optimizer holds this parameter, it stays as it is
+// Of one parameter; None: no optimizer holds it, and it stays as it is. The options of each method
+// are named in optimizer.h.
+enum class Method : int32_t {
+  None,
+  Sgd,
+  Adam,
+  Asgd,
+  Rprop,
+  RmsProp,
+  Adagrad,
+  Adadelta,
+  Adamax,
+  NAdam,
+  RAdam
+};
+constexpr int kOptions = 9;
+constexpr int kKept = 4;  // numbers that a method keeps of a parameter, at most
+struct UpdateRule {
+  Method method = Method::None;
+  double option[kOptions] = {};
 };
 
 }  // namespace polyfuse

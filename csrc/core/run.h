@@ -10,6 +10,7 @@ constexpr int kMaxParams = 64;  // scalar parameters that a device's kernels hol
 
 // State buffer: rows [P] of params, momentum, has_momentum, grad, before; outcome; recorded losses.
 constexpr int kStateRows = 5;
+constexpr int kRuleRow = 1 + kOptions;
 constexpr int kOutcome = 5;  // epochs, converged, loss, previous, square
 
 enum Flags : int32_t {
@@ -44,11 +45,10 @@ struct Run {
   const Span* spans = nullptr;     // [T]
   const int32_t* slots = nullptr;  // [F]
 
-  const double* rule =
-      nullptr;                // [P, 7]: lr, momentum, dampening, decay, nesterov, maximize, owned
-  double* state = nullptr;    // [5 P + 5 + M]; [P] for evaluate and project
-  double* moments = nullptr;  // [4 K + 2]: shift, scale, square, reference, power, cross
-  bool has_moments = false;   // they are there; else the launch computes them
+  const double* rule = nullptr;  // [P, kRuleRow]: method, options
+  double* state = nullptr;       // [5 P + 5 + M]; [P] for evaluate and project
+  double* moments = nullptr;     // [4 K + 2]: shift, scale, square, reference, power, cross
+  bool has_moments = false;      // they are there; else the launch computes them
   // [3, P] addresses: parameters, gradients, momentum; [5, P] with kApart.
   const int64_t* tables = nullptr;
   void* out = nullptr;  // of evaluate, project, count_nonfinite

@@ -36,14 +36,17 @@ bool run_resident(const Problem& problem, int64_t epochs, const State& s) {
   bool with_momentum = false;
   const double slope = 2.0 * (problem.mean ? 1.0 / static_cast<double>(problem.data.n) : 1.0);
   for (int i = 0; i < n; ++i) {
-    const SgdOptions& rule = problem.rule[i];
-    if (rule.owned && rule.momentum != 0.0) {
+    const UpdateRule& rule = problem.rule[i];
+    if (rule.method != Method::Sgd && rule.method != Method::None) return false;
+    if (fills_momentum(rule)) {
       with_momentum = true;
-      if (!s.has_momentum[i]) return false;  // the first step fills the buffer in its own way
+      // The first step fills the buffer in its own way.
+      if (s.kept[Sgd::kFilled * n + i] == 0.0) return false;
     }
     const auto respond = [&](double p, double g, double b, double& to_p, double& to_b) {
-      Sgd::update(rule, p, g, b, false);
-      to_p = p, to_b = b;
+      double kept[kKept] = {b, 1.0};
+      update(rule, p, g, kept);
+      to_p = p, to_b = kept[Sgd::kBuffer];
     };
     LinearStep& step = steps[i];
     respond(1.0, 0.0, 0.0, step.p_p, step.b_p);
@@ -51,7 +54,7 @@ bool run_resident(const Problem& problem, int64_t epochs, const State& s) {
     respond(0.0, 0.0, 1.0, step.p_b, step.b_b);
   }
   passes_for(problem.data.n)
-      .resident(problem.data, n, steps, with_momentum, epochs, s.params, s.momentum);
+      .resident(problem.data, n, steps, with_momentum, epochs, s.params, s.kept + Sgd::kBuffer * n);
   return true;
 }
 

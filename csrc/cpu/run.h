@@ -13,7 +13,7 @@ struct Problem {
   Criterion criterion = Criterion::SquaredError;
   bool mean = true;  // reduction: mean, else sum
   CoefficientMap map;
-  const SgdOptions* rule = nullptr;  // [P]
+  const UpdateRule* rule = nullptr;  // [P]
   int threads = 1;
 };
 

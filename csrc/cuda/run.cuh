@@ -20,10 +20,17 @@ PF_DEVICE void write(Dtype dtype, int64_t address, double value) {
     *reinterpret_cast<double*>(address) = value;
 }
 
+PF_DEVICE UpdateRule rule_in(const double* rows, int i) {
+  const double* row = rows + kRuleRow * i;
+  UpdateRule rule;
+  rule.method = static_cast<Method>(static_cast<int>(row[0]));
+  for (int o = 0; o < kOptions; ++o) rule.option[o] = row[1 + o];
+  return rule;
+}
+
 struct Desk {
-  double params[kMaxParams], momentum[kMaxParams], grad[kMaxParams], fresh[kMaxParams];
-  bool has_momentum[kMaxParams];
-  SgdOptions rule[kMaxParams];
+  double params[kMaxParams], kept[kKept * kMaxParams], grad[kMaxParams], fresh[kMaxParams];
+  UpdateRule rule[kMaxParams];
   double coef[kMaxTerms], grad_coef[kMaxTerms];
   double sums[kMaxSums], scratch[kScratch];
   CoefficientMap map;
@@ -31,7 +38,7 @@ struct Desk {
   Span spans[kMaxParams];
   int32_t slots[kMaxParams];
 
-  PF_DEVICE State state() { return {params, momentum, has_momentum, grad}; }
+  PF_DEVICE State state() { return {params, kept, grad}; }
 
   PF_DEVICE Descent descent(const Run& run) {
     const bool single = (run.flags & kLoad) && run.data.dtype == Dtype::Float32;
@@ -77,12 +84,11 @@ struct Desk {
     team.each(n, [&](int i) {
       const int64_t at = load ? run.tables[2 * n + i] : 0;
       const double held = load && at ? read(run.data.dtype, at) : 0.0;
-      momentum[i] = load ? held : run.state[n + i];
-      has_momentum[i] = load ? at != 0 : run.state[2 * n + i] != 0.0;
+      kept[Sgd::kBuffer * n + i] = load ? held : run.state[n + i];
+      kept[Sgd::kFilled * n + i] = load ? at != 0 : run.state[2 * n + i];
       grad[i] = run.state[3 * n + i];
       if (writes) run.state[4 * n + i] = params[i];
-      const double* o = run.rule + 7 * i;
-      rule[i] = {o[0], o[1], o[2], o[3], o[4] != 0.0, o[5] != 0.0, o[6] != 0.0};
+      rule[i] = rule_in(run.rule, i);
     });
   }
 
@@ -91,12 +97,12 @@ struct Desk {
     const int n = run.n_params;
     team.each(n, [&](int i) {
       run.state[i] = params[i];
-      run.state[n + i] = momentum[i];
-      run.state[2 * n + i] = has_momentum[i];
+      run.state[n + i] = kept[Sgd::kBuffer * n + i];
+      run.state[2 * n + i] = kept[Sgd::kFilled * n + i];
       run.state[3 * n + i] = grad[i];
       if (!(run.flags & kStore)) return;
       if (out.epochs > 0) write(run.data.dtype, run.tables[n + i], grad[i]);
-      if (rule[i].owned) store(run, i);
+      if (rule[i].method != Method::None) store(run, i);
     });
     team.one([&] {
       double* const row = run.state + kStateRows * n;
@@ -123,7 +129,8 @@ struct Desk {
     const bool apart = run.flags & kApart;
     const int n = run.n_params;
     write(run.data.dtype, run.tables[(apart ? 3 * n : 0) + i], params[i]);
-    if (has_momentum[i]) write(run.data.dtype, run.tables[(apart ? 4 : 2) * n + i], momentum[i]);
+    if (kept[Sgd::kFilled * n + i] != 0.0)
+      write(run.data.dtype, run.tables[(apart ? 4 : 2) * n + i], kept[Sgd::kBuffer * n + i]);
   }
 
  private:

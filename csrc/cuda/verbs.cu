@@ -71,13 +71,12 @@ __global__ void __launch_bounds__(kMaxParams) update(const Run run) {
   const int i = threadIdx.x, n = run.n_params;
   if (i >= n) return;
   const auto at = [&](int table) { return reinterpret_cast<T*>(run.tables[table * n + i]); };
-  const double* o = run.rule + 7 * i;
-  const SgdOptions rule = {o[0], o[1], o[2], o[3], o[4] != 0.0, o[5] != 0.0, o[6] != 0.0};
-  if (!rule.owned || !at(1)) return;
-  T p = *at(0), b = at(2) ? *at(2) : T(0);
-  Sgd::update(rule, p, *at(1), b, !at(2));
+  const UpdateRule rule = rule_in(run.rule, i);
+  if (rule.method == Method::None || !at(1)) return;
+  T p = *at(0), kept[kKept] = {at(2) ? *at(2) : T(0), at(2) ? T(1) : T(0)};
+  polyfuse::update(rule, p, *at(1), kept);
   *at(0) = p;
-  if (at(2)) *at(2) = b;
+  if (at(2)) *at(2) = kept[Sgd::kBuffer];
 }
 
 __global__ void __launch_bounds__(kMaxParams) store(const Run run) {
@@ -86,7 +85,7 @@ __global__ void __launch_bounds__(kMaxParams) store(const Run run) {
   desk.load_params(block, run);
   desk.load_rest(block, run, false);
   block.each(run.n_params, [&](int i) {
-    if (desk.rule[i].owned) desk.store(run, i);
+    if (desk.rule[i].method != Method::None) desk.store(run, i);
   });
 }
 

@@ -35,7 +35,7 @@ class Moments:
 def descend(
     plan: Plan, data: Data, engine: int, moments: Moments | None, first_epoch: int, epochs: int,
     record_every: int, tol: float, seconds: float, previous: float, threads: int,
-    params: np.ndarray, momentum: np.ndarray, has_momentum: np.ndarray, grad: np.ndarray,
+    params: np.ndarray, kept: np.ndarray, grad: np.ndarray,
 ) -> tuple[int, bool, float, np.ndarray, Moments | None, float]: ...  # fmt: skip
 def accumulate(data: Data, n_terms: int, threads: int) -> Moments: ...
 def count_nonfinite(data: Data, threads: int) -> int: ...
@@ -94,7 +94,7 @@ class Loop:
     def sees_target(self, y: Any) -> bool: ...
     def settle(self, moments: Moments | None, x_version: int, y_version: int) -> None: ...
     def bind(
-        self, owner: Any, *, found: bool, watched: list = [], held: list = [], momentum: list = [],
+        self, owner: Any, *, found: bool, watched: list = [], held: list = [], kept: list = [],
         updates: bool = False, covers_owner: bool = False,
     ) -> None: ...  # fmt: skip
     def bound_to(self, owner: Any) -> bool: ...

@@ -13,7 +13,7 @@ from torch.autograd.graph import increment_version
 from . import _C
 from ._check import GONE
 from .backends.device import DeviceMap, device_rule, tables
-from .problem import Rule
+from .rules import Rule
 from .symbolic import Traced
 
 GIVEN, HOOKED, ACCUMULATE, HELD, STALE = range(5)  # what give_grads answers
@@ -57,9 +57,9 @@ class DeviceLoop(_C.Loop):
     def set_rule(self, rule: Rule) -> None:
         self.rule = device_rule(rule, self.device)
 
-    def bind(self, owner: Any, *, held: Any = (), momentum: Any = (), **rest: Any) -> None:
-        super().bind(owner, held=list(held), momentum=list(momentum), **rest)
-        buffers = {id(t): b for t, b in zip(held, momentum, strict=True)}
+    def bind(self, owner: Any, *, held: Any = (), kept: Any = (), **rest: Any) -> None:
+        super().bind(owner, held=list(held), kept=list(kept), **rest)
+        buffers = {id(t): b for t, tensors in zip(held, kept, strict=True) for b in tensors[:1]}
         self.momentum = [buffers.get(id(t)) for t in self.traced.tensors]
         self.updates = owner is not None and rest.get("updates", False)
         self.owner = owner

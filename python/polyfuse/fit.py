@@ -19,6 +19,7 @@ from .optim.owners import rule_of
 from .problem import Problem, Schedule, State
 from .recognise import refuse_criterion, refuse_optimizer, refuse_parameters, refuse_shape
 from .result import FitResult
+from .rules import SgdOptions, is_sgd
 
 SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
 
@@ -53,6 +54,8 @@ def prepare(
 def refuse_engine(problem: Problem, engine: str, tol: float) -> str | None:
     """None, or why the engine cannot compute this run exactly."""
     if engine == "closed_form":
+        if not is_sgd(problem.rule):
+            return "the update is not linear in the gradient; use moments or stream"
         if not problem.model.affine:
             return "the coefficients are not affine in the parameters (products of parameters)"
         if tol >= 0:
@@ -241,8 +244,8 @@ def largest_stable_lr(problem: Problem) -> float | None:
     Some methods of speeding up the convergence of iteration methods (1964).
     """
     owned = [i for i, o in enumerate(problem.rule) if o is not None]
-    options = {o for o in problem.rule if o is not None}
-    if len(options) != 1 or not problem.model.affine:
+    options = {o for o in problem.rule if isinstance(o, SgdOptions)}
+    if len(options) != 1 or not problem.model.affine or not is_sgd(problem.rule):
         return None
     o = options.pop()
     if o.maximize or o.dampening == 1:

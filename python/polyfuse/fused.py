@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,8 @@ from .backends import backend_of
 from .backends.native import make_plan
 from .backends.reference import coefficients
 from .device_loop import DeviceLoop
-from .problem import Rule, State
+from .problem import State
+from .rules import METHODS, Options, Rule, SgdOptions, kept_of, options_of, row_of
 from .symbolic import NotPolynomial, Traced
 from .tracing import trace
 from .watching import Contents, watched
@@ -56,6 +59,9 @@ class Fused:
         where = [(t, e, i) for i, (t, e) in enumerate(slots)]
         self.order = np.array([i for _, _, i in sorted(where)], dtype=np.int64)
         self.sizes = [t.numel() for t in self.tensors]
+        ends = np.cumsum([0, *self.sizes])
+        # The slots of each tensor, by element.
+        self.at = [self.order[a:b] for a, b in pairwise(ends.tolist())]
         self.trainable = any(t.requires_grad for t in self.tensors)
         self.moments: Any = None
         # The fused optimizer that owns the parameters, and when it was looked for.
@@ -115,16 +121,33 @@ class Fused:
     def state(self, optimizer: torch.optim.Optimizer | None) -> State:
         """The scalar parameters, and the optimizer's state of them, as float64 [P]."""
         assert self.traced is not None
-        slots = len(self.traced.slots)
-        state = State(self.read(), np.zeros(slots), np.zeros(slots, dtype=bool))
-        if optimizer is not None and optimizer.state:
-            held = [optimizer.state.get(t, {}).get("momentum_buffer") for t in self.tensors]
-            buffers = [None if b is None else b.reshape(-1).tolist() for b in held]
-            for i, (t, e) in enumerate(self.traced.slots):
-                if (buffer := buffers[t]) is not None:
-                    state.momentum[i] = buffer[e]
-                    state.has_momentum[i] = True
+        state = State.of(self.read())
+        if optimizer is None:
+            return state
+        for options, t, tensor in self._held(optimizer):
+            at = self.at[t]
+            there = optimizer.state.get(tensor, {})
+            if isinstance(options, SgdOptions):
+                if (buffer := there.get("momentum_buffer")) is not None:
+                    state.momentum[at] = buffer.reshape(-1).tolist()
+                    state.has_momentum[at] = 1.0
+                continue
+            for row, kept in enumerate(METHODS[type(options)].kept):
+                value = there.get(kept.name)
+                state.kept[row, at] = (
+                    kept.start(options)
+                    if value is None
+                    else value.detach().double().cpu().reshape(-1).numpy()
+                )
         return state
+
+    def _held(self, optimizer: Any) -> Iterator[tuple[Options, int, torch.Tensor]]:
+        """The model's parameters that the optimizer steps, with options and number."""
+        mine = {id(t): i for i, t in enumerate(self.tensors)}
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if id(p) in mine and p.requires_grad:
+                    yield options_of(optimizer, group, p), mine[id(p)], p
 
     def read(self) -> np.ndarray:
         """The scalar parameters as they are now, float64 [P]."""
@@ -163,7 +186,7 @@ class Fused:
         if isinstance(self.loop, DeviceLoop):
             self.loop.set_rule(rule)
         else:
-            self.plan.set_rule(list(rule))
+            self.plan.set_rule([o and row_of(o) for o in rule])
 
     def write(self, params: np.ndarray) -> None:
         """Sets the parameters to params [P], where they lie."""
@@ -213,18 +236,20 @@ class Fused:
             for p in group["params"]:
                 if id(p) not in mine:
                     p.grad = None  # as zero_grad leaves what the loss does not depend on
-        if not state.has_momentum.any():
-            return
-        momenta = {id(t): b for t, b in zip(self.tensors, self.gather(state.momentum), strict=True)}
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                buffer = momenta.get(id(p))
-                if buffer is not None and group["momentum"] != 0 and p.requires_grad:
-                    held = optimizer.state[p].get("momentum_buffer")
-                    if held is not None:
-                        held.copy_(buffer)
-                    else:
-                        optimizer.state[p]["momentum_buffer"] = buffer
+        for options, t, tensor in self._held(optimizer):
+            for row, kept in enumerate(kept_of(options)):
+                if kept is None:
+                    continue
+                values = torch.from_numpy(state.kept[row, self.at[t]])
+                there = optimizer.state[tensor].get(kept.name)
+                if there is None and kept.scalar:
+                    optimizer.state[tensor][kept.name] = values[0].to(torch.get_default_dtype())
+                elif there is None:
+                    with np.errstate(over="ignore"):
+                        new = values.to(tensor.dtype).to(tensor.device).view(tensor.shape)
+                    optimizer.state[tensor][kept.name] = new
+                else:
+                    there.copy_(values[0] if kept.scalar else values.view(there.shape))
 
 
 # Of modules that have no slot for it, the last few: what is watched may lead back to the module.

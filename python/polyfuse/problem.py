@@ -9,21 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .rules import KEPT, Rule
 from .symbolic import Traced
-
-
-class SgdOptions(NamedTuple):
-    """Hyper-parameters of one parameter, named as in `torch.optim.SGD`."""
-
-    lr: float
-    momentum: float
-    dampening: float
-    weight_decay: float
-    nesterov: bool
-    maximize: bool
-
-
-Rule = tuple["SgdOptions | None", ...]  # per scalar parameter; None: no optimizer holds it
 
 
 @dataclass(frozen=True)
@@ -41,18 +28,20 @@ class State:
     """Scalar parameters and what goes with them, float64 [P]; a run updates it in place."""
 
     params: np.ndarray
-    momentum: np.ndarray
-    has_momentum: np.ndarray  # bool
-    grad: np.ndarray = None  # type: ignore[assignment]  # of the last step taken
+    kept: np.ndarray  # [KEPT, P], what the update rules keep; see `rules.METHODS`
+    grad: np.ndarray  # of the last step taken
 
-    def __post_init__(self) -> None:
-        if self.grad is None:
-            self.grad = np.zeros(len(self.params))
+    @classmethod
+    def of(cls, params: np.ndarray) -> State:
+        """Before the first step of SGD."""
+        return cls(params, np.zeros((KEPT, len(params))), np.zeros(len(params)))
 
     def copy(self) -> State:
-        return State(
-            self.params.copy(), self.momentum.copy(), self.has_momentum.copy(), self.grad.copy()
-        )
+        return State(self.params.copy(), self.kept.copy(), self.grad.copy())
+
+    # What SGD keeps: the buffer, and 1 where it has been filled.
+    momentum = property(lambda self: self.kept[0])
+    has_momentum = property(lambda self: self.kept[1])
 
 
 class Schedule(NamedTuple):

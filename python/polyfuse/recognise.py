@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from .nn.criterion import MSELoss, is_torchs
+from .optim.classes import FUSED
 from .optim.owners import GLOBAL_HOOKS
-from .optim.sgd import SGD
+from .rules import OPTIONS_OF, refuse_group
 from .symbolic import Traced
 
 
@@ -16,10 +17,12 @@ def refuse_optimizer(optimizer: Any) -> str | None:
     """None, or why this optimizer's step is not one that is compiled."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         return f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
-    if not (type(optimizer) is torch.optim.SGD or type(optimizer) is SGD):
-        return f"{type(optimizer).__name__} has no compiled update rule; fused: SGD"
-    if any(g["differentiable"] for g in optimizer.param_groups):
-        return "differentiable=True is not fused"
+    if not (type(optimizer) in OPTIONS_OF or type(optimizer) in FUSED):
+        names = ", ".join(c.__name__ for c in FUSED)
+        return f"{type(optimizer).__name__} has no compiled update rule; fused: {names}"
+    for group in optimizer.param_groups:
+        if reason := refuse_group(optimizer, group):
+            return reason
     if any(
         (*GLOBAL_HOOKS, optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
     ):

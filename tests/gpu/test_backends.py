@@ -9,7 +9,8 @@ import torch
 from polyfuse import workload
 from polyfuse.backends import REGISTRY
 from polyfuse.fused import fused
-from polyfuse.problem import Problem, Schedule, SgdOptions, State
+from polyfuse.problem import Problem, Schedule, State
+from polyfuse.rules import SgdOptions
 
 from ..tolerance import assert_close, assert_like_torch, assert_relative
 
@@ -56,7 +57,7 @@ def make(degree, n, dtype, options=None, mean=True, seed=0):
 
 
 def state_of(start):
-    return State(start.copy(), np.zeros_like(start), np.zeros(len(start), dtype=bool))
+    return State.of(start.copy())
 
 
 @pytest.mark.parametrize("n", [1, 2, 9, 1003, 100_003])

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..problem import Problem, Schedule, State, Trace
+from ..rules import is_sgd
 from ..symbolic import Traced
 from .device import OUTCOME, DeviceMap, DeviceMoments, DeviceState, device_rule, n_recorded
 from .native import ENGINE
@@ -53,6 +54,8 @@ class Cuda:
             return f"the data is on {problem.x.device}"
         if len(problem.model.slots) > MAX_PARAMS:
             return f"{len(problem.model.slots)} scalar parameters, more than {MAX_PARAMS}"
+        if not is_sgd(problem.rule):
+            return "its kernels know no optimizer but SGD"
         return None
 
     def evaluate(

@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..problem import Moments, Rule, Schedule, State
+from ..problem import Moments, Schedule, State
+from ..rules import Rule, row_of
 from ..symbolic import Traced
 
 ROWS = ("params", "momentum", "has_momentum", "grad", "before")
+RULE_ROW = 10
 OUTCOME = ("epochs", "converged", "loss", "previous", "square")
 
 
@@ -69,9 +71,13 @@ def _map(terms: Terms, n_terms: int, n_params: int, device: torch.device) -> Dev
 
 @lru_cache(maxsize=64)
 def device_rule(rule: Rule, device: torch.device) -> torch.Tensor:
-    """[P, 7] float64: lr, momentum, dampening, weight_decay, nesterov, maximize, owned."""
-    rows = [(*map(float, o), 1.0) if o is not None else (0.0,) * 7 for o in rule]
-    return torch.tensor(rows, dtype=torch.float64, device=device).reshape(-1, 7)
+    """[P, RULE_ROW] float64: the method (0: no optimizer holds it) and its options."""
+    rows = np.zeros((len(rule), RULE_ROW))
+    for row, options in zip(rows, rule, strict=True):
+        if options is not None:
+            numbers = row_of(options)
+            row[: len(numbers)] = numbers
+    return torch.from_numpy(rows).to(device)
 
 
 _tables: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()

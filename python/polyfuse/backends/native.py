@@ -9,6 +9,7 @@ import torch
 
 from .. import _C
 from ..problem import Problem, Schedule, State, Trace
+from ..rules import row_of
 from ..symbolic import MAX_PARAMS, Traced
 
 ENGINE = {"stream": 0, "moments": 1, "closed_form": 2}
@@ -61,13 +62,13 @@ class Cpu:
         self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: State
     ) -> Trace:
         plan = make_plan(problem.model)
-        plan.set_rule(list(problem.rule))
+        plan.set_rule([o and row_of(o) for o in problem.rule])
         plan.mean = problem.reduction == "mean"
         data = make_data(problem.model, problem.x, problem.y, problem.omit)
         return Trace(
             *_C.descend(
                 plan, data, ENGINE[engine], moments, *schedule, torch.get_num_threads(),
-                state.params, state.momentum, state.has_momentum, state.grad,
+                state.params, state.kept, state.grad,
             )
         )  # fmt: skip
 

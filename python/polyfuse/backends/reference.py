@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..problem import Moments, Problem, Schedule, State, Trace
+from ..rules import METHODS, OPTIONS_OF, Rule, SgdOptions, group_of, kept_of
 from ..symbolic import MAX_PARAMS, Traced
 
 
@@ -35,6 +37,51 @@ def kept(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
         keep = torch.isfinite(x) & torch.isfinite(y)
         x, y = x[keep], y[keep]
     return x, y
+
+
+class Step:
+    """torch's own optimizers, one for each scalar parameter."""
+
+    def __init__(self, rule: Rule, state: State):
+        self.optimizers: list[torch.optim.Optimizer | None] = []
+        for i, options in enumerate(rule):
+            self.optimizers.append(None)
+            if options is None:
+                continue
+            p = torch.zeros((), dtype=torch.float64, requires_grad=True)
+            method = METHODS[type(options)]
+            new: Any = method.optimizer
+            optimizer = new([p])
+            optimizer.param_groups[0].update(group_of(options), foreach=False)
+            started = not isinstance(options, SgdOptions) or state.has_momentum[i]
+            for row, number in enumerate(kept_of(options)):
+                if number is not None and started:
+                    dtype = torch.float32 if number.scalar else torch.float64
+                    value = torch.tensor(state.kept[row, i], dtype=dtype)
+                    optimizer.state[p][number.name] = value
+            self.optimizers[-1] = optimizer
+
+    def __call__(self, params: torch.Tensor, grad: torch.Tensor) -> None:
+        with torch.no_grad():
+            for i, optimizer in enumerate(self.optimizers):
+                if optimizer is not None:
+                    p = optimizer.param_groups[0]["params"][0]
+                    p.copy_(params[i])
+                    p.grad = grad[i].clone()
+                    optimizer.step()
+                    params[i] = p
+
+    def read_into(self, state: State) -> None:
+        for i, optimizer in enumerate(self.optimizers):
+            if optimizer is None or not optimizer.state:
+                continue
+            (kept,) = optimizer.state.values()
+            method = METHODS[OPTIONS_OF[type(optimizer)]]
+            for row, number in enumerate(method.kept):
+                if kept.get(number.name) is not None:
+                    state.kept[row, i] = kept[number.name].item()
+            if isinstance(optimizer, torch.optim.SGD):
+                state.has_momentum[i] = kept.get("momentum_buffer") is not None
 
 
 class Reference:
@@ -109,6 +156,7 @@ class Reference:
             moments = self.accumulate(problem)
         objective = self.objective(problem, engine, moments)
         params = torch.tensor(state.params, requires_grad=True)
+        step = Step(problem.rule, state)
         start, previous, recorded, done, converged = (
             time.monotonic(), schedule.previous, [], 0, False
         )  # fmt: skip
@@ -123,32 +171,15 @@ class Reference:
                 break
             previous = loss.item()
             state.grad[:] = grad.numpy()
-            with torch.no_grad():
-                self.update(problem, params, grad, state)
+            step(params, grad)
             done += 1
             if schedule.seconds and time.monotonic() - start > schedule.seconds:
                 break
         state.params[:] = params.detach().numpy()
+        step.read_into(state)
         return Trace(
             done, converged, objective(params).item(), np.array(recorded), moments, previous
         )
-
-    def update(
-        self, problem: Problem, params: torch.Tensor, grad: torch.Tensor, state: State
-    ) -> None:
-        """One step of SGD, as `torch.optim.SGD` documents it."""
-        for i, o in enumerate(problem.rule):
-            if o is None:
-                continue
-            d = (-grad[i] if o.maximize else grad[i]) + o.weight_decay * params[i]
-            if o.momentum:
-                if state.has_momentum[i]:
-                    state.momentum[i] = o.momentum * state.momentum[i] + (1 - o.dampening) * d
-                else:
-                    state.momentum[i] = d
-                state.has_momentum[i] = True
-                d = d + o.momentum * state.momentum[i] if o.nesterov else state.momentum[i]
-            params[i] -= o.lr * d
 
     def nonfinite(self, problem: Problem) -> int:
         return int((~(torch.isfinite(problem.x) & torch.isfinite(problem.y))).sum())

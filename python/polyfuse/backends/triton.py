@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..problem import Problem, Schedule, State, Trace
+from ..rules import is_sgd
 from ..symbolic import Traced
 from . import geometry, launch
 from .device import (
@@ -51,6 +52,8 @@ class Triton:
             return f"the data is on {device}"
         if len(problem.model.slots) > geometry.MAX_PARAMS:
             return f"{len(problem.model.slots)} parameters, above {geometry.MAX_PARAMS}"
+        if not is_sgd(problem.rule):
+            return "its kernels know no optimizer but SGD"
         return None
 
     def evaluate(self, model: Traced, coef: Any, x: torch.Tensor) -> torch.Tensor:

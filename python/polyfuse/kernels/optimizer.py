@@ -6,10 +6,10 @@ import triton.language as tl
 
 @triton.jit
 def load_rule(rule_ptr, lane, P: tl.constexpr):
-    """The columns of rule [P, 7], as `device_rule` orders them."""
+    """Of rule [P, 10]: the options of SGD, and whether there is a method at all."""
     rule = ()
     for i in tl.static_range(7):
-        rule = rule + (tl.load(rule_ptr + 7 * lane + i, lane < P, other=0.0),)
+        rule = rule + (tl.load(rule_ptr + 10 * lane + (i + 1) % 7, lane < P, other=0.0),)
     return rule
 
 

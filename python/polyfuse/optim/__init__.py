@@ -7,9 +7,21 @@ from typing import Any
 import torch.optim as _torch_optim
 
 from .._alias import hand_on
-from .sgd import SGD
+from .classes import (
+    ASGD,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    RAdam,
+    RMSprop,
+    Rprop,
+)
 
-hand_on(__name__, "torch.optim", own=("owners", "sgd"))
+hand_on(__name__, "torch.optim", own=("owners", "step", "classes"))
 
 
 def __getattr__(name: str) -> Any:
@@ -20,4 +32,16 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *dir(_torch_optim)})
 
 
-__all__ = ["SGD"]
+__all__ = [
+    "ASGD",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+]

@@ -9,7 +9,7 @@ import torch
 import torch.optim.optimizer as _base
 
 from .. import _C
-from ..problem import Rule, SgdOptions
+from ..rules import Options, Rule, is_sgd, kept_of, options_of
 
 _alive: dict[int, weakref.ref] = {}
 GLOBAL_HOOKS = [_base._global_optimizer_pre_hooks, _base._global_optimizer_post_hooks]
@@ -39,24 +39,26 @@ def _owner_of(known: Any) -> Any:
     return known.owner and known.owner()
 
 
-def sgd_options(group: dict[str, Any]) -> SgdOptions:
-    return SgdOptions(
-        float(group["lr"]),
-        float(group["momentum"]),
-        float(group["dampening"]),
-        float(group["weight_decay"]),
-        bool(group["nesterov"]),
-        bool(group["maximize"]),
-    )
-
-
 def rule_of(model: Any, optimizer: torch.optim.Optimizer) -> Rule:
     """The options of every scalar parameter."""
-    by_tensor: dict[int, SgdOptions] = {}
+    by_tensor: dict[int, Options] = {}
+    mine = {id(t) for t in model.tensors}
     for group in optimizer.param_groups:
-        options = sgd_options(group)
-        by_tensor.update((id(p), options) for p in group["params"] if p.requires_grad)
+        for p in group["params"]:
+            if p.requires_grad and id(p) in mine:
+                by_tensor[id(p)] = options_of(optimizer, group, p)
     return tuple(by_tensor.get(id(model.tensors[t])) for t, _ in model.traced.slots)
+
+
+def _has_place(value: Any, t: torch.Tensor, scalar: bool) -> bool:
+    """Whether an update can write to a tensor of the optimizer's state of t."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.is_contiguous()
+        and value.device == t.device
+        and value.shape == (() if scalar else t.shape)
+        and (value.dtype in (torch.float32, torch.float64) if scalar else value.dtype == t.dtype)
+    )
 
 
 def bind(known: Any, optimizer: Any = None) -> None:
@@ -68,28 +70,30 @@ def bind(known: Any, optimizer: Any = None) -> None:
     if owner is None or (optimizer is None and not owner.compiled()):
         loop.bind(None, found=True)
         return
+    rule = rule_of(known, owner)
+    if not (known.on_host or is_sgd(rule)):  # no device has a kernel for its step
+        loop.bind(None, found=True)
+        return
     groups = owner.param_groups
     numbers = [v for g in groups for v in g.values() if isinstance(v, torch.Tensor)]
     near = [v for v in numbers if v.device.type == "cpu" and v.is_contiguous()]
     hooks = [owner._optimizer_step_pre_hooks, owner._optimizer_step_post_hooks, *GLOBAL_HOOKS]
-    rule = rule_of(known, owner)
     known.set_rule(rule)
     by_id = {id(p) for g in groups for p in g["params"]}
     held = [t for t in known.tensors if id(t) in by_id and t.requires_grad]
-    with_momentum = {
-        id(known.tensors[t])
-        for (t, _), o in zip(known.traced.slots, rule, strict=True)
-        if o is not None and o.momentum != 0
+    options = {
+        id(known.tensors[t]): o for (t, _), o in zip(known.traced.slots, rule, strict=True) if o
     }
-    buffers = [
-        owner.state.get(t, {}).get("momentum_buffer") if id(t) in with_momentum else None
-        for t in held
-    ]
-    ready = all(
-        b is not None and b.shape == t.shape and b.is_contiguous() and b.dtype == known.dtype
-        for t, b in zip(held, buffers, strict=True)
-        if id(t) in with_momentum
-    )
+    kept, ready = [], True
+    for t in held:
+        rows = kept_of(options[id(t)])
+        state = owner.state.get(t, {})
+        tensors = [None if row is None else state.get(row.name) for row in rows]
+        ready = ready and all(
+            row is None or _has_place(value, t, row.scalar)
+            for row, value in zip(rows, tensors, strict=True)
+        )
+        kept.append(tensors)
     loop.bind(
         owner,
         found=optimizer is None,
@@ -104,7 +108,7 @@ def bind(known: Any, optimizer: Any = None) -> None:
             *(owner.state[t] for t in held if t in owner.state),
         ],
         held=held,
-        momentum=buffers if ready else [None] * len(held),
+        kept=kept if ready else [()] * len(held),
         updates=ready and len(near) == len(numbers) and not any(hooks),
         covers_owner=len(held) == sum(len(g["params"]) for g in groups),
     )

@@ -1,38 +1,38 @@
-"""SGD: torch's own, whose step installs what backward has computed."""
+"""What polyfuse's optimizers share: their step installs what backward has computed."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import _C
+from ..rules import refuse_group, torchs
 from .owners import register
 
-_torch_step: Any = torch.optim.SGD.step
-if not getattr(_torch_step, "hooked", False):
-    _torch_step = torch.optim.Optimizer.profile_hook_step(_torch_step)
+# To type checkers; it goes before one of torch's classes, which is the Optimizer.
+_Base: Any = torch.optim.Optimizer if TYPE_CHECKING else object
 
 
-class SGD(torch.optim.SGD):
-    """Stochastic gradient descent, with the arguments, state and results of `torch.optim.SGD`.
+class FusedStep(_Base):
+    """Goes before one of torch's optimizers in a class's bases.
 
-    Where backward ran fused on parameters that this optimizer alone holds, the next parameters are
-    computed already and `step` only installs them; anything else is torch's own step.
-
-    Args:
-        params, lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch.
-
-    Raises:
-        ValueError: as torch does, for a negative lr or momentum, or nesterov without momentum.
-
-    Example:
-        >>> import polyfuse.nn as nn, polyfuse.optim as optim
-        >>> model = nn.Polynomial(2)
-        >>> optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    Where backward ran fused on parameters that this optimizer alone holds, the next parameters and
+    state are computed already and `step` only installs them; anything else is torch's own step.
     """
 
     __slots__ = ("_pending",)  # steps whose update backward has computed
+    param_groups: list[dict[str, Any]]
+    _torch_step: Callable[..., Any]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if FusedStep in cls.__bases__:
+            torch_class: Any = torchs(cls)
+            step = torch_class.step
+            hooked = getattr(step, "hooked", False)
+            cls._torch_step = step if hooked else torch.optim.Optimizer.profile_hook_step(step)
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -44,7 +44,7 @@ class SGD(torch.optim.SGD):
         self._pending = []
         register(self)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> Any:
         return super().__getstate__()
 
     def add_param_group(self, param_group: dict) -> None:
@@ -57,8 +57,8 @@ class SGD(torch.optim.SGD):
 
     def compiled(self) -> bool:
         """Whether the step is one that the kernels know."""
-        return type(self).step is SGD.step and not any(
-            g["differentiable"] for g in self.param_groups
+        return type(self).step is FusedStep.step and not any(
+            refuse_group(self, g) for g in self.param_groups
         )
 
     @_C.fast("zero_grad")
@@ -70,7 +70,7 @@ class SGD(torch.optim.SGD):
     def step(self, closure: Any = None) -> Any:
         pending, self._pending = self._pending, []
         if not pending or closure is not None:
-            return _torch_step(self, closure)
+            return self._torch_step(closure)
         done = [loop for loop in pending if loop.install(self)]
         if len(done) == 1 and done[0].covers_owner:
             return None
@@ -87,7 +87,7 @@ class SGD(torch.optim.SGD):
         for p, _ in aside:
             p.grad = None
         try:
-            return _torch_step(self)
+            return self._torch_step()
         finally:
             for p, grad in aside:
                 p.grad = grad
@@ -95,4 +95,4 @@ class SGD(torch.optim.SGD):
     step.hooked = True  # so that torch does not wrap it: `_torch_step` calls the hooks
 
 
-_C.declare_optimizer(SGD)
+_C.declare_optimizer(FusedStep)
