@@ -90,6 +90,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<pf::Plan>(m, "Plan")
       .def(py::init<int, int, py::list, double, double>())
       .def("set_rule", &pf::Plan::set_rule)
+      .def("set_changes", &pf::Plan::set_changes)
       .def_property(
           "mean", [](const pf::Plan& p) { return p.problem.mean; },
           [](pf::Plan& p, bool mean) { p.problem.mean = mean; })

@@ -32,15 +32,37 @@ Plan::Plan(int n_params, int n_coefficients, const py::list& term_list, double s
   problem.rule = rule.data();
 }
 
+namespace {
+
+UpdateRule rule_from(py::handle options) {
+  UpdateRule rule;
+  if (options.is_none()) return rule;
+  const auto row = options.cast<std::vector<double>>();  // the method, and its options
+  rule.method = static_cast<Method>(static_cast<int>(row.at(0)));
+  if (row.size() > 1 + kOptions) throw py::value_error("too many options");
+  std::copy(row.begin() + 1, row.end(), rule.option);
+  return rule;
+}
+
+}  // namespace
+
 void Plan::set_rule(const py::list& options) {
-  for (size_t i = 0; i < rule.size(); ++i) {
-    rule[i] = {};
-    if (options[i].is_none()) continue;
-    const auto row = options[i].cast<std::vector<double>>();  // the method, and its options
-    rule[i].method = static_cast<Method>(static_cast<int>(row.at(0)));
-    if (row.size() > 1 + kOptions) throw py::value_error("too many options");
-    std::copy(row.begin() + 1, row.end(), rule[i].option);
+  rule.clear();
+  for (py::handle of_one : options) rule.push_back(rule_from(of_one));
+  changes.clear();
+  problem.rule = rule.data();
+  problem.n_changes = 0;
+}
+
+void Plan::set_changes(const py::list& list) {
+  for (py::handle item : list) {
+    const auto [epoch, options] = item.cast<std::pair<int64_t, py::list>>();
+    changes.push_back(epoch);
+    for (py::handle of_one : options) rule.push_back(rule_from(of_one));
   }
+  problem.rule = rule.data();
+  problem.changes = changes.data();
+  problem.n_changes = static_cast<int>(changes.size());
 }
 
 }  // namespace polyfuse

@@ -17,12 +17,15 @@ struct Plan {
   std::vector<Span> spans;
   std::vector<int32_t> slots;
   std::vector<UpdateRule> rule;
+  std::vector<int64_t> changes;
   Problem problem;
 
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
   Plan(int n_params, int n_coefficients, const py::list& terms, double shift, double scale);
   void set_rule(const py::list& options);
+  // And a rule for each epoch, counted from a launch's start, from which on another holds.
+  void set_changes(const py::list& changes);
 };
 
 }  // namespace polyfuse

@@ -27,7 +27,7 @@ struct StreamObjective {
 };
 
 // Epochs that need no loss and no gradient to be left behind, on few samples; true if done.
-bool run_resident(const Problem& problem, int64_t epochs, const State& s) {
+bool run_resident(const Problem& problem, const UpdateRule* rules, int64_t epochs, const State& s) {
   const int n = problem.map.n_params;
   if (!problem.map.identity || problem.criterion != Criterion::SquaredError || problem.data.omit ||
       problem.data.n > kResidentSamples || n > kResidentTerms)
@@ -36,7 +36,7 @@ bool run_resident(const Problem& problem, int64_t epochs, const State& s) {
   bool with_momentum = false;
   const double slope = 2.0 * (problem.mean ? 1.0 / static_cast<double>(problem.data.n) : 1.0);
   for (int i = 0; i < n; ++i) {
-    const UpdateRule& rule = problem.rule[i];
+    const UpdateRule& rule = rules[i];
     if (rule.method != Method::Sgd && rule.method != Method::None) return false;
     if (fills_momentum(rule)) {
       with_momentum = true;
@@ -58,22 +58,29 @@ bool run_resident(const Problem& problem, int64_t epochs, const State& s) {
   return true;
 }
 
-bool run_resident(const MomentsObjective&, int64_t, const State&) { return false; }
-bool run_resident(const StreamObjective& stream, int64_t epochs, const State& s) {
-  return run_resident(stream.problem, epochs, s);
+bool run_resident(const MomentsObjective&, const UpdateRule*, int64_t, const State&) {
+  return false;
+}
+bool run_resident(const StreamObjective& stream, const UpdateRule* rules, int64_t epochs,
+                  const State& s) {
+  return run_resident(stream.problem, rules, epochs, s);
 }
 
 constexpr int64_t kLook = 1 << 20;  // samples read between two looks at the clock
 
 template <class Objective>
-void run(const Problem& problem, Objective& objective, const Descent& descent, Trace& out,
-         State s) {
+void run(const Problem& problem, Objective& objective, Descent descent, Trace& out, State s) {
   using Clock = std::chrono::steady_clock;
   const Clock::time_point start = Clock::now();
   const Schedule& schedule = descent.schedule;
   const auto record = [&](double loss) { out.recorded.push_back(loss); };
+  const int64_t *change = problem.changes, *const last = change + problem.n_changes;
+  const auto follow = [&] {
+    for (; change != last && *change <= out.epochs; ++change) descent.rule += descent.n_params;
+  };
   int64_t unlooked = 0;  // samples read since the last look at the clock
   const auto pause = [&] {
+    follow();
     if (schedule.tol < 0.0) {
       // Up to the next recorded epoch, or the last, whose gradient stays behind.
       const int64_t epoch = schedule.first_epoch + out.epochs - 1;
@@ -81,9 +88,11 @@ void run(const Problem& problem, Objective& objective, const Descent& descent, T
       int64_t quiet = std::min<int64_t>(schedule.epochs - out.epochs - 1, most);
       if (schedule.record_every > 0)
         quiet = std::min(quiet, schedule.record_every - epoch % schedule.record_every - 1);
-      if (quiet > 0 && run_resident(objective, quiet, s)) {
+      if (change != last) quiet = std::min(quiet, *change - out.epochs);
+      if (quiet > 0 && run_resident(objective, descent.rule, quiet, s)) {
         out.epochs += quiet;
         unlooked += quiet * problem.data.n;
+        follow();
       }
     }
     unlooked += problem.data.n;

@@ -13,7 +13,10 @@ struct Problem {
   Criterion criterion = Criterion::SquaredError;
   bool mean = true;  // reduction: mean, else sum
   CoefficientMap map;
-  const UpdateRule* rule = nullptr;  // [P]
+  const UpdateRule* rule = nullptr;  // [1 + C, P]
+  // The epochs of the launch, ascending, from which on the next row of rules holds.
+  const int64_t* changes = nullptr;  // [C]
+  int n_changes = 0;
   int threads = 1;
 };
 

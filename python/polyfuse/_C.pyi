@@ -16,6 +16,7 @@ class Data:
     ) -> None: ...  # fmt: skip
 
 class Plan:
+    def set_changes(self, changes: list) -> None: ...
     mean: bool
     identity: bool
     def __init__(

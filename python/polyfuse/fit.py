@@ -20,6 +20,7 @@ from .problem import Problem, Schedule, State
 from .recognise import refuse_criterion, refuse_optimizer, refuse_parameters, refuse_shape
 from .result import FitResult
 from .rules import SgdOptions, is_sgd
+from .schedulers import Schedulers
 
 SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
 
@@ -51,9 +52,11 @@ def prepare(
     return known, problem
 
 
-def refuse_engine(problem: Problem, engine: str, tol: float) -> str | None:
+def refuse_engine(problem: Problem, engine: str, tol: float, scheduled: bool = False) -> str | None:
     """None, or why the engine cannot compute this run exactly."""
     if engine == "closed_form":
+        if scheduled:
+            return "a scheduler changes the update from epoch to epoch; use moments or stream"
         if not is_sgd(problem.rule):
             return "the update is not linear in the gradient; use moments or stream"
         if not problem.model.affine:
@@ -63,17 +66,19 @@ def refuse_engine(problem: Problem, engine: str, tol: float) -> str | None:
     return None
 
 
-def choose_engine(problem: Problem, engine: str, epochs: int, tol: float) -> str:
+def choose_engine(
+    problem: Problem, engine: str, epochs: int, tol: float, scheduled: bool = False
+) -> str:
     _check.one_of("engine", engine, _check.ENGINES)
     if engine == "auto":
         if epochs == 1:
             return "stream"
-        if refuse_engine(problem, "closed_form", tol):
+        if refuse_engine(problem, "closed_form", tol, scheduled):
             return "moments"
         # Operations: products of matrices of 2 P + 1 rows, against K^2 and about 40 more an epoch.
         power = 2 * (2 * len(problem.rule) + 1) ** 3 * math.log2(epochs + 2)
         return "closed_form" if power < epochs * (problem.model.degree**2 + 40) else "moments"
-    reason = refuse_engine(problem, engine, tol)
+    reason = refuse_engine(problem, engine, tol, scheduled)
     if reason:
         raise ValueError(f"engine: {engine} cannot serve this case: {reason}")
     return engine
@@ -91,6 +96,7 @@ def fit(
     backend: str = "auto",
     record_every: int | None = None,
     tol: float | None = None,
+    scheduler: Any = None,
     callback: Callback | None = None,
     progress: bool = False,
     nan_policy: str = "raise",
@@ -105,13 +111,16 @@ def fit(
     Args:
         model: torch or polyfuse module whose output is a polynomial of its input.
         criterion: ``MSELoss`` with reduction mean or sum, torch's or polyfuse's.
-        optimizer: ``SGD``, torch's or polyfuse's.
+        optimizer: torch's or polyfuse's SGD, Adam, AdamW, ASGD, Rprop, RMSprop, Adagrad, Adadelta,
+            Adamax, NAdam or RAdam.
         x, y: data of one shape, float32 or float64.
         epochs: steps to take, each over all the data.
         engine: ``auto``, ``stream``, ``moments`` or ``closed_form``; `explain` says why.
         backend: ``auto`` or a name that `backends` lists.
         record_every: record the loss after 0, record_every, 2 record_every, ... steps.
         tol: stop after the first epoch that changes the loss by no more than tol * loss.
+        scheduler: one of torch's learning-rate schedulers, or a list of them, each stepped after
+            every epoch; ``ReduceLROnPlateau`` gets the epoch's loss, and costs a launch an epoch.
         callback: called as ``callback(epoch, loss)`` at every recorded epoch, with the parameters
             in place; the run stops where it returns True.
         progress: show a bar (needs tqdm).
@@ -142,7 +151,9 @@ def fit(
     if callback is not None and not every:
         raise ValueError("callback: needs record_every, the epochs at which it is called")
     known, problem = prepare(model, criterion, optimizer, x, y, nan_policy)
-    requested, engine = engine, choose_engine(problem, engine, epochs, tolerance)
+    schedulers = Schedulers(scheduler, optimizer, lambda: rule_of(known, optimizer))
+    scheduled = bool(schedulers.listed)
+    requested, engine = engine, choose_engine(problem, engine, epochs, tolerance, scheduled)
     runner = choose(backend, problem)
     before = runner.launches()
     if nan_policy == "raise" and engine == "stream":
@@ -162,6 +173,12 @@ def fit(
             if callback is not None or bar is not None:
                 pause = every or max(1, epochs // 100)
                 stop = min(epochs, (done // pause + 1) * pause)
+            if scheduled:
+                schedulers.settle(done)
+                most = getattr(runner, "max_changes", 0)
+                taken, rule, changes = schedulers.ahead(stop - done, most)
+                stop = done + taken
+                problem = replace(problem, rule=rule, changes=changes)
             schedule = Schedule(done, stop - done, every, tolerance, SLICE_SECONDS, previous)
             # Ctrl-C is heard as a launch returns: what it changed must not be half taken over.
             ahead = state.copy()
@@ -184,6 +201,7 @@ def fit(
                 history += [(at + i * every, float(v)) for i, v in enumerate(run.recorded)]
             left = (ahead, done + run.epochs, run.loss)
             state, done, loss = left
+            schedulers.settle(done, run.previous)
             if bar is not None:
                 bar.update(run.epochs)
                 bar.set_postfix(loss=f"{loss:.6g}")
@@ -207,6 +225,7 @@ def fit(
             bar.close()
     if left is not None:
         state, done, loss = left
+    schedulers.settle(done, previous)
     known.commit(state, optimizer, done > 0)
     if not (history and history[-1][0] == done) and reason != "interrupted":
         history.append((done, loss))

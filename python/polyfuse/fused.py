@@ -19,7 +19,7 @@ from .backends.native import make_plan
 from .backends.reference import coefficients
 from .device_loop import DeviceLoop
 from .problem import State
-from .rules import METHODS, Options, Rule, SgdOptions, kept_of, options_of, row_of
+from .rules import METHODS, Options, Rule, SgdOptions, kept_of, options_of, rows_of
 from .symbolic import NotPolynomial, Traced
 from .tracing import trace
 from .watching import Contents, watched
@@ -186,7 +186,7 @@ class Fused:
         if isinstance(self.loop, DeviceLoop):
             self.loop.set_rule(rule)
         else:
-            self.plan.set_rule([o and row_of(o) for o in rule])
+            self.plan.set_rule(rows_of(rule))
 
     def write(self, params: np.ndarray) -> None:
         """Sets the parameters to params [P], where they lie."""

@@ -21,6 +21,8 @@ class Problem:
     x: torch.Tensor  # [N]
     y: torch.Tensor  # [N]
     omit: bool = False  # leave out samples with a nan or inf
+    # (epochs from the launch's start, the rule from then on), where the backend follows them
+    changes: tuple[tuple[int, Rule], ...] = ()
 
 
 @dataclass

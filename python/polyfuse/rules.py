@@ -257,6 +257,10 @@ def row_of(options: Options) -> tuple[float, ...]:
     return (METHODS[type(options)].number, *options)
 
 
+def rows_of(rule: Rule) -> list[tuple[float, ...] | None]:
+    return [o and row_of(o) for o in rule]
+
+
 def kept_of(options: Options) -> tuple[Kept | None, ...]:
     """The numbers that are kept with these options, None where one is not."""
     return tuple(k if k.used(options) else None for k in METHODS[type(options)].kept)

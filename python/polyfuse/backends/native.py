@@ -9,7 +9,7 @@ import torch
 
 from .. import _C
 from ..problem import Problem, Schedule, State, Trace
-from ..rules import row_of
+from ..rules import rows_of
 from ..symbolic import MAX_PARAMS, Traced
 
 ENGINE = {"stream": 0, "moments": 1, "closed_form": 2}
@@ -37,6 +37,7 @@ def make_data(model: Traced, x: torch.Tensor, y: torch.Tensor | None, omit: bool
 class Cpu:
     name = "cpu"
     max_params = MAX_PARAMS
+    max_changes = 4096  # of the rule, in one launch
 
     def missing(self) -> str | None:
         return None
@@ -62,7 +63,9 @@ class Cpu:
         self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: State
     ) -> Trace:
         plan = make_plan(problem.model)
-        plan.set_rule([o and row_of(o) for o in problem.rule])
+        plan.set_rule(rows_of(problem.rule))
+        if problem.changes:
+            plan.set_changes([(epoch, rows_of(rule)) for epoch, rule in problem.changes])
         plan.mean = problem.reduction == "mean"
         data = make_data(problem.model, problem.x, problem.y, problem.omit)
         return Trace(
