@@ -94,6 +94,19 @@ def gpu_name() -> dict[str, Any]:
     return {"device": torch.cuda.get_device_name(), "where": where}
 
 
+def header(quick: bool, gpu: bool = False) -> dict[str, Any]:
+    """Where and when, and of what."""
+    commit = ["git", "rev-parse", "--short", "HEAD"]
+    return {
+        **(gpu_name() if gpu else cpu_name()),
+        "date": datetime.date.today().isoformat(),
+        "versions": {"polyfuse": pf.__version__, "torch": torch.__version__,
+                     "numpy": np.__version__, "python": platform.python_version()},
+        "commit": subprocess.run(commit, capture_output=True, text=True).stdout.strip(),
+        "quick": quick,
+    }  # fmt: skip
+
+
 def pretty(seconds: float) -> str:
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= scale:
@@ -113,13 +126,7 @@ def main() -> None:
     if args.gpu:
         from gpu.cases import cases as chosen
     report: dict[str, Any] = {
-        **(gpu_name() if args.gpu else cpu_name()),
-        "date": datetime.date.today().isoformat(),
-        "versions": {"polyfuse": pf.__version__, "torch": torch.__version__,
-                     "numpy": np.__version__, "python": platform.python_version()},
-        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True,
-                                 text=True).stdout.strip(),
-        "quick": args.quick,
+        **header(args.quick, args.gpu),
         "memory_growth_mib": memory_growth(args.quick),
         "import_seconds": import_seconds(),
         "cases": [],

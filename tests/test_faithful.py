@@ -1,11 +1,13 @@
 """Where deferring could show, it must not: scripts beside torch, memory, threads, modes."""
 
 import gc
+import random
 import subprocess
 import sys
 import threading
 import weakref
 
+import numpy as np
 import polyfuse as pf
 import pytest
 import torch
@@ -37,6 +39,40 @@ def test_random_draws_are_drawn_every_time():
     torch.manual_seed(0)
     model = Noisy()
     assert len({model(XS).sum().item() for _ in range(30)}) == 2
+
+
+GENERATOR = random.Random(0)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda m: random.random(),
+        lambda m: np.random.rand(),
+        lambda m: GENERATOR.random(),
+        lambda m: m.generator.random(),
+        lambda m: torch.rand(()).item(),
+    ],
+)
+def test_chance_in_the_forward_is_noticed(draw):
+    """Nor does looking for it change what is drawn afterwards."""
+
+    def train(nn):
+        class Dynamic(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a = torch.nn.Parameter(torch.ones(1))
+                self.generator = np.random.default_rng(0)
+
+            def forward(self, x):
+                return self.a * x if draw(self) < 0.5 else self.a * x**2
+
+        random.seed(3), np.random.seed(3), torch.manual_seed(3), GENERATOR.seed(3)
+        model = Dynamic()
+        return [model(XS).sum().item() for _ in range(20)]
+
+    found = train(pf.nn)
+    assert found == train(torch.nn) and len(set(found)) == 2
 
 
 def test_momentum_of_another_model_is_refused_as_torch_does():

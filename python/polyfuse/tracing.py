@@ -7,6 +7,7 @@ import itertools
 import torch
 
 from . import _C
+from .chance import Chance
 from .symbolic import NotPolynomial, Recorder, Symbol, Traced
 from .watching import Contents, has_hooks
 
@@ -19,7 +20,7 @@ def trace(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> 
     recorder = Recorder(module, dtype, device)
     before = [dict(m.__dict__) for m in module.modules()]
     contents = Contents(module)
-    watch, random = _C.Watch(contents.cheap), torch.get_rng_state()
+    watch, chance = _C.Watch(contents.cheap), Chance(module)
     values = [(t, t.detach().clone()) for t in contents.cheap if isinstance(t, torch.Tensor)]
     try:
         with torch.enable_grad(), recorder:
@@ -40,11 +41,11 @@ def trace(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> 
         if changed:
             for t, value in values:
                 t.detach().copy_(value)
+        drawn = chance.drawn()
     if changed:
         raise NotPolynomial("forward changes what its module holds", for_good=True)
-    if not torch.equal(random, torch.get_rng_state()):
-        torch.set_rng_state(random)
-        raise NotPolynomial("forward draws random numbers")
+    if drawn:
+        raise NotPolynomial("forward draws random numbers", for_good=True)
     if type(out) is not Symbol:
         raise NotPolynomial(f"forward returns {type(out).__name__}, not a polynomial of x")
     if not out.of_x:
