@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from polyfuse.fused import fused
+from polyfuse.symbolic import Symbol
 
 X = torch.linspace(0.5, 2.5, 11, dtype=torch.float64)
 
@@ -274,3 +275,25 @@ def test_a_model_is_freed():
     del model, optimizer, loss
     gc.collect()
     assert gone[0]() is None and gone[1]() is None
+
+
+def test_a_module_that_goes_back_and_forth_is_traced_once_each():
+    class Line(pf.nn.Module):
+        traced = 0
+
+        def __init__(self):
+            super().__init__()
+            self.a = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            Line.traced += isinstance(x, Symbol)
+            return self.a * x if self.training else self.a * x + 1
+
+    model, x = Line(), torch.arange(3.0)
+    for _ in range(5):
+        assert model.train()(x).tolist() == [0.0, 1.0, 2.0]
+        with torch.no_grad():
+            assert model.eval()(x).tolist() == [1.0, 2.0, 3.0]
+        assert model.double()(x.double()).tolist() == [1.0, 2.0, 3.0]
+        model.float()
+    assert Line.traced <= 5

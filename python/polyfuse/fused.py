@@ -252,27 +252,33 @@ class Fused:
                     there.copy_(values[0] if kept.scalar else values.view(there.shape))
 
 
-# Of modules that have no slot for it, the last few: what is watched may lead back to the module.
-_kept: OrderedDict[int, Fused] = OrderedDict()
+# Of modules that have no slot for them, the last few: what is watched may lead back to the module.
+_kept: OrderedDict[int, list[Fused]] = OrderedDict()
 _KEPT = 64
+TRACES = 4  # of one module: it may go back and forth between train() and eval(), or dtypes
 
 
 def fused(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> Fused:
-    """The module's current trace, made anew where the module changed."""
+    """The module's trace as it is now, made anew where there is none yet."""
     has_slot = hasattr(type(module), "_fused")
-    known: Any = module._fused if has_slot else _kept.get(id(module))
-    if (
-        known is None
-        or known.module() is not module
-        or known.dtype != dtype
-        or known.device != device
-        or not known.valid()
-    ):
-        known = Fused(module, dtype, device)
-    if has_slot:
-        object.__setattr__(module, "_fused", known)
+    traces: Any = (module._fused if has_slot else _kept.get(id(module))) or []
+    for i, known in enumerate(traces):
+        if (
+            known.dtype == dtype
+            and known.device == device
+            and known.module() is module
+            and known.valid()
+        ):
+            if i:
+                traces.insert(0, traces.pop(i))
+            break
     else:
-        _kept[id(module)] = known
+        known = Fused(module, dtype, device)
+        traces = [known, *(k for k in traces if k.module() is module)][:TRACES]
+        if has_slot:
+            object.__setattr__(module, "_fused", traces)
+    if not has_slot:
+        _kept[id(module)] = traces
         _kept.move_to_end(id(module))
         while len(_kept) > _KEPT:
             _kept.popitem(last=False)
