@@ -78,7 +78,7 @@ def test_the_stream_run_covers_the_data_and_fits_the_device(device, dtype, n, n_
     assert (grid.blocks - 1) * grid.chunk < n <= grid.blocks * grid.chunk
     assert 0 < grid.resident <= grid.chunk and grid.chunk * sample % 32 == 0
     assert grid.shared == grid.resident * sample
-    assert grid.shared + 18 * 1024 <= device.shared
+    assert grid.shared + 20 * 1024 <= device.shared
     assert grid.cooperative == (grid.blocks > 1)
     assert grid.threads in (32, 64, 128, 256, 512)
     bounds = dict(_cuda.kernels())
@@ -91,7 +91,7 @@ def test_the_stream_run_covers_the_data_and_fits_the_device(device, dtype, n, n_
 def test_declared_shared_memory_leaves_what_the_stream_run_takes(usage):
     for (_, kernel), used in usage.items():
         if kernel.startswith("stream"):
-            assert used["SHARED"] <= 18 * 1024
+            assert used["SHARED"] <= 20 * 1024
 
 
 @pytest.mark.parametrize("kernel", ["step", "moments", "evaluate", "project", "count_nonfinite"])

@@ -38,7 +38,7 @@ constexpr int kPassThreads = 256;
 constexpr int stream_threads(int bucket) { return bucket <= 4 ? 512 : 256; }
 
 // Bytes of shared memory that the stream kernels declare themselves, at most.
-constexpr int64_t kStreamDeclared = 18 * 1024;
+constexpr int64_t kStreamDeclared = 20 * 1024;
 
 Geometry geometry(Kernel, int64_t n, Dtype, int n_terms, int n_params, const Device&);
 
