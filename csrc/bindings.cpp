@@ -228,6 +228,7 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const py::list&>())
       .def("unchanged", &pf::Watch::unchanged);
 
+  m.def("show_to_compilers", &pf::show_to_compilers);
   m.def("unpool", &pf::Loop::unpool);
   m.def("declare_module", &pf::Loop::declare_module);
   m.def("declare_optimizer", &pf::Loop::declare_optimizer);

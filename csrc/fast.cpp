@@ -11,6 +11,7 @@ struct Fast {
   PyObject_HEAD vectorcallfunc call;
   Answer answer;
   PyObject* method;
+  PyObject* dict;  // torch.compile looks for one
 };
 
 PyObject* call(PyObject* self, PyObject* const* args, size_t n_args_flag, PyObject* names) {
@@ -35,7 +36,7 @@ PyObject* bind(PyObject* self, PyObject* instance, PyObject*) {
 }
 
 PyObject* get_attribute(PyObject* self, PyObject* name) {
-  for (const char* own : {"__class__", "__wrapped__", "__get__", "__call__"})
+  for (const char* own : {"__class__", "__dict__", "__wrapped__", "__get__", "__call__"})
     if (PyUnicode_CompareWithASCIIString(name, own) == 0)
       return PyObject_GenericGetAttr(self, name);
   return PyObject_GetAttr(reinterpret_cast<Fast*>(self)->method, name);
@@ -48,11 +49,13 @@ int set_attribute(PyObject* self, PyObject* name, PyObject* value) {
 int traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
   Py_VISIT(reinterpret_cast<Fast*>(self)->method);
+  Py_VISIT(reinterpret_cast<Fast*>(self)->dict);
   return 0;
 }
 
 int clear(PyObject* self) {
   Py_CLEAR(reinterpret_cast<Fast*>(self)->method);
+  Py_CLEAR(reinterpret_cast<Fast*>(self)->dict);
   return 0;
 }
 
@@ -67,8 +70,12 @@ void dealloc(PyObject* self) {
 PyObject* make_type() {
   static PyMemberDef members[] = {
       {"__vectorcalloffset__", T_PYSSIZET, offsetof(Fast, call), READONLY, nullptr},
+      {"__dictoffset__", T_PYSSIZET, offsetof(Fast, dict), READONLY, nullptr},
       {"__wrapped__", T_OBJECT, offsetof(Fast, method), READONLY, nullptr},
       {nullptr, 0, 0, 0, nullptr}};
+  static PyGetSetDef computed[] = {
+      {"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict, nullptr, nullptr},
+      {nullptr, nullptr, nullptr, nullptr, nullptr}};
   static PyType_Slot slots[] = {{Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
                                 {Py_tp_descr_get, reinterpret_cast<void*>(bind)},
                                 {Py_tp_getattro, reinterpret_cast<void*>(get_attribute)},
@@ -77,6 +84,7 @@ PyObject* make_type() {
                                 {Py_tp_clear, reinterpret_cast<void*>(clear)},
                                 {Py_tp_dealloc, reinterpret_cast<void*>(dealloc)},
                                 {Py_tp_members, members},
+                                {Py_tp_getset, computed},
                                 {0, nullptr}};
   static PyType_Spec spec = {"polyfuse._C.Fast", sizeof(Fast), 0,
                              Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
@@ -85,16 +93,30 @@ PyObject* make_type() {
   return PyType_FromSpec(&spec);
 }
 
-}  // namespace
-
-py::object make_fast(Answer answer, py::object method) {
+PyObject* fast_type() {
   static PyObject* type = make_type();
   if (!type) throw py::error_already_set();
+  return type;
+}
+
+}  // namespace
+
+void show_to_compilers(const py::object& call, const py::object& get) {
+  auto* type = reinterpret_cast<PyTypeObject*>(fast_type());
+  if (PyDict_SetItemString(type->tp_dict, "__call__", call.ptr()) < 0 ||
+      PyDict_SetItemString(type->tp_dict, "__get__", get.ptr()) < 0)
+    throw py::error_already_set();
+  PyType_Modified(type);
+}
+
+py::object make_fast(Answer answer, py::object method) {
+  PyObject* type = fast_type();
   auto* fast = PyObject_GC_New(Fast, reinterpret_cast<PyTypeObject*>(type));
   if (!fast) throw py::error_already_set();
   fast->call = call;
   fast->answer = answer;
   fast->method = method.release().ptr();
+  fast->dict = nullptr;
   PyObject_GC_Track(fast);
   return py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(fast));
 }

@@ -15,6 +15,8 @@ class Data:
         shift: float, scale: float,
     ) -> None: ...  # fmt: skip
 
+def show_to_compilers(call: Any, get: Any) -> None: ...
+
 class Plan:
     def set_changes(self, changes: list) -> None: ...
     mean: bool

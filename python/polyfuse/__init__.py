@@ -1,5 +1,6 @@
 """Polynomial fitting with the PyTorch training API, a whole run in one compiled kernel launch."""
 
+from . import _compile as _compile
 from . import nn, optim
 from .backends import backends
 from .explain import explain

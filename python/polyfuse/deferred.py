@@ -154,13 +154,13 @@ def _known(module: Any, x: Any) -> Fused | None:
     """The module's trace for this x, or None."""
     if (
         type(x) is not torch.Tensor
+        or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
         or x.dtype not in (torch.float32, torch.float64)
         or x.device.type not in ("cpu", "cuda")
         or x.requires_grad
         or x.layout is not torch.strided
         or x.numel() == 0
-        or torch.compiler.is_compiling()
         or torch._C._functorch.is_functorch_wrapped_tensor(x)
         or x.is_inference()
         or x.is_neg()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
 from .. import _C
 from ..deferred import Prediction, mse
@@ -36,6 +37,8 @@ class MSELoss(torch.nn.MSELoss):
 
     @_C.fast("objective")
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if is_compiling():
+            return super().__call__(*args, **kwargs)
         if len(args) == 2 and type(args[0]) is Prediction and is_torchs(self):
             loss = mse(args[0], args[1], self.reduction, self)
             if loss is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
 from .. import _C
 from ..deferred import predict
@@ -45,7 +46,7 @@ class Module(torch.nn.Module):
 
     @_C.fast("predict")
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and not kwargs:
+        if len(args) == 1 and not kwargs and not is_compiling():
             y = predict(self, args[0])
             if y is not None:
                 return y

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from .step import FusedStep
+from .step import FusedOptimizer
 
 
-class SGD(FusedStep, torch.optim.SGD):
+class SGD(FusedOptimizer, torch.optim.SGD):
     """Stochastic gradient descent, as `torch.optim.SGD`.
 
     Args:
@@ -23,7 +23,7 @@ class SGD(FusedStep, torch.optim.SGD):
     """
 
 
-class Adam(FusedStep, torch.optim.Adam):
+class Adam(FusedOptimizer, torch.optim.Adam):
     """Adam, as `torch.optim.Adam` (Kingma and Ba, 2014), with amsgrad and decoupled decay.
 
     Args:
@@ -38,7 +38,7 @@ class Adam(FusedStep, torch.optim.Adam):
     """
 
 
-class AdamW(FusedStep, torch.optim.AdamW):
+class AdamW(FusedOptimizer, torch.optim.AdamW):
     """Adam with decoupled weight decay, as `torch.optim.AdamW` (Loshchilov and Hutter, 2017).
 
     Args, raises: as `Adam`.
@@ -49,7 +49,7 @@ class AdamW(FusedStep, torch.optim.AdamW):
     """
 
 
-class ASGD(FusedStep, torch.optim.ASGD):
+class ASGD(FusedOptimizer, torch.optim.ASGD):
     """Averaged SGD, as `torch.optim.ASGD` (Polyak and Juditsky, 1992).
 
     Args:
@@ -61,7 +61,7 @@ class ASGD(FusedStep, torch.optim.ASGD):
     """
 
 
-class Rprop(FusedStep, torch.optim.Rprop):
+class Rprop(FusedOptimizer, torch.optim.Rprop):
     """Resilient backpropagation, as `torch.optim.Rprop` (Riedmiller and Braun, 1993).
 
     Args:
@@ -73,7 +73,7 @@ class Rprop(FusedStep, torch.optim.Rprop):
     """
 
 
-class RMSprop(FusedStep, torch.optim.RMSprop):
+class RMSprop(FusedOptimizer, torch.optim.RMSprop):
     """RMSprop, as `torch.optim.RMSprop` (Tieleman and Hinton, 2012; centred as in Graves, 2013).
 
     Args:
@@ -85,7 +85,7 @@ class RMSprop(FusedStep, torch.optim.RMSprop):
     """
 
 
-class Adagrad(FusedStep, torch.optim.Adagrad):
+class Adagrad(FusedOptimizer, torch.optim.Adagrad):
     """Adagrad, as `torch.optim.Adagrad` (Duchi, Hazan and Singer, 2011).
 
     Args:
@@ -97,7 +97,7 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
     """
 
 
-class Adadelta(FusedStep, torch.optim.Adadelta):
+class Adadelta(FusedOptimizer, torch.optim.Adadelta):
     """Adadelta, as `torch.optim.Adadelta` (Zeiler, 2012).
 
     Args:
@@ -109,7 +109,7 @@ class Adadelta(FusedStep, torch.optim.Adadelta):
     """
 
 
-class Adamax(FusedStep, torch.optim.Adamax):
+class Adamax(FusedOptimizer, torch.optim.Adamax):
     """Adamax, as `torch.optim.Adamax` (Kingma and Ba, 2014, section 7.1).
 
     Args:
@@ -121,7 +121,7 @@ class Adamax(FusedStep, torch.optim.Adamax):
     """
 
 
-class NAdam(FusedStep, torch.optim.NAdam):
+class NAdam(FusedOptimizer, torch.optim.NAdam):
     """Adam with Nesterov momentum, as `torch.optim.NAdam` (Dozat, 2016).
 
     Args:
@@ -134,7 +134,7 @@ class NAdam(FusedStep, torch.optim.NAdam):
     """
 
 
-class RAdam(FusedStep, torch.optim.RAdam):
+class RAdam(FusedOptimizer, torch.optim.RAdam):
     """Rectified Adam, as `torch.optim.RAdam` (Liu and others, 2019).
 
     Args:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.compiler import is_compiling
 
 from .. import _C
 from ..rules import refuse_group, torchs
@@ -15,7 +16,7 @@ from .owners import register
 _Base: Any = torch.optim.Optimizer if TYPE_CHECKING else object
 
 
-class FusedStep(_Base):
+class FusedOptimizer(_Base):
     """Goes before one of torch's optimizers in a class's bases.
 
     Where backward ran fused on parameters that this optimizer alone holds, the next parameters and
@@ -28,7 +29,7 @@ class FusedStep(_Base):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if FusedStep in cls.__bases__:
+        if FusedOptimizer in cls.__bases__:
             torch_class: Any = torchs(cls)
             step = torch_class.step
             hooked = getattr(step, "hooked", False)
@@ -57,17 +58,19 @@ class FusedStep(_Base):
 
     def compiled(self) -> bool:
         """Whether the step is one that the kernels know."""
-        return type(self).step is FusedStep.step and not any(
+        return type(self).step is FusedOptimizer.step and not any(
             refuse_group(self, g) for g in self.param_groups
         )
 
     @_C.fast("zero_grad")
     def zero_grad(self, set_to_none: bool = True) -> None:
-        if not (set_to_none and _C.clear_grads(self.param_groups)):
+        if is_compiling() or not (set_to_none and _C.clear_grads(self.param_groups)):
             super().zero_grad(set_to_none=set_to_none)
 
     @_C.fast("step")
     def step(self, closure: Any = None) -> Any:
+        if is_compiling():
+            return self._torch_step(closure)
         pending, self._pending = self._pending, []
         if not pending or closure is not None:
             return self._torch_step(closure)
@@ -95,4 +98,4 @@ class FusedStep(_Base):
     step.hooked = True  # so that torch does not wrap it: `_torch_step` calls the hooks
 
 
-_C.declare_optimizer(FusedStep)
+_C.declare_optimizer(FusedOptimizer)
