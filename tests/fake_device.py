@@ -54,7 +54,7 @@ class FakeDevice(Cpu):
         self.write(table[1], state.grad, x.dtype, np.ones(len(params), dtype=bool))
         self.write(table[3], state.params, x.dtype, rule[:, 0].tolist())
         self.write(table[4], state.momentum, x.dtype, rule[:, 0].tolist())
-        rows = [state.params, state.momentum, state.has_momentum, state.grad, before]
+        rows = [state.params, state.grad, before, *state.kept]
         outcome = dict.fromkeys(OUTCOME, 0.0) | {"loss": float(run.recorded[0])}
         return torch.tensor(np.concatenate([*rows, [outcome[name] for name in OUTCOME]]))
 
@@ -62,7 +62,7 @@ class FakeDevice(Cpu):
         self.counted += 1
         p, owned = map.n_params, rule[:, 0].tolist()
         self.write(table[0], state[:p].tolist(), dtype, owned)
-        self.write(table[2], state[p : 2 * p].tolist(), dtype, owned)
+        self.write(table[2], state[3 * p : 4 * p].tolist(), dtype, owned)
 
     def update(self, map, rule, table, dtype):
         self.counted += 1

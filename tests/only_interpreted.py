@@ -132,9 +132,9 @@ def test_step_store_and_update(moments, first, n, dtype):
     before_step = plain.detach().clone()
     optimizer.step()
     assert TRITON.launches() - before == 1 + moments
-    assert_like_torch(state[5 * 3 + 2].to(dtype), loss.detach())
+    assert_like_torch(state[7 * 3 + 2].to(dtype), loss.detach())
     assert_like_torch(grads[0], plain.grad)
-    assert torch.equal(state[12:15].to(dtype), before_step)
+    assert torch.equal(state[6:9].to(dtype), before_step)
     assert torch.equal(tensors[0].detach(), before_step)
     assert_like_torch(spares[0], plain.detach())
     buffer = optimizer.state[plain]["momentum_buffer"]

@@ -17,6 +17,7 @@ from polyfuse.rules import SgdOptions
 from . import emulated
 from .test_fit import ENGINES, OPTIONS, plain_loop
 from .test_kernels import make, state_of
+from .test_optimizers import CASES, numbers, side
 from .tolerance import assert_close, assert_relative
 
 REFERENCE = REGISTRY["reference"]
@@ -393,7 +394,7 @@ def test_a_step_through_tables(kernel, held, dtype, backend):
     launched = backend.launches()
     step(backend, problem, on_device.buffer, tables, module.LOAD, kernel, moments)
     assert there == before
-    assert on_device.host[16:20].tolist() == [s.item() for s in scalars]
+    assert on_device.host[8:12].tolist() == [s.item() for s in scalars]
     rtol = 1e-5 if dtype == torch.float32 else 1e-11
     computed = on_device.host[:4]
     assert (computed == torch.tensor(computed).to(dtype).double().numpy()).all()
@@ -440,3 +441,17 @@ def test_too_many_parameters_are_refused(backend):
     many = replace(problem, model=replace(problem.model, slots=((0, 0),) * 65))
     assert "65 scalar parameters" in backend.refuse(many)
     assert backend.refuse(problem) is None
+
+
+@pytest.mark.parametrize("engine", ["stream", "moments"])
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_every_optimizer(name, options, engine, backend):
+    sides = [side(torch.nn, torch.optim, name, torch.float64, options) for _ in range(2)]
+    for epochs in (20, 9):  # from nothing, and from where a run has ended
+        for s, on in zip(sides, ("emulated", "cpu"), strict=True):
+            pf.fit(*s, epochs=epochs, engine=engine, backend=on)
+        found, truth = (numbers(s[0], s[2]) for s in sides)
+        assert found.keys() == truth.keys()
+        for key, value in truth.items():
+            if value is not None:
+                assert_relative(found[key], value, 1e-9)

@@ -8,8 +8,8 @@ namespace polyfuse {
 
 constexpr int kMaxParams = 64;  // scalar parameters that a device's kernels hold on chip
 
-// State buffer: rows [P] of params, momentum, has_momentum, grad, before; outcome; recorded losses.
-constexpr int kStateRows = 5;
+// State buffer: rows [P]; outcome; recorded losses.
+enum Row : int32_t { kParams, kGrad, kBefore, kKeptRows, kStateRows = kKeptRows + kKept };
 constexpr int kRuleRow = 1 + kOptions;
 constexpr int kOutcome = 5;  // epochs, converged, loss, previous, square
 
@@ -46,7 +46,7 @@ struct Run {
   const int32_t* slots = nullptr;  // [F]
 
   const double* rule = nullptr;  // [P, kRuleRow]: method, options
-  double* state = nullptr;       // [5 P + 5 + M]; [P] for evaluate and project
+  double* state = nullptr;       // [7 P + 5 + M]; [P] for evaluate and project
   double* moments = nullptr;     // [4 K + 2]: shift, scale, square, reference, power, cross
   bool has_moments = false;      // they are there; else the launch computes them
   // [3, P] addresses: parameters, gradients, momentum; [5, P] with kApart.

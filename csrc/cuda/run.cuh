@@ -84,10 +84,14 @@ struct Desk {
     team.each(n, [&](int i) {
       const int64_t at = load ? run.tables[2 * n + i] : 0;
       const double held = load && at ? read(run.data.dtype, at) : 0.0;
-      kept[Sgd::kBuffer * n + i] = load ? held : run.state[n + i];
-      kept[Sgd::kFilled * n + i] = load ? at != 0 : run.state[2 * n + i];
-      grad[i] = run.state[3 * n + i];
-      if (writes) run.state[4 * n + i] = params[i];
+      for (int r = 0; r < kKept; ++r)
+        kept[r * n + i] = load ? 0.0 : run.state[(kKeptRows + r) * n + i];
+      if (load) {
+        kept[Sgd::kBuffer * n + i] = held;
+        kept[Sgd::kFilled * n + i] = at != 0;
+      }
+      grad[i] = run.state[kGrad * n + i];
+      if (writes) run.state[kBefore * n + i] = params[i];
       rule[i] = rule_in(run.rule, i);
     });
   }
@@ -97,9 +101,8 @@ struct Desk {
     const int n = run.n_params;
     team.each(n, [&](int i) {
       run.state[i] = params[i];
-      run.state[n + i] = kept[Sgd::kBuffer * n + i];
-      run.state[2 * n + i] = kept[Sgd::kFilled * n + i];
-      run.state[3 * n + i] = grad[i];
+      for (int r = 0; r < kKept; ++r) run.state[(kKeptRows + r) * n + i] = kept[r * n + i];
+      run.state[kGrad * n + i] = grad[i];
       if (!(run.flags & kStore)) return;
       if (out.epochs > 0) write(run.data.dtype, run.tables[n + i], grad[i]);
       if (rule[i].method != Method::None) store(run, i);

@@ -121,7 +121,7 @@ class DeviceLoop(_C.Loop):
         )  # fmt: skip
         objective.state = state
         n_params = len(self.traced.slots)
-        forward.before = state[4 * n_params : 5 * n_params]
+        forward.before = state[2 * n_params : 3 * n_params]
         self.last = Launched(objective, state, grads, [])
         self.last.versions.extend(self._versions(self.last))
         return True

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from ..problem import Problem, Schedule, State, Trace
-from ..rules import is_sgd
 from ..symbolic import Traced
-from .device import OUTCOME, DeviceMap, DeviceMoments, DeviceState, device_rule, n_recorded
+from .device import OUTCOME, ROWS, DeviceMap, DeviceMoments, DeviceState, device_rule, n_recorded
 from .native import ENGINE
 
 MOST_RECORDED = 1 << 20  # losses of one launch
@@ -54,8 +53,6 @@ class Cuda:
             return f"the data is on {problem.x.device}"
         if len(problem.model.slots) > MAX_PARAMS:
             return f"{len(problem.model.slots)} scalar parameters, more than {MAX_PARAMS}"
-        if not is_sgd(problem.rule):
-            return "its kernels know no optimizer but SGD"
         return None
 
     def evaluate(
@@ -125,7 +122,7 @@ class Cuda:
         y: torch.Tensor, model: Traced, mean: bool, moments: DeviceMoments | None,
     ) -> torch.Tensor:  # fmt: skip
         """The fused step from what table [5, P] points at; returns its state buffer."""
-        module, size = self.module, 5 * map.n_params + len(OUTCOME)
+        module, size = self.module, len(ROWS) * map.n_params + len(OUTCOME)
         state = torch.empty(size, dtype=torch.float64, device=x.device)
         self.launch(
             "step" if moments is None else "epochs", model, x, y, map=map, rule=rule, state=state,

@@ -1,6 +1,6 @@
 """What kernels on a device are told: model, rule and state as small tensors there, and its layout.
 
-State [5 P + 5 + M] float64: the rows of `ROWS`, each [P]; `OUTCOME`; the recorded losses [M].
+State [7 P + 5 + M] float64: the rows of `ROWS`, each [P]; `OUTCOME`; the recorded losses [M].
 Moments [4 K + 2] float64: shift, scale, square, reference [K], power [2 K - 1], cross [K].
 Tables [3, P] int64: the addresses of each scalar parameter, its gradient and its momentum; 0: none.
 A step's have 5 rows: where the next parameters and momenta go as well.
@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from ..problem import Moments, Schedule, State
-from ..rules import Rule, row_of
+from ..rules import KEPT, Rule, row_of
 from ..symbolic import Traced
 
-ROWS = ("params", "momentum", "has_momentum", "grad", "before")
+ROWS = ("params", "grad", "before", *(f"kept {r}" for r in range(KEPT)))
 RULE_ROW = 10
 OUTCOME = ("epochs", "converged", "loss", "previous", "square")
 
@@ -112,7 +112,7 @@ def n_recorded(schedule: Schedule) -> int:
 
 def loss_in(state: torch.Tensor, n_params: int) -> torch.Tensor:
     """The loss in a state buffer, a view of shape ()."""
-    return state[5 * n_params + OUTCOME.index("loss")]
+    return state[len(ROWS) * n_params + OUTCOME.index("loss")]
 
 
 class DeviceState:
@@ -120,12 +120,14 @@ class DeviceState:
 
     def __init__(self, state: State, schedule: Schedule, device: torch.device):
         p = len(state.params)
-        host = np.zeros(5 * p + len(OUTCOME) + n_recorded(schedule))
-        for i, row in enumerate((state.params, state.momentum, state.has_momentum, state.grad)):
-            host[i * p : (i + 1) * p] = row
-        host[5 * p + 3] = schedule.previous
+        at = len(ROWS) * p
+        host = np.zeros(at + len(OUTCOME) + n_recorded(schedule))
+        rows = host[:at].reshape(len(ROWS), p)
+        rows[:2] = state.params, state.grad
+        rows[3:] = state.kept
+        host[at + OUTCOME.index("previous")] = schedule.previous
         self.n_params = p
-        self.buffer = torch.from_numpy(host).to(device)  # [5 P + 5 + M]
+        self.buffer = torch.from_numpy(host).to(device)  # [7 P + 5 + M]
 
     @cached_property
     def host(self) -> np.ndarray:
@@ -133,19 +135,17 @@ class DeviceState:
         return self.buffer.cpu().numpy()
 
     def outcome(self) -> dict[str, float]:
-        at = 5 * self.n_params
+        at = len(ROWS) * self.n_params
         return dict(zip(OUTCOME, self.host[at : at + len(OUTCOME)].tolist(), strict=True))
 
     def recorded(self, count: int) -> np.ndarray:
-        at = 5 * self.n_params + len(OUTCOME)
+        at = len(ROWS) * self.n_params + len(OUTCOME)
         return self.host[at : at + count].copy()
 
     def read_into(self, state: State) -> None:
-        p = self.n_params
-        state.params[:] = self.host[:p]
-        state.momentum[:] = self.host[p : 2 * p]
-        state.has_momentum[:] = self.host[2 * p : 3 * p] != 0
-        state.grad[:] = self.host[3 * p : 4 * p]
+        rows = self.host[: len(ROWS) * self.n_params].reshape(len(ROWS), self.n_params)
+        state.params[:], state.grad[:] = rows[:2]
+        state.kept[:] = rows[3:]
 
 
 @dataclass

@@ -38,7 +38,7 @@ class Run:
 
     map: DeviceMap
     rule: torch.Tensor  # [P, 7]
-    state: torch.Tensor  # [5 P + 5 + M]
+    state: torch.Tensor  # [7 P + 5 + M]
     tables: torch.Tensor | None = None  # [5, P]
     mean: bool = True
     first_epoch: int = 0

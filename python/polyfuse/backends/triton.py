@@ -15,6 +15,7 @@ from ..symbolic import Traced
 from . import geometry, launch
 from .device import (
     OUTCOME,
+    ROWS,
     DeviceMap,
     DeviceMoments,
     DeviceState,
@@ -119,7 +120,8 @@ class Triton:
         y: torch.Tensor, model: Traced, mean: bool, moments: DeviceMoments | None,
     ) -> torch.Tensor:  # fmt: skip
         """The fused step from what table [5, P] points at; returns its state buffer."""
-        state = torch.empty(5 * map.n_params + len(OUTCOME), dtype=torch.float64, device=x.device)
+        size = len(ROWS) * map.n_params + len(OUTCOME)
+        state = torch.empty(size, dtype=torch.float64, device=x.device)
         run = Run(map, rule, state, table, mean=mean)
         samples = Samples(x, y, model.shift, model.scale)
         if moments is None:

@@ -29,15 +29,15 @@ def enter(state_ptr, tables_ptr, lane, P: tl.constexpr, T: tl.constexpr, TABLES:
         momentum, has_momentum = load_row(tables_ptr, 2, lane, P, T)
     else:
         params = tl.load(state_ptr + lane, inside, other=0.0)
-        momentum = tl.load(state_ptr + P + lane, inside, other=0.0)
-        has_momentum = tl.load(state_ptr + 2 * P + lane, inside, other=0.0) != 0.0
+        momentum = tl.load(state_ptr + 3 * P + lane, inside, other=0.0)
+        has_momentum = tl.load(state_ptr + 4 * P + lane, inside, other=0.0) != 0.0
     return params, momentum, has_momentum
 
 
 @triton.jit
 def remember(state_ptr, params, lane, P: tl.constexpr):
     """Leaves the parameters as they were before the run."""
-    tl.store(state_ptr + 4 * P + lane, params, lane < P)
+    tl.store(state_ptr + 2 * P + lane, params, lane < P)
 
 
 @triton.jit
@@ -48,9 +48,9 @@ def leave(
     params, momentum, has_momentum, grad = run[0], run[1], run[2], run[3]
     inside = lane < P
     tl.store(state_ptr + lane, params, inside)
-    tl.store(state_ptr + P + lane, momentum, inside)
-    tl.store(state_ptr + 2 * P + lane, has_momentum.to(tl.float64), inside)
-    tl.store(state_ptr + 3 * P + lane, grad, inside)
+    tl.store(state_ptr + 3 * P + lane, momentum, inside)
+    tl.store(state_ptr + 4 * P + lane, has_momentum.to(tl.float64), inside)
+    tl.store(state_ptr + P + lane, grad, inside)
     if TABLES:
         owned = rule[6] != 0.0
         store_row(tables_ptr, 1, lane, grad, inside, P, T)
@@ -60,7 +60,7 @@ def leave(
 
 @triton.jit
 def leave_outcome(state_ptr, epochs, converged, loss, previous, square, P: tl.constexpr):
-    at = state_ptr + 5 * P
+    at = state_ptr + 7 * P
     tl.store(at, epochs.to(tl.float64))
     tl.store(at + 1, converged.to(tl.float64))
     tl.store(at + 2, loss)
@@ -74,7 +74,7 @@ def record(state_ptr, loss, epoch, first_epoch, every, P: tl.constexpr):
     if every > 0:
         if epoch % every == 0:
             index = epoch // every - (first_epoch + every - 1) // every
-            tl.store(state_ptr + 5 * P + 5 + index, loss)
+            tl.store(state_ptr + 7 * P + 5 + index, loss)
 
 
 @triton.jit
@@ -110,7 +110,7 @@ def start_of(entered, state_ptr, P: tl.constexpr, TABLES: tl.constexpr):
     """A run before its first epoch; a step from the tables finds no state yet."""
     previous = tl.full([], float("nan"), tl.float64)
     if not TABLES:
-        previous = tl.load(state_ptr + 5 * P + 3)
+        previous = tl.load(state_ptr + 7 * P + 3)
     return (
         entered[0],
         entered[1],

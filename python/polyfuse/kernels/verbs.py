@@ -108,6 +108,6 @@ def store_kernel(
     rule = load_rule(rule_ptr, lane, P)
     owned = rule[6] != 0.0
     params = tl.load(state_ptr + lane, lane < P, other=0.0)
-    momentum = tl.load(state_ptr + P + lane, lane < P, other=0.0)
+    momentum = tl.load(state_ptr + 3 * P + lane, lane < P, other=0.0)
     store_row(tables_ptr, 0, lane, params, owned, P, T)
     store_row(tables_ptr, 2, lane, momentum, owned, P, T)
