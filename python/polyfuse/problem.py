@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .criteria import SQUARED, Criterion
 from .symbolic import Traced
 
 
@@ -34,6 +35,7 @@ class Problem:
     x: torch.Tensor  # [N]
     y: torch.Tensor  # [N]
     omit: bool = False  # leave out samples with a nan or inf
+    criterion: Criterion = SQUARED
 
 
 @dataclass

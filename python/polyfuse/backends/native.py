@@ -63,6 +63,7 @@ class Cpu:
         plan = make_plan(problem.model)
         plan.set_rule(list(problem.rule))
         plan.mean = problem.reduction == "mean"
+        plan.criterion = problem.criterion
         data = make_data(problem.model, problem.x, problem.y, problem.omit)
         return Trace(
             *_C.descend(
