@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <optional>
 #include <utility>
 
@@ -99,6 +100,7 @@ PYBIND11_MODULE(_C, m) {
                                   pos_weight,
                                   eps,
                                   variance,
+                                  std::log(variance),
                                   log_input,
                                   full,
                                   log_target,

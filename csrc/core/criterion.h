@@ -1,7 +1,7 @@
 // Criteria: the value of one sample, and its slope, the derivative by the prediction; for double
 // and for packs of doubles. The slope lacks the constant kFactor, which a sum of slopes is
-// multiplied by in the end; kFinite: both are numbers for all predictions and targets but very
-// large ones. Values and subgradients are torch's, out of range as well.
+// multiplied by in the end. Values and subgradients are torch's, those of infinite predictions as
+// well.
 #pragma once
 
 #include <cmath>
@@ -38,7 +38,6 @@ PF_HD T clamp(T x, double most) {
 // r^2 with r = prediction - target
 struct SquaredError {
   static constexpr double kFactor = 2.0;
-  static constexpr bool kFinite = true;
   template <class T>
   static PF_HD T value(T prediction, T target, const Criterion&) {
     const T r = prediction - target;
@@ -53,7 +52,6 @@ struct SquaredError {
 // |r|
 struct AbsoluteError {
   static constexpr double kFactor = 1.0;
-  static constexpr bool kFinite = true;
   template <class T>
   static PF_HD T value(T prediction, T target, const Criterion&) {
     return abs(prediction - target);
@@ -67,7 +65,6 @@ struct AbsoluteError {
 // r^2 / (2 beta) where |r| < beta, |r| - beta / 2 beyond
 struct SmoothL1 {
   static constexpr double kFactor = 1.0;
-  static constexpr bool kFinite = true;
   template <class T>
   static PF_HD T value(T prediction, T target, const Criterion& c) {
     const T r = abs(prediction - target);
@@ -82,7 +79,6 @@ struct SmoothL1 {
 // r^2 / 2 where |r| < delta, delta (|r| - delta / 2) beyond
 struct Huber {
   static constexpr double kFactor = 1.0;
-  static constexpr bool kFinite = true;
   template <class T>
   static PF_HD T value(T prediction, T target, const Criterion& c) {
     const T r = abs(prediction - target);
@@ -97,7 +93,6 @@ struct Huber {
 // log(1 + exp(-target prediction)), the targets being 1 and -1
 struct SoftMargin {
   static constexpr double kFactor = 1.0;
-  static constexpr bool kFinite = false;
   template <class T>
   static PF_HD T value(T prediction, T target, const Criterion&) {
     return log1p(exp(-(target * prediction)));
@@ -112,7 +107,6 @@ struct SoftMargin {
 // -pos_weight target log s - (1 - target) log(1 - s) with s = sigmoid(prediction)
 struct BCEWithLogits {
   static constexpr double kFactor = 1.0;
-  static constexpr bool kFinite = false;
   template <class T>
   static PF_HD T value(T prediction, T target, const Criterion& c) {
     const T log_sigmoid =
@@ -132,7 +126,6 @@ struct BCEWithLogits {
 // Stirling's log(target!) where the target is above 1
 struct PoissonNLL {
   static constexpr double kFactor = 1.0;
-  static constexpr bool kFinite = false;
   template <class T>
   static PF_HD T value(T prediction, T target, const Criterion& c) {
     constexpr double two_pi = 6.283185307179586;
@@ -151,7 +144,6 @@ struct PoissonNLL {
 // target (log(target) - prediction), or with log(target) as the target
 struct KLDiv {
   static constexpr double kFactor = 1.0;
-  static constexpr bool kFinite = false;
   template <class T>
   static PF_HD T value(T prediction, T target, const Criterion& c) {
     if (c.log_target) return exp(target) * (target - prediction);
@@ -168,12 +160,11 @@ struct KLDiv {
 // (log(variance) + r^2 / variance) / 2, and log(2 pi) / 2 with full
 struct GaussianNLL {
   static constexpr double kFactor = 1.0;
-  static constexpr bool kFinite = true;
   template <class T>
   static PF_HD T value(T prediction, T target, const Criterion& c) {
     constexpr double log_two_pi = 1.8378770664093453;
     const T r = prediction - target;
-    return 0.5 * (r * r / c.variance + (log(c.variance) + (c.full ? log_two_pi : 0.0)));
+    return 0.5 * (r * r / c.variance + (c.log_variance + (c.full ? log_two_pi : 0.0)));
   }
   template <class T>
   static PF_HD T slope(T prediction, T target, const Criterion& c) {

@@ -31,6 +31,7 @@ struct Criterion {
   double pos_weight = 1.0;  // BCEWithLogits
   double eps = 0.0;         // PoissonNLL
   double variance = 1.0;    // GaussianNLL
+  double log_variance = 0.0;
   bool log_input = true;    // PoissonNLL
   bool full = false;        // PoissonNLL, GaussianNLL
   bool log_target = false;  // KLDiv

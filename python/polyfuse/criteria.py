@@ -188,7 +188,7 @@ def _signature(function: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
 def of_call(
     kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, Any, Criterion, bool] | None:
-    """Prediction, target and what `read` gives for a call of torch's function; None: torch's own."""
+    """Prediction, target and what `read` gives for a call of torch's function; None: torch's."""
     names, defaults = _signature(kind.function)
     values = defaults | dict(zip(names, args, strict=False)) | kwargs
     if len(values) != len(names) or len(args) + len(kwargs) > len(names):
