@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <optional>
 #include <utility>
 
@@ -87,10 +88,36 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<pf::Data>(m, "Data").def(py::init(&make_data));
 
+  py::class_<pf::Criterion>(m, "Criterion")
+      .def(py::init([](int kind, double weight, double beta, double delta, double pos_weight,
+                       double eps, double variance, bool log_input, bool full, bool log_target,
+                       bool per_row) {
+             return pf::Criterion{static_cast<pf::CriterionKind>(kind),
+                                  weight,
+                                  beta,
+                                  delta,
+                                  pos_weight,
+                                  eps,
+                                  variance,
+                                  std::log(variance),
+                                  log_input,
+                                  full,
+                                  log_target,
+                                  per_row};
+           }),
+           py::arg("kind"), py::kw_only(), py::arg("weight") = 1.0, py::arg("beta") = 1.0,
+           py::arg("delta") = 1.0, py::arg("pos_weight") = 1.0, py::arg("eps") = 0.0,
+           py::arg("variance") = 1.0, py::arg("log_input") = true, py::arg("full") = false,
+           py::arg("log_target") = false, py::arg("per_row") = false)
+      .def_readonly("per_row", &pf::Criterion::per_row);
+
   py::class_<pf::Plan>(m, "Plan")
       .def(py::init<int, int, py::list, double, double>())
       .def("set_rule", &pf::Plan::set_rule)
       .def("set_changes", &pf::Plan::set_changes)
+      .def_property(
+          "criterion", [](const pf::Plan& p) { return p.problem.criterion; },
+          [](pf::Plan& p, const pf::Criterion& criterion) { p.problem.criterion = criterion; })
       .def_property(
           "mean", [](const pf::Plan& p) { return p.problem.mean; },
           [](pf::Plan& p, bool mean) { p.problem.mean = mean; })
@@ -153,18 +180,22 @@ PYBIND11_MODULE(_C, m) {
       .def("plain_changed", &pf::Forward::plain_changed);
 
   py::class_<pf::Objective>(m, "Objective", collected<pf::Objective>())
-      .def(py::init([](const py::object& forward, py::object y, long y_version, bool mean) {
+      .def(py::init([](const py::object& forward, py::object y, long y_version,
+                       py::object criterion, bool mean) {
         auto objective = std::make_unique<pf::Objective>();
         objective->forward_object = forward;
         objective->forward = forward.cast<pf::Forward*>();
         objective->y = std::move(y);
         objective->y_version = y_version;
+        objective->criterion = criterion.cast<const pf::Criterion&>();
+        objective->criterion_object = std::move(criterion);
         objective->mean = mean;
         return objective;
       }))
       .def_readonly("forward", &pf::Objective::forward_object)
       .def_readonly("y", &pf::Objective::y)
       .def_readonly("y_version", &pf::Objective::y_version)
+      .def_readonly("criterion", &pf::Objective::criterion_object)
       .def_readonly("mean", &pf::Objective::mean)
       .def_readonly("number", &pf::Objective::value)
       .def_readwrite("real", &pf::Objective::real)

@@ -83,7 +83,6 @@ PYBIND11_MODULE(_cuda, m) {
       .def_readwrite("has_moments", &pf::Run::has_moments)
       .def_readwrite("device", &pf::Run::device)
       .def_readwrite("grid", &pf::Run::grid);
-  def_tag(run, "criterion", &pf::Run::criterion);
   def_tag(run, "engine", &pf::Run::engine);
   def_address(run, "factor", &pf::Run::factor);
   def_address(run, "spans", &pf::Run::spans);

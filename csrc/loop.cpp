@@ -86,7 +86,8 @@ bool inside_ddp() {
 }  // namespace
 
 int Loop::visit(visitproc visit, void* arg) const {
-  Py_VISIT(criterion_.ptr());
+  Py_VISIT(criterion_module_.ptr());
+  Py_VISIT(criterion_object_.ptr());
   for (const auto& p : predictions_) {
     Py_VISIT(p.wrapper.ptr());
     Py_VISIT(p.record_object.ptr());
@@ -103,7 +104,7 @@ void Loop::clear() {
   forget();
   predictions_.clear();
   losses_.clear();
-  criterion_ = {};
+  criterion_module_ = criterion_object_ = {};
   criterion_watch_ = {};
   Step::clear();
 }
@@ -180,8 +181,11 @@ Loop::Pooled<Record> Loop::unheld(const Pool<Record>& pool) {
   return found;
 }
 
-void Loop::see_criterion(py::object criterion, const py::list& watched, bool mean) {
-  criterion_ = std::move(criterion);
+void Loop::see_criterion(py::object module, const py::list& watched, py::object criterion,
+                         bool mean) {
+  std::swap(criterion_module_, module);
+  std::swap(criterion_object_, criterion);
+  criterion_ = criterion_object_.cast<const Criterion&>();
   Watch watch(watched);
   std::swap(criterion_watch_, watch);
   mean_ = mean;
@@ -237,6 +241,9 @@ PyObject* Loop::objective(PyObject* const* args, size_t n_args) {
   std::swap(objective.y, y);
   objective.forward = forward;
   objective.y_version = version_of(args[2]);
+  auto criterion_object = loop->criterion_object_;
+  std::swap(objective.criterion_object, criterion_object);
+  objective.criterion = loop->criterion_;
   objective.mean = loop->mean_;
   objective.value.reset();
   if (!objective.real.is_none()) objective.real = py::none();
@@ -270,7 +277,7 @@ PyObject* Loop::backward(PyObject* const* args, size_t n_args) {
       version_of(objective.y.ptr()) != objective.y_version)
     return nullptr;
   if (!loop->holds(objective)) {
-    if (!loop->bound_to(nullptr) || !loop->settled(forward.x_version, objective.y_version) ||
+    if (!loop->bound_to(nullptr) || !loop->settled(objective) ||
         !loop->launch(objective,
                       loop->data_.n < kLongLaunch ? 1 : torch().get_num_threads().cast<int>()))
       return nullptr;

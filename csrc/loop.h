@@ -19,11 +19,11 @@ class Loop : public Step {
   // `self` is the Python object of this.
   void pool_prediction(py::handle self, py::object wrapper, const py::object& record);
   void pool_loss(py::handle self, py::object wrapper, const py::object& record);
-  bool sees_criterion(PyObject* criterion) const {
-    return criterion == criterion_.ptr() && criterion_watch_.unchanged();
+  bool sees_criterion(PyObject* module) const {
+    return module == criterion_module_.ptr() && criterion_watch_.unchanged();
   }
-  // The criterion that Python has found to be squared error; `watched` is what that rests on.
-  void see_criterion(py::object criterion, const py::list& watched, bool mean);
+  // The module that Python has found to be this criterion; `watched` is what that rests on.
+  void see_criterion(py::object module, const py::list& watched, py::object criterion, bool mean);
   static void unpool(py::handle wrapper);  // it is never handed out again
   // Lists the step with the owner's pending ones, where backward has computed its update.
   void offer(py::handle self) const;
@@ -55,8 +55,9 @@ class Loop : public Step {
 
   Pool<Forward> predictions_;
   Pool<Objective> losses_;
-  py::object criterion_;
+  py::object criterion_module_, criterion_object_;
   Watch criterion_watch_;
+  Criterion criterion_;
   bool mean_ = true;
 };
 

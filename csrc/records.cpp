@@ -58,13 +58,14 @@ void Forward::clear() {
 }
 
 int Objective::visit(visitproc visit, void* arg) const {
-  for (const py::object* object : {&forward_object, &y, &real}) Py_VISIT(object->ptr());
+  for (const py::object* object : {&forward_object, &y, &criterion_object, &real})
+    Py_VISIT(object->ptr());
   return 0;
 }
 
 void Objective::clear() {
   forward = nullptr;
-  for (py::object* object : {&forward_object, &y, &real})
+  for (py::object* object : {&forward_object, &y, &criterion_object, &real})
     if (!object->is_none()) *object = py::none();
 }
 

@@ -7,6 +7,8 @@
 #include <optional>
 #include <vector>
 
+#include "core/problem.h"
+
 namespace polyfuse {
 
 namespace py = pybind11;
@@ -37,6 +39,8 @@ struct Objective {
   Forward* forward = nullptr;
   py::object y = py::none();
   long y_version = 0;
+  py::object criterion_object = py::none();  // Python's, which knows torch's own as well
+  Criterion criterion;
   bool mean = true;
   std::optional<double> value;
   py::object real = py::none();  // the loss with its graph

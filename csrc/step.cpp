@@ -193,8 +193,11 @@ void Step::settle(std::optional<Moments> moments, long x_version, long y_version
   moments_y_version_ = y_version;
 }
 
-bool Step::settled(long x_version, long y_version) const {
-  if (moments_) return moments_x_version_ == x_version && moments_y_version_ == y_version;
+bool Step::settled(const Objective& objective) const {
+  if (objective.criterion.kind != CriterionKind::SquaredError) return true;
+  if (moments_)
+    return moments_x_version_ == objective.forward->x_version &&
+           moments_y_version_ == objective.y_version;
   return settled_ || !promised.count(x_.tensor()) || !promised.count(y_.tensor());
 }
 
@@ -249,9 +252,14 @@ bool Step::launch(Objective& objective, int threads) {
   if (!x_.in_place(objective.forward->x.ptr()) || !y_.in_place(objective.y.ptr())) return false;
   Problem problem = plan_.problem;
   problem.data = data_;
+  problem.criterion = objective.criterion;
   problem.mean = objective.mean;
   problem.threads = threads;
-  const Moments* moments = moments_ ? &*moments_ : nullptr;
+  const Layout& of_x = x_.layout();
+  if (problem.criterion.per_row && of_x.n_dims > 0)
+    problem.criterion.weight *= static_cast<double>(data_.n) / static_cast<double>(of_x.shape[0]);
+  const bool squared = problem.criterion.kind == CriterionKind::SquaredError;
+  const Moments* moments = moments_ && squared ? &*moments_ : nullptr;
   const Forward& forward = *objective.forward;
   double loss;
   if (moments || data_.n < kLongLaunch) {

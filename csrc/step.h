@@ -64,7 +64,7 @@ class Step {
   // Moments of the data, good while the versions of x and y are these; or none, to read it.
   void settle(std::optional<Moments> moments, long x_version, long y_version);
 
-  bool settled(long x_version, long y_version) const;
+  bool settled(const Objective& objective) const;  // for its criterion and data
 
   // The optimizer whose rule the plan holds, None where no fused one alone owns the parameters.
   // `watched` is what that rests on; `kept` has for each of `held` the tensors of its state, None

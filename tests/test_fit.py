@@ -372,7 +372,7 @@ def bad_calls():
     yield "callback: needs record_every", {"callback": print}, ValueError
     yield "model: Linear is not fused: torch operation 'linear'", {"model": model}, ValueError
     yield "model: expected a torch.nn.Module", {"model": print}, TypeError
-    yield "criterion: L1Loss is not fused", {"criterion": torch.nn.L1Loss()}, ValueError
+    yield "criterion: NLLLoss is not fused", {"criterion": torch.nn.NLLLoss()}, ValueError
     yield (
         "criterion: reduction 'none'",
         {"criterion": torch.nn.MSELoss(reduction="none")},

@@ -8,8 +8,35 @@ namespace polyfuse {
 constexpr int kMaxTerms = 33;  // coefficients of one polynomial: degree 32
 
 enum class Dtype : int32_t { Float32 = 0, Float64 = 1 };
-enum class Criterion : int32_t { SquaredError = 0 };
 enum class Engine : int32_t { Stream = 0, Moments = 1, ClosedForm = 2 };
+
+enum class CriterionKind : int32_t {
+  SquaredError = 0,
+  AbsoluteError = 1,
+  SmoothL1 = 2,
+  Huber = 3,
+  SoftMargin = 4,
+  BCEWithLogits = 5,
+  PoissonNLL = 6,
+  KLDiv = 7,
+  GaussianNLL = 8,
+};
+
+// A criterion and its options, named as torch's; each kind reads its own, all the weight.
+struct Criterion {
+  CriterionKind kind = CriterionKind::SquaredError;
+  double weight = 1.0;      // of the loss
+  double beta = 1.0;        // SmoothL1
+  double delta = 1.0;       // Huber
+  double pos_weight = 1.0;  // BCEWithLogits
+  double eps = 0.0;         // PoissonNLL
+  double variance = 1.0;    // GaussianNLL
+  double log_variance = 0.0;
+  bool log_input = true;    // PoissonNLL
+  bool full = false;        // PoissonNLL, GaussianNLL
+  bool log_target = false;  // KLDiv
+  bool per_row = false;     // a mean is taken over the rows of the data, not over the samples
+};
 
 // N samples. The polynomial's variable is u = (x - shift) * scale.
 struct Data {

@@ -33,7 +33,6 @@ struct Geometry {
 
 struct Run {
   Data data;
-  Criterion criterion = Criterion::SquaredError;
   bool mean = true;
   Engine engine = Engine::Stream;
   Schedule schedule;

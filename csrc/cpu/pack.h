@@ -5,6 +5,7 @@
 #include <immintrin.h>
 #endif
 
+#include <cstdint>
 #include <cstring>
 #include <type_traits>
 #include <utility>
@@ -42,16 +43,19 @@ struct Vector;
 template <>
 struct Vector<2> {
   typedef double F64 __attribute__((vector_size(16)));
+  typedef uint64_t U64 __attribute__((vector_size(16)));
   typedef float F32 __attribute__((vector_size(8)));
 };
 template <>
 struct Vector<4> {
   typedef double F64 __attribute__((vector_size(32)));
+  typedef uint64_t U64 __attribute__((vector_size(32)));
   typedef float F32 __attribute__((vector_size(16)));
 };
 template <>
 struct Vector<8> {
   typedef double F64 __attribute__((vector_size(64)));
+  typedef uint64_t U64 __attribute__((vector_size(64)));
   typedef float F32 __attribute__((vector_size(32)));
 };
 
@@ -60,6 +64,7 @@ struct PackOf {
   static constexpr int kPartLanes = Lanes < kWidth ? Lanes : kWidth;
   static constexpr int kParts = Lanes / kPartLanes;
   using Part = typename Vector<kPartLanes>::F64;
+  using PartU64 = typename Vector<kPartLanes>::U64;
   using PartF32 = typename Vector<kPartLanes>::F32;
   using Half = Vector<4>::F64;
   using Quarter = Vector<2>::F64;
@@ -124,11 +129,21 @@ struct PackOf {
   friend PF_INLINE PackOf operator op(PackOf a, double b) {              \
     unroll<kParts>([&](auto i) { a.part[i] = a.part[i] op b; });         \
     return a;                                                            \
+  }                                                                      \
+  friend PF_INLINE PackOf operator op(double a, PackOf b) {              \
+    unroll<kParts>([&](auto i) { b.part[i] = a op b.part[i]; });         \
+    return b;                                                            \
   }
   PF_PACK_OPERATOR(+)
   PF_PACK_OPERATOR(-)
   PF_PACK_OPERATOR(*)
+  PF_PACK_OPERATOR(/)
 #undef PF_PACK_OPERATOR
+  PF_INLINE PackOf operator-() const {
+    PackOf result;
+    unroll<kParts>([&](auto i) { result.part[i] = -part[i]; });
+    return result;
+  }
   PF_INLINE PackOf& operator+=(const PackOf& b) { return *this = *this + b; }
   PF_INLINE PackOf& operator*=(const PackOf& b) { return *this = *this * b; }
 

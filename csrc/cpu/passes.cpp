@@ -6,6 +6,7 @@
 
 #include "../core/basis.h"
 #include "../core/criterion.h"
+#include "elementary.h"
 #include "pack.h"
 
 #define PF_JOIN_(a, b) a##b
@@ -101,6 +102,16 @@ PF_INLINE Lanes weighted(Lanes v, std::true_type) {
   return v;
 }
 PF_INLINE Pack weighted(Pack v, Pack w) { return v * w; }
+// Value or slope of the samples that count, else 0; that of the others may be nan or inf.
+template <class Rho, class Weight>
+PF_INLINE Pack counted(Pack v, Weight w) {
+  if constexpr (std::is_same<Weight, std::true_type>::value ||
+                std::is_same<Rho,
+                             SquaredError>::value)  // few registers, and the product takes none
+    return weighted(v, w);
+  else
+    return if_less(w, 1.0, Pack{}, v);
+}
 PF_INLINE Pack ones(std::true_type) { return Pack::all(1.0); }
 PF_INLINE Pack ones(Pack w) { return w; }
 
@@ -121,15 +132,15 @@ inline void with_terms(int n_terms, F&& f) {
 }
 
 template <class Rho, int K>
-void loss_pass(const Data& data, const double* coef, int n_terms, int64_t begin, int64_t end,
-               double* out) {
+void loss_pass(const Data& data, const Criterion& criterion, const double* coef, int n_terms,
+               int64_t begin, int64_t end, double* out) {
   const int terms = K ? K : n_terms;
   Pack value{}, count{}, sums[K ? K : kMaxTerms] = {};
   int64_t whole = 0;  // samples of packs without weights
   for_each_pack(data, begin, end, [&](Pack u, Pack y, auto w) PF_ALWAYS_INLINE {
-    const Pack r = horner(coef, terms, u) - y;
-    value += weighted(Rho::value(r), w);
-    Pack product = weighted(Rho::slope(r), w);
+    const Pack prediction = horner(coef, terms, u);
+    value += counted<Rho>(Rho::value(prediction, y, criterion), w);
+    Pack product = counted<Rho>(Rho::slope(prediction, y, criterion), w);
     for_terms<K>(terms, [&](auto k) {
       sums[k] += product;
       if (k + 1 < terms) product *= u;
@@ -361,14 +372,38 @@ void project_pass(const Data& data, int n_terms, int64_t begin, int64_t end, dou
   for_terms<K>(terms, [&](auto k) { out[k] = sums[k].total(); });
 }
 
-void loss(const Data& data, Criterion criterion, const double* coef, int n_terms, int64_t begin,
-          int64_t end, double* out) {
-  with_terms(n_terms, [&](auto k) {
-    switch (criterion) {
-      case Criterion::SquaredError:
-        return loss_pass<SquaredError, k()>(data, coef, n_terms, begin, end, out);
-    }
-  });
+// Calls f with n_terms as a compile-time constant where degrees are the most usual ones.
+template <class F>
+inline void with_usual_terms(int n_terms, F&& f) {
+  if (n_terms >= 2 && n_terms <= 4)
+    with_terms(n_terms, [&](auto k) {
+      if constexpr (k() >= 2 && k() <= 4) f(k);
+    });
+  else
+    f(std::integral_constant<int, 0>{});
+}
+
+void loss(const Data& data, const Criterion& criterion, const double* coef, int n_terms,
+          int64_t begin, int64_t end, double* out) {
+  const auto pass = [&](auto rho) {
+    with_usual_terms(n_terms, [&](auto k) {
+      loss_pass<decltype(rho), k()>(data, criterion, coef, n_terms, begin, end, out);
+    });
+  };
+  switch (criterion.kind) {
+    case CriterionKind::SquaredError:
+      return with_terms(n_terms, [&](auto k) {
+        loss_pass<SquaredError, k()>(data, criterion, coef, n_terms, begin, end, out);
+      });
+    case CriterionKind::AbsoluteError: return pass(AbsoluteError{});
+    case CriterionKind::SmoothL1: return pass(SmoothL1{});
+    case CriterionKind::Huber: return pass(Huber{});
+    case CriterionKind::SoftMargin: return pass(SoftMargin{});
+    case CriterionKind::BCEWithLogits: return pass(BCEWithLogits{});
+    case CriterionKind::PoissonNLL: return pass(PoissonNLL{});
+    case CriterionKind::KLDiv: return pass(KLDiv{});
+    case CriterionKind::GaussianNLL: return pass(GaussianNLL{});
+  }
 }
 
 void moments(const Data& data, const double* coef, int n_terms, int64_t begin, int64_t end,

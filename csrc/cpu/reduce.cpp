@@ -57,8 +57,8 @@ Moments accumulate_about(const Data& data, Moments about, int threads) {
 
 }  // namespace
 
-Loss loss_and_gradient(const Data& data, Criterion criterion, const double* coef, int n_terms,
-                       int threads, double* grad_coef) {
+Loss loss_and_gradient(const Data& data, const Criterion& criterion, const double* coef,
+                       int n_terms, int threads, double* grad_coef) {
   double sums[kMaxSums];
   reduce(data.n, n_terms + 2, threads, sums, [&](int64_t begin, int64_t end, double* out) {
     passes_for(data.n).loss(data, criterion, coef, n_terms, begin, end, out);

@@ -12,7 +12,7 @@ struct Loss {
   double count;
 };
 
-Loss loss_and_gradient(const Data&, Criterion, const double* coef, int n_terms, int threads,
+Loss loss_and_gradient(const Data&, const Criterion&, const double* coef, int n_terms, int threads,
                        double* grad_coef /* [K] */);
 Moments accumulate(const Data&, int n_terms, int threads);
 void evaluate(const Data&, const double* coef, int n_terms, int threads, void* y);

@@ -19,7 +19,7 @@ struct StreamObjective {
     map.evaluate(alone, params, coef);
     const Loss loss = loss_and_gradient(problem.data, problem.criterion, coef, map.n_coefficients,
                                         problem.threads, grad_coef);
-    const double weight = problem.mean ? 1.0 / loss.count : 1.0;
+    const double weight = problem.criterion.weight * (problem.mean ? 1.0 / loss.count : 1.0);
     for (int k = 0; k < map.n_coefficients; ++k) grad_coef[k] *= weight;
     map.pull_back(alone, params, grad_coef, grad);
     return loss.value * weight;
@@ -29,8 +29,8 @@ struct StreamObjective {
 // Epochs that need no loss and no gradient to be left behind, on few samples; true if done.
 bool run_resident(const Problem& problem, const UpdateRule* rules, int64_t epochs, const State& s) {
   const int n = problem.map.n_params;
-  if (!problem.map.identity || problem.criterion != Criterion::SquaredError || problem.data.omit ||
-      problem.data.n > kResidentSamples || n > kResidentTerms)
+  if (!problem.map.identity || problem.criterion.kind != CriterionKind::SquaredError ||
+      problem.data.omit || problem.data.n > kResidentSamples || n > kResidentTerms)
     return false;
   LinearStep steps[kResidentTerms];
   bool with_momentum = false;

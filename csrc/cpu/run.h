@@ -10,7 +10,7 @@ namespace polyfuse {
 
 struct Problem {
   Data data;
-  Criterion criterion = Criterion::SquaredError;
+  Criterion criterion;
   bool mean = true;  // reduction: mean, else sum
   CoefficientMap map;
   const UpdateRule* rule = nullptr;  // [1 + C, P]

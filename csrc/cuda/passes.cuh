@@ -88,9 +88,10 @@ struct LossSums {
   double coef[K], sum[kSums] = {};
 
   PF_DEVICE void add(double u, double y) {
-    const double r = horner(coef, K, u) - y;
-    sum[0] += Rho::value(r);
-    double product = Rho::kFactor * Rho::slope(r);
+    constexpr Criterion criterion{};  // squared error has no options
+    const double prediction = horner(coef, K, u);
+    sum[0] += Rho::value(prediction, y, criterion);
+    double product = Rho::kFactor * Rho::slope(prediction, y, criterion);
     PF_UNROLL
     for (int k = 0; k < K; ++k) {
       sum[1 + k] += product;

@@ -17,8 +17,17 @@ class Data:
 
 def show_to_compilers(call: Any, get: Any) -> None: ...
 
+class Criterion:
+    per_row: bool
+    def __init__(
+        self, kind: int, *, weight: float = ..., beta: float = ..., delta: float = ...,
+        pos_weight: float = ..., eps: float = ..., variance: float = ..., log_input: bool = ...,
+        full: bool = ..., log_target: bool = ..., per_row: bool = ...,
+    ) -> None: ...  # fmt: skip
+
 class Plan:
     def set_changes(self, changes: list) -> None: ...
+    criterion: Criterion
     mean: bool
     identity: bool
     def __init__(
@@ -75,11 +84,14 @@ class Objective:
     forward: Any
     y: Any
     y_version: int
+    criterion: Any
     mean: bool
     number: float | None
     real: Any
     freed: bool
-    def __init__(self, forward: Forward, y: Any, y_version: int, mean: bool) -> None: ...
+    def __init__(
+        self, forward: Forward, y: Any, y_version: int, criterion: Criterion, mean: bool
+    ) -> None: ...
 
 class Loop:
     covers_owner: bool
@@ -112,6 +124,8 @@ class Loop:
     def begin(self, forward: Any, x: Any) -> None: ...
     def pool_prediction(self, wrapper: Any, record: Forward) -> None: ...
     def pool_loss(self, wrapper: Any, record: Objective) -> None: ...
-    def sees_criterion(self, criterion: Any) -> bool: ...
-    def see_criterion(self, criterion: Any, watched: list, mean: bool) -> None: ...
+    def sees_criterion(self, module: Any) -> bool: ...
+    def see_criterion(
+        self, module: Any, watched: list, criterion: Criterion, mean: bool
+    ) -> None: ...
     def offer(self) -> None: ...

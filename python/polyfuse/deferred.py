@@ -1,14 +1,15 @@
 """Tensors whose value waits until somebody looks: the five-line loop in one launch an iteration.
 
-`predict` stands for model(x), `mse` for criterion(y_pred, y). ``loss.backward()`` launches forward,
-loss, backward and update at once, from the parameters as they were at model(x); what it computed
-is installed by ``optimizer.step()`` if nothing changed in between. A deferred tensor that meets any
-other torch function becomes its value, from torch's own forward. While everything is as it was in
-the iteration before, C++ answers these calls (csrc/loop.cpp) and nothing here runs.
+`predict` stands for model(x), `objective` for criterion(y_pred, y). ``loss.backward()`` launches
+forward, loss, backward and update at once, from the parameters as they were at model(x); what it
+computed is installed by ``optimizer.step()`` if nothing changed in between. A deferred tensor that
+meets any other torch function becomes its value, from torch's own forward. While everything is as
+it was in the iteration before, C++ answers these calls (csrc/loop.cpp) and nothing here runs.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from . import _C
+from .criteria import BY_FUNCTION, L1, MSE, Criterion, Kind, criterion_of, of_call
 from .fused import Fused, fused
 from .records import Difference, Forward, Objective
 
@@ -39,13 +41,16 @@ class Deferred(torch.Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         handler = _FUSED.get(func)
+        out = NotImplemented
+        if (kind := BY_FUNCTION.get(func)) is not None:
+            if kind is L1 and (weight := _weight_of_l1(sys._getframe(2))) is not None:
+                kwargs = kwargs | {"weight": weight}
+            out = _criterion(kind, args, kwargs)
         # What is called in other ways than these is torch's to answer, or to refuse.
-        if handler is not None and (not kwargs or func is F.mse_loss):
-            n_args, answer = handler
-            if len(args) == n_args or func is F.mse_loss:
-                out = answer(*args, **kwargs)
-                if out is not NotImplemented:
-                    return out
+        elif handler is not None and not kwargs and len(args) == handler[0]:
+            out = handler[1](*args)
+        if out is not NotImplemented:
+            return out
         args, kwargs = tree_map(_value, (args, kwargs))
         return func(*args, **kwargs)
 
@@ -74,7 +79,7 @@ class Prediction(Deferred):
 
 
 class Residual(Deferred):
-    """y_pred - y, y - y_pred, or the square of one."""
+    """y_pred - y, y - y_pred, or the square or absolute value of one."""
 
     _record: Difference
 
@@ -181,23 +186,28 @@ def _known(module: Any, x: Any) -> Fused | None:
     return known
 
 
-def mse(y_pred: Prediction, y: Any, reduction: str, criterion: Any = None) -> Any:
-    """criterion(y_pred, y) deferred; None where torch's own must run."""
+def objective(
+    y_pred: Prediction, y: Any, criterion: Criterion, mean: bool, module: Any = None
+) -> Any:
+    """criterion(y_pred, y) deferred; None where torch's own must run.
+
+    `module` is what may be called with the like of y_pred and y again.
+    """
     forward = y_pred._record
     known = forward.fused
     if (
-        (reduction != "mean" and reduction != "sum")
+        not known.fuses(criterion)
         or not forward.untouched()
         or type(y) is not Tensor
         or not is_grad_enabled()
         or not known.accepts(y, forward.x)
     ):
         return None
-    mean = reduction == "mean"
-    if criterion is not None and not known.loop.sees_criterion(criterion):
-        known.see_criterion(criterion)
+    criterion.warn(mean)
+    if module is not None and not known.loop.sees_criterion(module):
+        known.see_criterion(module, criterion, mean)
     out = _wrap(Loss, (), known)
-    out._record = Objective(forward, y, y._version, mean)
+    out._record = Objective(forward, y, y._version, criterion, mean)
     known.loop.pool_loss(out, out._record)
     return out
 
@@ -205,29 +215,29 @@ def mse(y_pred: Prediction, y: Any, reduction: str, criterion: Any = None) -> An
 # -- torch functions that keep a deferred tensor deferred -----------------------------------------
 
 
-def _mse_loss(
-    input: Any,
-    target: Any,
-    size_average: Any = None,
-    reduce: Any = None,
-    reduction: Any = "mean",
-    weight: Any = None,
-) -> Any:
-    if type(input) is Prediction and size_average is None and reduce is None and weight is None:
-        out = mse(input, target, reduction)
-        return NotImplemented if out is None else out
-    return NotImplemented
+def _criterion(kind: Kind, args: Any, kwargs: Any) -> Any:
+    """Torch's function of a criterion."""
+    call = of_call(kind, args, kwargs)
+    if call is None or type(call[0]) is not Prediction:
+        return NotImplemented
+    out = objective(*call)
+    return NotImplemented if out is None else out
+
+
+def _weight_of_l1(caller: Any) -> Any:
+    """The argument of F.l1_loss, which does not hand it on to subclasses of tensors."""
+    return caller.f_locals.get("weight") if caller.f_code is F.l1_loss.__code__ else None
 
 
 def _sub(a: Any, b: Any) -> Any:
-    """y_pred - y or y - y_pred; the sign is lost in the square, and kept should it be looked at."""
+    """y_pred - y or y - y_pred; the sign is kept should it be looked at."""
     y_pred, y, sign = (a, b, 1) if isinstance(a, Prediction) else (b, a, -1)
     if type(y_pred) is not Prediction or type(y) is not torch.Tensor or not is_grad_enabled():
         return NotImplemented
     forward = y_pred._record
     if not forward.untouched() or not forward.fused.accepts(y, forward.x):
         return NotImplemented
-    return _difference(Difference(forward, y, y._version, sign))
+    return _difference(Difference(forward, y, y._version, sign, None))
 
 
 def _difference(record: Difference) -> Residual:
@@ -237,14 +247,29 @@ def _difference(record: Difference) -> Residual:
     return out
 
 
-def _square(a: Any, exponent: Any = 2) -> Any:
-    """The residual's square, which has the sign 0."""
-    if type(a) is not Residual or type(exponent) not in (int, float) or exponent != 2:
+def _of_residual(a: Any, kind: Kind) -> Any:
+    """What a criterion takes the mean or the sum of."""
+    if type(a) is not Residual or not is_grad_enabled():
         return NotImplemented
     record = a._record
-    if not record.sign or not record.untouched() or not is_grad_enabled():
+    if (
+        record.kind is not None
+        or not record.untouched()
+        or not record.forward.fused.fuses(criterion_of(kind))
+    ):
         return NotImplemented
-    return _difference(Difference(record.forward, record.y, record.y_version, 0))
+    forward = record.forward
+    return _difference(Difference(forward, record.y, record.y_version, record.sign, kind))
+
+
+def _square(a: Any, exponent: Any = 2) -> Any:
+    if type(exponent) not in (int, float) or exponent != 2:
+        return NotImplemented
+    return _of_residual(a, MSE)
+
+
+def _abs(a: Any) -> Any:
+    return _of_residual(a, L1)
 
 
 def _mul(a: Any, b: Any) -> Any:
@@ -256,10 +281,11 @@ def _reduce(mean: bool) -> Any:
         if type(a) is not Residual or not is_grad_enabled():
             return NotImplemented
         record = a._record
-        if record.sign or not record.untouched():
+        if record.kind is None or not record.untouched():
             return NotImplemented
         out = _wrap(Loss, (), record.forward.fused)
-        out._record = Objective(record.forward, record.y, record.y_version, mean)
+        criterion = criterion_of(record.kind)
+        out._record = Objective(record.forward, record.y, record.y_version, criterion, mean)
         return out
 
     return handler
@@ -276,11 +302,11 @@ def _detach(a: Any) -> Any:
 T: Any = torch.Tensor
 # How many arguments, all positional, and what answers them.
 _FUSED: dict[Any, tuple[int, Any]] = {
-    F.mse_loss: (2, _mse_loss),
     **dict.fromkeys((T.sub, T.__sub__, torch.sub, T.subtract, torch.subtract), (2, _sub)),
     T.__rsub__: (2, lambda a, b: _sub(b, a)),
     **dict.fromkeys((T.pow, T.__pow__, torch.pow), (2, _square)),
     **dict.fromkeys((T.square, torch.square), (1, _square)),
+    **dict.fromkeys((T.abs, T.__abs__, T.absolute, torch.abs, torch.absolute), (1, _abs)),
     **dict.fromkeys((T.mul, T.__mul__, torch.mul), (2, _mul)),
     **dict.fromkeys((T.mean, torch.mean), (1, _reduce(True))),
     **dict.fromkeys((T.sum, torch.sum), (1, _reduce(False))),

@@ -17,7 +17,13 @@ from .backends import choose
 from .fused import Fused, fused
 from .optim.owners import rule_of
 from .problem import Problem, Schedule, State
-from .recognise import refuse_criterion, refuse_optimizer, refuse_parameters, refuse_shape
+from .recognise import (
+    read_criterion,
+    refuse_criterion,
+    refuse_optimizer,
+    refuse_parameters,
+    refuse_shape,
+)
 from .result import FitResult
 from .rules import SgdOptions, is_sgd
 from .schedulers import Schedulers
@@ -34,7 +40,7 @@ def prepare(
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     xs, ys = _check.data(x, y)
-    reason = refuse_criterion(criterion)
+    reason = refuse_criterion(criterion, y)
     if reason:
         raise ValueError(f"criterion: {reason}")
     reason = refuse_optimizer(optimizer)
@@ -46,14 +52,18 @@ def prepare(
     reason = refuse_parameters(known.tensors) or refuse_shape(known.traced, x)
     if reason:
         raise ValueError(f"model: {reason}")
+    read, mean = read_criterion(criterion, y)
     problem = Problem(
-        known.traced, criterion.reduction, rule_of(known, optimizer), xs, ys, nan_policy == "omit"
-    )
+        known.traced, "mean" if mean else "sum", rule_of(known, optimizer), xs, ys,
+        nan_policy == "omit", criterion=read.over_rows_of(x),
+    )  # fmt: skip
     return known, problem
 
 
 def refuse_engine(problem: Problem, engine: str, tol: float, scheduled: bool = False) -> str | None:
     """None, or why the engine cannot compute this run exactly."""
+    if engine != "stream" and not problem.criterion.squared:
+        return f"{problem.criterion.kind.name} is no function of the moments of the data"
     if engine == "closed_form":
         if scheduled:
             return "a scheduler changes the update from epoch to epoch; use moments or stream"
@@ -71,7 +81,7 @@ def choose_engine(
 ) -> str:
     _check.one_of("engine", engine, _check.ENGINES)
     if engine == "auto":
-        if epochs == 1:
+        if epochs == 1 or not problem.criterion.squared:
             return "stream"
         if refuse_engine(problem, "closed_form", tol, scheduled):
             return "moments"
@@ -110,7 +120,8 @@ def fit(
 
     Args:
         model: torch or polyfuse module whose output is a polynomial of its input.
-        criterion: ``MSELoss`` with reduction mean or sum, torch's or polyfuse's.
+        criterion: one that `polyfuse.nn` has of its own, or torch's of that name, with a
+            reduction to a scalar. What all but ``MSELoss`` need is read in every epoch.
         optimizer: torch's or polyfuse's SGD, Adam, AdamW, ASGD, Rprop, RMSprop, Adagrad, Adadelta,
             Adamax, NAdam or RAdam.
         x, y: data of one shape, float32 or float64.
@@ -256,7 +267,8 @@ def _refuse_nonfinite(count: int) -> None:
 
 
 def largest_stable_lr(problem: Problem) -> float | None:
-    """The lr above which SGD diverges on this data; None where groups differ or maximize is set.
+    """The lr above which SGD diverges on this data; None where groups differ or maximize is set,
+    and for any other criterion than squared error.
 
     With c the largest curvature and m the momentum: 2 (1 + m) / (1 - dampening) / c, and
     2 (1 + m) / (1 + 2 m) / c with nesterov. Source: the roots of one step on a quadratic; Polyak,
@@ -264,7 +276,9 @@ def largest_stable_lr(problem: Problem) -> float | None:
     """
     owned = [i for i, o in enumerate(problem.rule) if o is not None]
     options = {o for o in problem.rule if isinstance(o, SgdOptions)}
-    if len(options) != 1 or not problem.model.affine or not is_sgd(problem.rule):
+    if len(options) != 1 or not is_sgd(problem.rule):
+        return None
+    if not (problem.model.affine and problem.criterion.squared):
         return None
     o = options.pop()
     if o.maximize or o.dampening == 1:

@@ -10,7 +10,7 @@ from .backends import Backend, choose
 from .fit import prepare
 from .fused import Fused
 from .problem import Problem, Schedule
-from .recognise import refuse_parameters
+from .recognise import read_criterion, refuse_parameters
 from .records import Forward, Objective
 
 
@@ -38,9 +38,10 @@ class FusedStep:
                 return self._step_on(runner, known, problem)
             if not known.accepts(y, x):  # of another layout, or in need of a gradient
                 x, y = (t.detach().resolve_neg().clone().contiguous() for t in (x, y))
-            known.see_criterion(criterion)
+            known.see_criterion(criterion, *read_criterion(criterion, x))
             self._known = known
-        objective = Objective(Forward(known, x), y, y._version, criterion.reduction == "mean")
+        assert known.criterion is not None
+        objective = Objective(Forward(known, x), y, y._version, *known.criterion)
         if not objective.launch(optimizer):
             raise ValueError(f"x, y: expected plain dense tensors, got {type(x).__name__}")
         optimizer.zero_grad()

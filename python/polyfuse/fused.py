@@ -17,6 +17,7 @@ from . import _C
 from .backends import backend_of
 from .backends.native import make_plan
 from .backends.reference import coefficients
+from .criteria import Criterion
 from .device_loop import DeviceLoop
 from .problem import State
 from .rules import METHODS, Options, Rule, SgdOptions, kept_of, options_of, rows_of
@@ -64,6 +65,7 @@ class Fused:
         self.at = [self.order[a:b] for a, b in pairwise(ends.tolist())]
         self.trainable = any(t.requires_grad for t in self.tensors)
         self.moments: Any = None
+        self.criterion: tuple[Criterion, bool] | None = None  # that the loop sees
         # The fused optimizer that owns the parameters, and when it was looked for.
         self.owner: Any = None
         self.generation = -1
@@ -100,10 +102,16 @@ class Fused:
         self.loop.see(x, y)
         return True
 
-    def see_criterion(self, criterion: torch.nn.MSELoss) -> None:
-        """Tells the loop of a criterion that is squared error, mean or sum."""
-        watch = [criterion, *watched(criterion)]
-        self.loop.see_criterion(criterion, watch, criterion.reduction == "mean")
+    def fuses(self, criterion: Criterion) -> bool:
+        """Whether the loop's kernels know the criterion."""
+        return criterion.squared or not isinstance(self.loop, DeviceLoop)
+
+    def see_criterion(self, module: torch.nn.Module, criterion: Criterion, mean: bool) -> None:
+        """Tells the loop which criterion, mean or sum, a module is."""
+        options = [b for b in module._buffers.values() if b is not None]
+        watch = [module, *watched(module), *options]
+        self.loop.see_criterion(module, watch, criterion, mean)
+        self.criterion = criterion, mean
 
     def fresh_grads(self) -> None:
         """New tensors for backward to fill, because somebody holds the last ones."""

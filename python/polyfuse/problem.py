@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .criteria import SQUARED, Criterion
 from .rules import KEPT, Rule
 from .symbolic import Traced
 
@@ -23,6 +24,7 @@ class Problem:
     omit: bool = False  # leave out samples with a nan or inf
     # (epochs from the launch's start, the rule from then on), where the backend follows them
     changes: tuple[tuple[int, Rule], ...] = ()
+    criterion: Criterion = SQUARED
 
 
 @dataclass

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from .nn.criterion import MSELoss, is_torchs
+from .criteria import KINDS, Criterion, of_module
+from .nn.criterion import CRITERIA, is_torchs
 from .optim.classes import FUSED
 from .optim.owners import GLOBAL_HOOKS
 from .rules import OPTIONS_OF, refuse_group
@@ -30,17 +31,24 @@ def refuse_optimizer(optimizer: Any) -> str | None:
     return None
 
 
-def refuse_criterion(criterion: Any) -> str | None:
-    """None, or why this criterion is not one that is compiled."""
+def refuse_criterion(criterion: Any, like: torch.Tensor | None = None) -> str | None:
+    """None, or why this criterion, of targets like `like`, is not one that is compiled."""
     if not isinstance(criterion, torch.nn.Module):
         return f"expected a criterion module such as nn.MSELoss(), got {type(criterion).__name__}"
-    if type(criterion) not in (torch.nn.MSELoss, MSELoss):
-        return f"{type(criterion).__name__} is not fused; fused: MSELoss"
+    name = type(criterion).__name__
+    if type(criterion) not in (*(kind.module for kind in KINDS), *CRITERIA):
+        return f"{name} is not fused; fused: {', '.join(kind.name for kind in KINDS)}"
     if not is_torchs(criterion):
-        return f"{type(criterion).__name__} has hooks or a forward of its own"
-    if criterion.reduction not in ("mean", "sum"):
-        return f"reduction {criterion.reduction!r} gives no scalar loss; expected mean or sum"
-    return None
+        return f"{name} has hooks or a forward of its own"
+    found = of_module(criterion, like)
+    return found if isinstance(found, str) else None
+
+
+def read_criterion(criterion: torch.nn.Module, like: torch.Tensor) -> tuple[Criterion, bool]:
+    """What a criterion that is not refused is, and whether its reduction is a mean."""
+    found = of_module(criterion, like)
+    assert not isinstance(found, str)
+    return found
 
 
 def refuse_parameters(tensors: Any) -> str | None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from . import _C
 from ._check import GONE
 from .backends.device import loss_in
+from .criteria import L1, Criterion, Kind
 from .fused import Fused
 from .optim.owners import bind
 from .static import moments_of
@@ -87,12 +87,15 @@ class Forward(_C.Forward):
 
 
 class Difference:
-    """y_pred - y (sign 1), y - y_pred (-1), or the square of one (0)."""
+    """y_pred - y (sign 1) or y - y_pred (-1); or what a criterion makes of it: square or abs."""
 
-    __slots__ = ("forward", "real", "sign", "y", "y_version")
+    __slots__ = ("forward", "kind", "real", "sign", "y", "y_version")
 
-    def __init__(self, forward: Forward, y: torch.Tensor, y_version: int, sign: int):
+    def __init__(
+        self, forward: Forward, y: torch.Tensor, y_version: int, sign: int, kind: Kind | None
+    ):
         self.forward, self.y, self.y_version, self.sign = forward, y, y_version, sign
+        self.kind = kind
         self.real: torch.Tensor | None = None
 
     def untouched(self) -> bool:
@@ -103,8 +106,8 @@ class Difference:
             if self.y._version != self.y_version:
                 raise RuntimeError(GONE.format("the target"))
             with torch.inference_mode(False), torch.enable_grad():
-                r = self.forward.original() - self.y
-                self.real = r * self.sign if self.sign else r * r
+                r = (self.forward.original() - self.y) * self.sign
+                self.real = r if self.kind is None else r.abs() if self.kind is L1 else r * r
         return self.real
 
 
@@ -113,6 +116,7 @@ class Objective(_C.Objective):
 
     __slots__ = ("state",)
     forward: Forward
+    criterion: Criterion
     state: torch.Tensor  # what a launch on a device left there
 
     def launch(self, optimizer: Any = None) -> bool:
@@ -127,7 +131,8 @@ class Objective(_C.Objective):
             if not known.accepts(y, x):
                 break
             bind(known, optimizer)
-            known.loop.settle(moments_of(known, x, y), x._version, y._version)
+            if self.criterion.squared:
+                known.loop.settle(moments_of(known, x, y), x._version, y._version)
             if known.loop.launch(self, torch.get_num_threads()):
                 return True  # otherwise another thread has shown it other data
         return False
@@ -161,8 +166,7 @@ class Objective(_C.Objective):
                 if self.y._version == self.y_version and (
                     forward.real is not None or forward.current()
                 ):
-                    reduction = "mean" if self.mean else "sum"
-                    self.real = F.mse_loss(forward.original(), self.y, reduction=reduction)
+                    self.real = self.criterion.value(forward.original(), self.y, self.mean)
                 else:
                     self.real = _LossGraph.apply(self, *forward.fused.tensors)
         return self.real

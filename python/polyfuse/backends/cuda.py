@@ -51,6 +51,8 @@ class Cuda:
     def refuse(self, problem: Problem) -> str | None:
         if problem.x.device.type != self.device_type:
             return f"the data is on {problem.x.device}"
+        if not problem.criterion.squared:
+            return f"it has no kernel of {problem.criterion.kind.name}"
         if len(problem.model.slots) > MAX_PARAMS:
             return f"{len(problem.model.slots)} scalar parameters, more than {MAX_PARAMS}"
         return None

@@ -67,6 +67,7 @@ class Cpu:
         if problem.changes:
             plan.set_changes([(epoch, rows_of(rule)) for epoch, rule in problem.changes])
         plan.mean = problem.reduction == "mean"
+        plan.criterion = problem.criterion
         data = make_data(problem.model, problem.x, problem.y, problem.omit)
         return Trace(
             *_C.descend(

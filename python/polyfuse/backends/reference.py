@@ -126,8 +126,11 @@ class Reference:
         model = problem.model
         if engine == "stream":
             x, y = kept(problem)
-            v, weight = design(model, x), 1 / len(x) if problem.reduction == "mean" else 1.0
-            return lambda params: ((v @ coefficients(model, params) - y) ** 2).sum() * weight
+            criterion, v = problem.criterion, design(model, x)
+            weight = criterion.factor / (len(x) if problem.reduction == "mean" else 1)
+            return lambda params: (
+                criterion.value(v @ coefficients(model, params), y, mean=False) * weight
+            )
         assert moments is not None
         terms = model.degree + 1
         a = model.scale / moments.scale

@@ -51,6 +51,8 @@ class Triton:
         device = problem.x.device
         if device.type != ("cpu" if interpreted() else "cuda"):
             return f"the data is on {device}"
+        if not problem.criterion.squared:
+            return f"it has no kernel of {problem.criterion.kind.name}"
         if len(problem.model.slots) > geometry.MAX_PARAMS:
             return f"{len(problem.model.slots)} parameters, above {geometry.MAX_PARAMS}"
         if not is_sgd(problem.rule):

@@ -7,7 +7,17 @@ from typing import Any
 import torch.nn as _torch_nn
 
 from .._alias import hand_on
-from .criterion import MSELoss
+from .criterion import (
+    BCEWithLogitsLoss,
+    GaussianNLLLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    MSELoss,
+    PoissonNLLLoss,
+    SmoothL1Loss,
+    SoftMarginLoss,
+)
 from .module import Module, Polynomial
 
 hand_on(__name__, "torch.nn", own=("criterion", "module"))
@@ -21,4 +31,16 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *dir(_torch_nn)})
 
 
-__all__ = ["MSELoss", "Module", "Polynomial"]
+__all__ = [
+    "BCEWithLogitsLoss",
+    "GaussianNLLLoss",
+    "HuberLoss",
+    "KLDivLoss",
+    "L1Loss",
+    "MSELoss",
+    "Module",
+    "PoissonNLLLoss",
+    "Polynomial",
+    "SmoothL1Loss",
+    "SoftMarginLoss",
+]

@@ -1,0 +1,204 @@
+"""The criteria that kernels know: torch's classes and functions, with the options they take."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import _C
+
+Options = tuple[tuple[str, "float | bool | None"], ...]
+
+
+class Kind(NamedTuple):
+    """One criterion: `options` are attributes of the module and arguments of the function."""
+
+    tag: int  # CriterionKind in csrc/core/problem.h
+    module: type[nn.Module]
+    function: Callable[..., Tensor]
+    options: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.module.__name__
+
+
+MSE = Kind(0, nn.MSELoss, F.mse_loss)
+L1 = Kind(1, nn.L1Loss, F.l1_loss)
+SMOOTH_L1 = Kind(2, nn.SmoothL1Loss, F.smooth_l1_loss, ("beta",))
+HUBER = Kind(3, nn.HuberLoss, F.huber_loss, ("delta",))
+SOFT_MARGIN = Kind(4, nn.SoftMarginLoss, F.soft_margin_loss)
+BCE = Kind(
+    5, nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits, ("weight", "pos_weight")
+)  # fmt: skip
+POISSON = Kind(6, nn.PoissonNLLLoss, F.poisson_nll_loss, ("log_input", "full", "eps"))
+KL_DIV = Kind(7, nn.KLDivLoss, F.kl_div, ("log_target",))
+GAUSSIAN = Kind(8, nn.GaussianNLLLoss, F.gaussian_nll_loss, ("var", "full", "eps"))
+
+KINDS = (MSE, L1, SMOOTH_L1, HUBER, SOFT_MARGIN, BCE, POISSON, KL_DIV, GAUSSIAN)
+BY_FUNCTION = {kind.function: kind for kind in KINDS}
+_BY_MODULE: dict[type, Kind] = {kind.module: kind for kind in KINDS}
+_TENSORS = ("weight", "pos_weight")  # None or tensors
+_FLAGS = ("full", "log_input", "log_target")
+
+
+class Criterion(_C.Criterion):
+    """A criterion with its options, which kernels are told; without its reduction.
+
+    Args:
+        factor: of the loss, besides that in the options.
+        per_row: a mean is the sum over the number of rows, torch's ``batchmean``.
+    """
+
+    __slots__ = ("factor", "kind", "options")
+
+    def __init__(
+        self, kind: Kind, options: Options = (), factor: float = 1.0, per_row: bool = False
+    ):
+        told: dict[str, Any] = {k: v for k, v in options if v is not None}
+        if "var" in told:  # clamped as torch does it
+            told["variance"] = max(told.pop("var"), told.pop("eps"))
+        told["weight"] = told.get("weight", 1.0) * factor
+        super().__init__(kind.tag, per_row=per_row, **told)
+        self.kind, self.options, self.factor = kind, options, factor
+
+    @property
+    def squared(self) -> bool:
+        """Whether the loss is a function of the moments of the data."""
+        return self.kind is MSE
+
+    def over_rows_of(self, x: Tensor) -> Criterion:
+        """The same for a mean over all samples of x."""
+        if not self.per_row:
+            return self
+        rows = x.shape[0] if x.ndim else 1
+        return Criterion(self.kind, self.options, x.numel() / rows)
+
+    def value(self, prediction: Tensor, target: Tensor, mean: bool) -> Tensor:
+        """Torch's own loss; without the factor."""
+        options: dict[str, Any] = dict(self.options)
+        for name in _TENSORS:
+            if options.get(name) is not None:
+                options[name] = prediction.new_tensor(options[name])
+        if self.kind is KL_DIV and mean and not self.per_row:  # torch warns of this reduction
+            return self.kind.function(prediction, target, reduction="none", **options).mean()
+        reduction = "batchmean" if self.per_row else "mean"
+        return self.kind.function(
+            prediction, target, reduction=reduction if mean else "sum", **options
+        )
+
+    def warn(self, mean: bool) -> None:
+        """What torch warns of at every call."""
+        if self.kind is KL_DIV and mean and not self.per_row:
+            F.kl_div(torch.zeros(0), torch.zeros(0), reduction="mean")
+
+
+@lru_cache(maxsize=64)
+def criterion_of(kind: Kind, options: Options = (), per_row: bool = False) -> Criterion:
+    return Criterion(kind, options, per_row=per_row)
+
+
+SQUARED = criterion_of(MSE)
+
+
+def read(
+    kind: Kind, values: dict[str, Any], reduction: Any, like: Tensor | None
+) -> tuple[Criterion, bool] | str:
+    """The criterion of these options, and whether its reduction is a mean; or why it is not fused.
+
+    Args:
+        like: prediction or target, whose dtype the options that are tensors must have.
+    """
+    if reduction not in ("mean", "sum", "batchmean")[: 3 if kind is KL_DIV else 2]:
+        return f"reduction {reduction!r} gives no scalar loss; expected mean or sum"
+    options: dict[str, float | bool | None] = {}
+    for name in kind.options:
+        value = values[name]
+        if name in _FLAGS:
+            if type(value) is not bool:
+                return f"{name}: expected a bool, got {value!r}"
+            options[name] = value
+        elif isinstance(value, Tensor) and name not in ("beta", "delta", "eps"):
+            if (reason := _refuse_tensor(value, like)) is not None:
+                return f"{name}: {reason}"
+            options[name] = value.item()
+        elif type(value) in (int, float) and name not in _TENSORS:
+            options[name] = float(value)
+        elif value is None and name in _TENSORS:
+            options[name] = None
+        else:
+            return f"{name}: expected a number, got {type(value).__name__}"
+    if not options.get("beta", 0.0) >= 0 or not options.get("delta", 1.0) > 0:  # type: ignore[operator]
+        return "beta, delta: expected a positive number"
+    if kind is GAUSSIAN and not 0 <= options["var"] < math.inf:  # type: ignore[operator]
+        return "var: expected a finite number >= 0"
+    if kind is SMOOTH_L1 and options["beta"] == 0:
+        kind, options = L1, {}
+    return (
+        criterion_of(kind, tuple(options.items()), reduction == "batchmean"),
+        reduction != "sum",
+    )
+
+
+def _refuse_tensor(value: Tensor, like: Tensor | None) -> str | None:
+    if type(value) is not Tensor or value.requires_grad or value.device.type != "cpu":
+        return "expected a plain tensor on the CPU that needs no gradient"
+    if value.numel() != 1 or value.ndim > (1 if like is None else min(like.ndim, 1)):
+        return f"expected one element, got shape {tuple(value.shape)}"
+    if like is not None and value.dtype != like.dtype:
+        return f"expected the dtype {like.dtype}, got {value.dtype}"
+    return None
+
+
+def of_module(module: Any, like: Tensor | None = None, *extra: Any) -> Any:
+    """`read` of a module of torch.nn, called with a prediction, a target and `extra`."""
+    kind = kind_of(type(module))
+    assert kind is not None
+    values = module.__dict__ | module._buffers
+    if kind is GAUSSIAN:
+        if len(extra) != 1:
+            return "its variance comes with every call, for which there is no argument here"
+        values["var"] = extra[0]
+    elif extra:
+        return f"expected a prediction and a target, got {len(extra)} more"
+    if any(name not in values for name in (*kind.options, "reduction")):
+        return "its options are not attributes of its own"
+    return read(kind, values, values["reduction"], like)
+
+
+def kind_of(module: type) -> Kind | None:
+    """That of torch's class which `module` is, or derives from."""
+    return next((_BY_MODULE[c] for c in module.__mro__ if c in _BY_MODULE), None)
+
+
+@cache
+def _signature(function: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    parameters = inspect.signature(function).parameters
+    defaults = {k: p.default for k, p in parameters.items() if p.default is not p.empty}
+    return tuple(parameters), defaults
+
+
+def of_call(
+    kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Any, Criterion, bool] | None:
+    """Prediction, target and what `read` gives for a call of torch's function; None: torch's."""
+    names, defaults = _signature(kind.function)
+    values = defaults | dict(zip(names, args, strict=False)) | kwargs
+    if len(values) != len(names) or len(args) + len(kwargs) > len(names):
+        return None  # arguments are missing, or are none of torch's
+    if any(k in kwargs for k in names[: len(args)]):
+        return None
+    known = (*names[:2], *kind.options, "reduction")
+    if any(v is not None for k, v in values.items() if k not in known):
+        return None
+    found = read(kind, values, values["reduction"], values[names[1]])
+    if isinstance(found, str):
+        return None
+    return values[names[0]], values[names[1]], *found
