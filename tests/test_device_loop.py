@@ -122,3 +122,14 @@ def test_parameters_changed_before_the_launch_are_an_error(dtype):
         side.model.a.add_(1)
     with pytest.raises(RuntimeError, match="a parameter was changed after model"):
         loss.item()
+
+
+@pytest.mark.parametrize("criterion", ["L1Loss", "HuberLoss", "BCEWithLogitsLoss"])
+def test_other_criteria_are_torchs(device, criterion, dtype):
+    sides = Side(pf.nn, pf.optim, dtype), Side(torch.nn, torch.optim, dtype)
+    for side in sides:
+        side.criterion = getattr(side.nn, criterion)()
+    check(sides, lambda side, _: [step(side).detach()])
+    for side in sides:
+        side.criterion = lambda p, y: (p - y).abs().mean()
+    check(sides, lambda side, _: [step(side).detach()])

@@ -22,4 +22,4 @@ def assert_like_torch(found, truth, dtype=None):
     """What a few steps in dtype (that of truth) leave behind, against plain torch's."""
     found, truth = torch.as_tensor(found), torch.as_tensor(truth)
     bound = {torch.float32: 1e-5, torch.float64: 1e-12}.get(dtype or truth.dtype, 0)
-    torch.testing.assert_close(found, truth, rtol=bound, atol=bound)
+    torch.testing.assert_close(found, truth, rtol=bound, atol=bound, equal_nan=True)

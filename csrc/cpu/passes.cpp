@@ -131,6 +131,17 @@ inline void with_terms(int n_terms, F&& f) {
   }
 }
 
+// The same for the most usual degrees alone: less code.
+template <class F>
+inline void with_usual_terms(int n_terms, F&& f) {
+  switch (n_terms) {
+    case 2: return f(std::integral_constant<int, 2>{});
+    case 3: return f(std::integral_constant<int, 3>{});
+    case 4: return f(std::integral_constant<int, 4>{});
+    default: return f(std::integral_constant<int, 0>{});
+  }
+}
+
 template <class Rho, int K>
 void loss_pass(const Data& data, const Criterion& criterion, const double* coef, int n_terms,
                int64_t begin, int64_t end, double* out) {
@@ -370,17 +381,6 @@ void project_pass(const Data& data, int n_terms, int64_t begin, int64_t end, dou
     });
   });
   for_terms<K>(terms, [&](auto k) { out[k] = sums[k].total(); });
-}
-
-// Calls f with n_terms as a compile-time constant where degrees are the most usual ones.
-template <class F>
-inline void with_usual_terms(int n_terms, F&& f) {
-  if (n_terms >= 2 && n_terms <= 4)
-    with_terms(n_terms, [&](auto k) {
-      if constexpr (k() >= 2 && k() <= 4) f(k);
-    });
-  else
-    f(std::integral_constant<int, 0>{});
 }
 
 void loss(const Data& data, const Criterion& criterion, const double* coef, int n_terms,

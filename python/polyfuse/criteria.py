@@ -164,7 +164,7 @@ def of_module(module: Any, like: Tensor | None = None, *extra: Any) -> Any:
     values = module.__dict__ | module._buffers
     if kind is GAUSSIAN:
         if len(extra) != 1:
-            return "its variance comes with every call, for which there is no argument here"
+            return "its variance comes with every call; fused in the training loop alone"
         values["var"] = extra[0]
     elif extra:
         return f"expected a prediction and a target, got {len(extra)} more"

@@ -43,7 +43,7 @@ class Deferred(torch.Tensor):
         handler = _FUSED.get(func)
         out = NotImplemented
         if (kind := BY_FUNCTION.get(func)) is not None:
-            if kind is L1 and (weight := _weight_of_l1(sys._getframe(2))) is not None:
+            if kind is L1 and (weight := _weight_of_l1(sys._getframe(1).f_back)) is not None:
                 kwargs = kwargs | {"weight": weight}
             out = _criterion(kind, args, kwargs)
         # What is called in other ways than these is torch's to answer, or to refuse.
@@ -226,7 +226,9 @@ def _criterion(kind: Kind, args: Any, kwargs: Any) -> Any:
 
 def _weight_of_l1(caller: Any) -> Any:
     """The argument of F.l1_loss, which does not hand it on to subclasses of tensors."""
-    return caller.f_locals.get("weight") if caller.f_code is F.l1_loss.__code__ else None
+    if caller is None or caller.f_code is not F.l1_loss.__code__:
+        return None
+    return caller.f_locals.get("weight")
 
 
 def _sub(a: Any, b: Any) -> Any:
