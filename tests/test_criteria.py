@@ -12,7 +12,8 @@ import torch
 from polyfuse.backends import REGISTRY
 from polyfuse.criteria import KINDS, of_module
 from polyfuse.fused import fused
-from polyfuse.problem import Problem, Schedule, SgdOptions, State
+from polyfuse.problem import Problem, Schedule, State
+from polyfuse.rules import SgdOptions
 
 from .criteria import BY_REDUCTION, CASES, KL_MEAN_WARNS, Quadratic, data, loop
 from .emulated import Emulated
@@ -33,12 +34,7 @@ def problem_of(case, reduction, coef, x, y):
 
 
 def value_and_gradient(backend, problem, coef):
-    n = len(coef)
-    state = State(
-        torch.as_tensor(coef, dtype=torch.float64).numpy().copy(),
-        np.zeros(n),
-        np.zeros(n, dtype=bool),
-    )
+    state = State.of(torch.as_tensor(coef, dtype=torch.float64).numpy().copy())
     trace = backend.descend(problem, "stream", None, Schedule(0, 1, 1), state)
     return trace.recorded[0], state.grad
 
