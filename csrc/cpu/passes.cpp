@@ -58,8 +58,8 @@ PF_INLINE void for_terms(int n, F&& f) {
 }
 
 // Calls body(u, y, weight) for every eight samples; weight is std::true_type where all count, and
-// y is 0 where not WithY.
-template <class T, bool WithY, class Body>
+// y is 0 where not WithY. Plain: with a loop of its own for u = x.
+template <class T, bool WithY, bool Plain = true, class Body>
 PF_INLINE void for_each_pack_of(const Data& data, int64_t begin, int64_t end, Body&& body) {
   int64_t i = begin;
   const T* xs = static_cast<const T*>(data.x);
@@ -77,7 +77,7 @@ PF_INLINE void for_each_pack_of(const Data& data, int64_t begin, int64_t end, Bo
     }
   };
   if (data.x_stride == 1 && data.y_stride == 1 && !data.omit) {
-    if (shift == 0.0 && scale == 1.0)
+    if (Plain && shift == 0.0 && scale == 1.0)
       dense([](Pack x) PF_ALWAYS_INLINE { return x; });
     else
       dense([&](Pack x) PF_ALWAYS_INLINE { return (x - shift) * scale; });
@@ -89,12 +89,12 @@ PF_INLINE void for_each_pack_of(const Data& data, int64_t begin, int64_t end, Bo
   }
 }
 
-template <class Body>
+template <bool Plain = true, class Body>
 PF_INLINE void for_each_pack(const Data& data, int64_t begin, int64_t end, Body&& body) {
   if (data.dtype == Dtype::Float32)
-    for_each_pack_of<float, true>(data, begin, end, body);
+    for_each_pack_of<float, true, Plain>(data, begin, end, body);
   else
-    for_each_pack_of<double, true>(data, begin, end, body);
+    for_each_pack_of<double, true, Plain>(data, begin, end, body);
 }
 
 template <class Lanes>
@@ -148,19 +148,20 @@ void loss_pass(const Data& data, const Criterion& criterion, const double* coef,
   const int terms = K ? K : n_terms;
   Pack value{}, count{}, sums[K ? K : kMaxTerms] = {};
   int64_t whole = 0;  // samples of packs without weights
-  for_each_pack(data, begin, end, [&](Pack u, Pack y, auto w) PF_ALWAYS_INLINE {
-    const Pack prediction = horner(coef, terms, u);
-    value += counted<Rho>(Rho::value(prediction, y, criterion), w);
-    Pack product = counted<Rho>(Rho::slope(prediction, y, criterion), w);
-    for_terms<K>(terms, [&](auto k) {
-      sums[k] += product;
-      if (k + 1 < terms) product *= u;
-    });
-    if (std::is_same<decltype(w), std::true_type>::value)
-      whole += kLanes;
-    else
-      count += ones(w);
-  });
+  for_each_pack<std::is_same_v<Rho, SquaredError>>(
+      data, begin, end, [&](Pack u, Pack y, auto w) PF_ALWAYS_INLINE {
+        const Pack prediction = horner(coef, terms, u);
+        value += counted<Rho>(Rho::value(prediction, y, criterion), w);
+        Pack product = counted<Rho>(Rho::slope(prediction, y, criterion), w);
+        for_terms<K>(terms, [&](auto k) {
+          sums[k] += product;
+          if (k + 1 < terms) product *= u;
+        });
+        if (std::is_same<decltype(w), std::true_type>::value)
+          whole += kLanes;
+        else
+          count += ones(w);
+      });
   out[0] = value.total();
   for_terms<K>(terms, [&](auto k) { out[1 + k] = Rho::kFactor * sums[k].total(); });
   out[1 + terms] = count.total() + static_cast<double>(whole);

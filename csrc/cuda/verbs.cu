@@ -72,9 +72,9 @@ __global__ void __launch_bounds__(kMaxParams) update(const Run run) {
   if (i >= n) return;
   const auto at = [&](int table) { return reinterpret_cast<T*>(run.tables[table * n + i]); };
   const UpdateRule rule = rule_in(run.rule, i);
-  if (rule.method == Method::None || !at(1)) return;
+  if (rule.method != Method::Sgd || !at(1)) return;
   T p = *at(0), kept[kKept] = {at(2) ? *at(2) : T(0), at(2) ? T(1) : T(0)};
-  polyfuse::update(rule, p, *at(1), kept);
+  Sgd::update(rule.option, p, *at(1), kept);
   *at(0) = p;
   if (at(2)) *at(2) = kept[Sgd::kBuffer];
 }
