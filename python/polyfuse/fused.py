@@ -20,7 +20,7 @@ from .backends.reference import coefficients
 from .criteria import Criterion
 from .device_loop import DeviceLoop
 from .problem import State
-from .rules import METHODS, Options, Rule, SgdOptions, kept_of, options_of, rows_of
+from .rules import METHODS, Options, Rule, SgdOptions, kept_of, options_in, rows_of
 from .symbolic import NotPolynomial, Traced
 from .tracing import trace
 from .watching import Contents, watched
@@ -153,9 +153,10 @@ class Fused:
         """The model's parameters that the optimizer steps, with options and number."""
         mine = {id(t): i for i, t in enumerate(self.tensors)}
         for group in optimizer.param_groups:
+            options = options_in(optimizer, group)
             for p in group["params"]:
                 if id(p) in mine and p.requires_grad:
-                    yield options_of(optimizer, group, p), mine[id(p)], p
+                    yield options(p), mine[id(p)], p
 
     def read(self) -> np.ndarray:
         """The scalar parameters as they are now, float64 [P]."""

@@ -242,6 +242,18 @@ def group_of(options: Options) -> dict[str, Any]:
     return group
 
 
+def options_in(
+    optimizer: optim.Optimizer, group: dict[str, Any]
+) -> Callable[[torch.Tensor], Options]:
+    """`options_of` the group's parameters; most optimizers have the same for all of them."""
+    torch_class: Any = torchs(type(optimizer))
+    fields: Any = OPTIONS_OF[torch_class]
+    if "single" in fields._fields or not group["params"]:
+        return lambda p: options_of(optimizer, group, p)
+    options = options_of(optimizer, group, group["params"][0])
+    return lambda p: options
+
+
 def refuse_group(optimizer: optim.Optimizer, group: dict[str, Any]) -> str | None:
     """None, or why torch's step with these options is not one that is compiled."""
     for name in ("differentiable", "capturable"):

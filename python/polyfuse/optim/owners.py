@@ -9,7 +9,7 @@ import torch
 import torch.optim.optimizer as _base
 
 from .. import _C
-from ..rules import Options, Rule, is_sgd, kept_of, options_of
+from ..rules import Options, Rule, is_sgd, kept_of, options_in
 
 _alive: dict[int, weakref.ref] = {}
 GLOBAL_HOOKS = [_base._global_optimizer_pre_hooks, _base._global_optimizer_post_hooks]
@@ -44,9 +44,10 @@ def rule_of(model: Any, optimizer: torch.optim.Optimizer) -> Rule:
     by_tensor: dict[int, Options] = {}
     mine = {id(t) for t in model.tensors}
     for group in optimizer.param_groups:
+        options = options_in(optimizer, group)
         for p in group["params"]:
             if p.requires_grad and id(p) in mine:
-                by_tensor[id(p)] = options_of(optimizer, group, p)
+                by_tensor[id(p)] = options(p)
     return tuple(by_tensor.get(id(model.tensors[t])) for t, _ in model.traced.slots)
 
 
