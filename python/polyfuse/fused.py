@@ -130,8 +130,8 @@ class Fused:
         """The scalar parameters, and the optimizer's state of them, as float64 [P]."""
         assert self.traced is not None
         state = State.of(self.read())
-        if optimizer is None:
-            return state
+        if optimizer is None or (not optimizer.state and isinstance(optimizer, torch.optim.SGD)):
+            return state  # SGD keeps nothing before its first step
         for options, t, tensor in self._held(optimizer):
             at = self.at[t]
             there = optimizer.state.get(tensor, {})
