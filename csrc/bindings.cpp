@@ -255,7 +255,7 @@ PYBIND11_MODULE(_C, m) {
       .def("see_criterion", &pf::Loop::see_criterion)
       .def("offer", [](const py::object& self) { self.cast<const pf::Loop&>().offer(self); });
 
-  py::class_<pf::Watch>(m, "Watch")
+  py::class_<pf::Watch>(m, "Watch", collected<pf::Watch>())
       .def(py::init<const py::list&>())
       .def("unchanged", &pf::Watch::unchanged);
 

@@ -19,6 +19,7 @@ class Watch {
   explicit Watch(const py::list& things);
   bool unchanged() const;
   int visit(visitproc visit, void* arg) const;
+  void clear() { *this = {}; }
 
  private:
   struct Dict {

@@ -1,6 +1,5 @@
 """What only Triton's backend has, on its interpreter; tests/test_triton.py has this file run."""
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -82,7 +81,7 @@ def test_offsets_strides_and_maps(engine, affine, reduction):
 @pytest.mark.parametrize("engine", ["stream", "moments"])
 def test_tol_ends_the_run(engine):
     _, problem = make(1, 9, torch.float64)
-    problem = dataclasses.replace(problem, rule=(MOMENTUM,) * 2)
+    problem = problem._replace(rule=(MOMENTUM,) * 2)
     states = [State.of(np.ones(2)) for _ in range(2)]
     schedule = Schedule(0, 30, 4, 0.02)
     mine = TRITON.descend(problem, engine, None, schedule, states[0])

@@ -21,6 +21,7 @@ from .tolerance import assert_close, assert_relative
 
 pytestmark = pytest.mark.filterwarnings(KL_MEAN_WARNS)
 CPU, REFERENCE = REGISTRY["cpu"], REGISTRY["reference"]
+SINGLE = 69_632  # samples, all of which are computed in float32 where they are float32
 EXTREMES = [0.0, 1.0, -1.0, 0.3, -0.3, 1000.0, -1000.0, 40.0, -740.0, 5e-324, -709.9, float("nan")]
 
 
@@ -75,51 +76,65 @@ def test_value_and_gradient(name, reduction, degree, n, dtype):
     assert_close(loss, torchs.detach(), exact, (magnitude * (1 + values.abs())).sum() * weight)
 
 
-@pytest.mark.parametrize("copies", [1, 16], ids=["few", "dense"])
+@pytest.mark.parametrize(
+    ("copies", "dtype"),
+    [(1, torch.float64), (16, torch.float64), (SINGLE, torch.float32)],
+    ids=["few", "dense", "single"],
+)
 @pytest.mark.parametrize("name", CASES)
-def test_extreme_samples_give_what_torch_gives(name, copies):
+def test_extreme_samples_give_what_torch_gives(name, copies, dtype):
     case = CASES[name]
+    tolerance = {"rtol": 1e-14, "atol": 1e-300}
+    largest = [1e300, -1e300, float("inf"), -float("inf")]
+    if dtype == torch.float32:
+        tolerance = {"rtol": 4e-6, "atol": 1e-37}  # of 32 roundings in a sum
+        largest = [84.0, -84.0, 89.5, -89.5, 1e30, -1e30, *largest[2:]]
     for target in [*EXTREMES, 2.0, 7.0]:
-        for prediction in [*EXTREMES, 1e300, -1e300, float("inf"), -float("inf")]:
-            y = torch.full((copies,), target, dtype=torch.float64)
-            p = torch.full((copies,), prediction, dtype=torch.float64)
+        for prediction in [*EXTREMES, *largest]:
+            prediction = torch.tensor(prediction, dtype=dtype).item()
+            y = torch.full((copies,), target, dtype=dtype)
             problem = problem_of(case, "sum", [prediction], torch.zeros_like(y), y)
             loss, (slope,) = value_and_gradient(CPU, problem, [prediction])
-            values, slopes = by_sample(case, p, y)
+            values, slopes = by_sample(case, torch.full((1,), prediction, dtype=dtype), y[:1])
             at = f"prediction {prediction}, target {target}"
-            np.testing.assert_allclose(loss, values.sum(), rtol=1e-14, atol=1e-300, err_msg=at)
-            np.testing.assert_allclose(slope, slopes.sum(), rtol=1e-14, atol=1e-300, err_msg=at)
+            found = np.array([loss, slope]) / copies
+            expected = [values.item(), slopes.item()]
+            np.testing.assert_allclose(found, expected, **tolerance, err_msg=at)
 
 
-def elementary(name, points):
-    """exp, log and log(1 + exp(x)) in float64, from criteria that are no more than these."""
+def elementary(name, points, dtype):
+    """exp, log or log(1 + exp(x)), from criteria that are no more than these of one sample."""
     case = {"exp": "kl-log", "log": "kl", "log1p": "soft_margin"}[name]
     found = []
     for point in points:
-        y = torch.full((8,), point, dtype=torch.float64)
-        if name == "log1p":
-            y = torch.full((8,), -1.0, dtype=torch.float64)
+        nothing = {"exp": -np.inf, "log": 0.0, "log1p": np.inf if point > 0 else -np.inf}[name]
+        y = torch.full((SINGLE if dtype == torch.float32 else 16,), nothing, dtype=dtype)
+        y[5] = -1.0 if name == "log1p" else point
         problem = problem_of(CASES[case], "sum", [0.0], torch.zeros_like(y), y)
         loss, (slope,) = value_and_gradient(CPU, problem, [point if name == "log1p" else 0.0])
-        found.append((-slope if name == "exp" else loss) / 8)
+        found.append(-slope if name == "exp" else loss)
     return np.array(found)
 
 
 @pytest.mark.parametrize("name", ["exp", "log", "log1p"])
-def test_elementary_functions_round_well(name):
+def test_elementary_functions_round_well(name, dtype):
+    limits = np.finfo(str(dtype).removeprefix("torch."))
+    low, high = np.log(float(limits.smallest_subnormal)), np.log(float(limits.max))
     generator = np.random.default_rng(0)
-    points = generator.uniform(-745, 706, 400)
+    points = generator.uniform(low, high * 0.99, 400)
     if name == "log":
-        points = np.concatenate([np.exp(points[:200] * 0.98), generator.uniform(0.5, 2.0, 200)])
-        points = np.append(points, [5e-324, 1e-310, 2.2250738585072014e-308, 1.0, 1e300])
+        points = np.concatenate([np.exp(points[:200] * 0.9), generator.uniform(0.5, 2.0, 200)])
+        ends = [limits.smallest_subnormal, limits.tiny / 4, limits.tiny, 1.0, limits.max / 1e4]
+        points = np.append(points, np.array(ends, dtype=np.float64))
     else:
-        points = np.concatenate([points, generator.uniform(-1, 1, 200), [0.0, -745.1, 706.9]])
-    found, exact = elementary(name, points.tolist()), points.astype(np.longdouble)
+        points = np.concatenate([points, generator.uniform(-1, 1, 200), [low, high * 0.995]])
+    points = points.astype(limits.dtype)
+    found, exact = elementary(name, points.tolist(), dtype), points.astype(np.longdouble)
     if name == "log":
         truth = exact * np.log(exact)
     else:
         truth = np.exp(exact) if name == "exp" else np.log1p(np.exp(exact))
-    error = np.abs(found - truth) / np.spacing(np.abs(truth.astype(np.float64)))
+    error = np.abs(found - truth) / np.spacing(np.abs(truth.astype(limits.dtype)))
     assert error.max() <= (2 if name == "exp" else 3)  # the others round once more
 
 

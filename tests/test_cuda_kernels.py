@@ -438,7 +438,7 @@ def test_the_update_alone(held, dtype, backend):
 
 def test_too_many_parameters_are_refused(backend):
     _, problem = make(2, 9, torch.float64)
-    many = replace(problem, model=replace(problem.model, slots=((0, 0),) * 65))
+    many = problem._replace(model=replace(problem.model, slots=((0, 0),) * 65))
     assert "65 scalar parameters" in backend.refuse(many)
     assert backend.refuse(problem) is None
 

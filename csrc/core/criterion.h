@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cmath>
-#include <limits>
 
 #include "macros.h"
 #include "problem.h"
@@ -22,6 +21,9 @@ PF_HD double like(double, double value) { return value; }
 PF_HD double if_less(double a, double b, double then, double otherwise) {
   return a < b ? then : otherwise;
 }
+PF_HD double if_zero(double a, double then, double otherwise) {
+  return a == 0.0 ? then : otherwise;
+}
 
 // 1, 0 or -1
 template <class T>
@@ -35,17 +37,18 @@ PF_HD T clamp(T x, double most) {
   return if_less(x, -most, like(x, -most), if_less(-x, -most, like(x, most), x));
 }
 
+template <class T>
+struct ValueAndSlope {
+  T value, slope;
+};
+
 // r^2 with r = prediction - target
 struct SquaredError {
   static constexpr double kFactor = 2.0;
   template <class T>
-  static PF_HD T value(T prediction, T target, const Criterion&) {
+  static PF_HD ValueAndSlope<T> at(T prediction, T target, const Criterion&) {
     const T r = prediction - target;
-    return r * r;
-  }
-  template <class T>
-  static PF_HD T slope(T prediction, T target, const Criterion&) {
-    return prediction - target;
+    return {r * r, r};
   }
 };
 
@@ -53,12 +56,9 @@ struct SquaredError {
 struct AbsoluteError {
   static constexpr double kFactor = 1.0;
   template <class T>
-  static PF_HD T value(T prediction, T target, const Criterion&) {
-    return abs(prediction - target);
-  }
-  template <class T>
-  static PF_HD T slope(T prediction, T target, const Criterion&) {
-    return sign(prediction - target);
+  static PF_HD ValueAndSlope<T> at(T prediction, T target, const Criterion&) {
+    const T r = prediction - target;
+    return {abs(r), sign(r)};
   }
 };
 
@@ -66,13 +66,10 @@ struct AbsoluteError {
 struct SmoothL1 {
   static constexpr double kFactor = 1.0;
   template <class T>
-  static PF_HD T value(T prediction, T target, const Criterion& c) {
-    const T r = abs(prediction - target);
-    return if_less(r, c.beta, 0.5 * r * r / c.beta, r - 0.5 * c.beta);
-  }
-  template <class T>
-  static PF_HD T slope(T prediction, T target, const Criterion& c) {
-    return clamp(prediction - target, c.beta) / c.beta;
+  static PF_HD ValueAndSlope<T> at(T prediction, T target, const Criterion& c) {
+    const T r = prediction - target, size = abs(r);
+    return {if_less(size, c.beta, (0.5 / c.beta) * r * r, size - 0.5 * c.beta),
+            clamp(r, c.beta) * (1.0 / c.beta)};
   }
 };
 
@@ -80,13 +77,10 @@ struct SmoothL1 {
 struct Huber {
   static constexpr double kFactor = 1.0;
   template <class T>
-  static PF_HD T value(T prediction, T target, const Criterion& c) {
-    const T r = abs(prediction - target);
-    return if_less(r, c.delta, 0.5 * r * r, c.delta * (r - 0.5 * c.delta));
-  }
-  template <class T>
-  static PF_HD T slope(T prediction, T target, const Criterion& c) {
-    return clamp(prediction - target, c.delta);
+  static PF_HD ValueAndSlope<T> at(T prediction, T target, const Criterion& c) {
+    const T r = prediction - target, size = abs(r);
+    return {if_less(size, c.delta, 0.5 * r * r, c.delta * (size - 0.5 * c.delta)),
+            clamp(r, c.delta)};
   }
 };
 
@@ -94,13 +88,9 @@ struct Huber {
 struct SoftMargin {
   static constexpr double kFactor = 1.0;
   template <class T>
-  static PF_HD T value(T prediction, T target, const Criterion&) {
-    return log1p(exp(-(target * prediction)));
-  }
-  template <class T>
-  static PF_HD T slope(T prediction, T target, const Criterion&) {
+  static PF_HD ValueAndSlope<T> at(T prediction, T target, const Criterion&) {
     const T e = exp(-(target * prediction));
-    return -(target * e) / (e + 1.0);
+    return {log1p(e), -(target * e) / (e + 1.0)};
   }
 };
 
@@ -108,17 +98,13 @@ struct SoftMargin {
 struct BCEWithLogits {
   static constexpr double kFactor = 1.0;
   template <class T>
-  static PF_HD T value(T prediction, T target, const Criterion& c) {
-    const T log_sigmoid =
-        if_less(prediction, 0.0, prediction, like(prediction, 0.0)) - log1p(exp(-abs(prediction)));
-    return (1.0 - target) * prediction - ((c.pos_weight - 1.0) * target + 1.0) * log_sigmoid;
-  }
-  template <class T>
-  static PF_HD T slope(T prediction, T target, const Criterion& c) {
+  static PF_HD ValueAndSlope<T> at(T prediction, T target, const Criterion& c) {
     const T e = exp(-abs(prediction));
+    const T log_sigmoid = if_less(prediction, 0.0, prediction, like(prediction, 0.0)) - log1p(e);
     const T sigmoid = if_less(prediction, 0.0, e, like(e, 1.0)) / (e + 1.0);
     const T positive = c.pos_weight * target;
-    return (positive + 1.0 - target) * sigmoid - positive;
+    return {(1.0 - target) * prediction - ((c.pos_weight - 1.0) * target + 1.0) * log_sigmoid,
+            (positive + 1.0 - target) * sigmoid - positive};
   }
 };
 
@@ -127,17 +113,21 @@ struct BCEWithLogits {
 struct PoissonNLL {
   static constexpr double kFactor = 1.0;
   template <class T>
-  static PF_HD T value(T prediction, T target, const Criterion& c) {
-    constexpr double two_pi = 6.283185307179586;
-    T loss = c.log_input ? exp(prediction) - target * prediction
-                         : prediction - target * log(prediction + c.eps);
-    if (!c.full) return loss;
-    const T stirling = target * log(target) - target + 0.5 * log(two_pi * target);
-    return loss + if_less(-target, -1.0, stirling, like(target, 0.0));
-  }
-  template <class T>
-  static PF_HD T slope(T prediction, T target, const Criterion& c) {
-    return c.log_input ? exp(prediction) - target : 1.0 - target / (prediction + c.eps);
+  static PF_HD ValueAndSlope<T> at(T prediction, T target, const Criterion& c) {
+    ValueAndSlope<T> result;
+    if (c.log_input) {
+      const T mean = exp(prediction);
+      result = {mean - target * prediction, mean - target};
+    } else {
+      const T mean = prediction + c.eps;
+      result = {prediction - target * log(mean), 1.0 - target / mean};
+    }
+    if (c.full) {
+      constexpr double two_pi = 6.283185307179586;
+      const T stirling = target * log(target) - target + 0.5 * log(two_pi * target);
+      result.value = result.value + if_less(-target, -1.0, stirling, like(target, 0.0));
+    }
+    return result;
   }
 };
 
@@ -145,15 +135,13 @@ struct PoissonNLL {
 struct KLDiv {
   static constexpr double kFactor = 1.0;
   template <class T>
-  static PF_HD T value(T prediction, T target, const Criterion& c) {
-    if (c.log_target) return exp(target) * (target - prediction);
-    constexpr double least = std::numeric_limits<double>::denorm_min();
-    const T entropy = if_less(abs(target), least, like(target, 0.0), target * log(target));
-    return entropy - target * prediction;
-  }
-  template <class T>
-  static PF_HD T slope(T, T target, const Criterion& c) {
-    return c.log_target ? -exp(target) : -target;
+  static PF_HD ValueAndSlope<T> at(T prediction, T target, const Criterion& c) {
+    if (c.log_target) {
+      const T weight = exp(target);
+      return {weight * (target - prediction), -weight};
+    }
+    const T entropy = if_zero(target, like(target, 0.0), target * log(target));
+    return {entropy - target * prediction, -target};
   }
 };
 
@@ -161,14 +149,10 @@ struct KLDiv {
 struct GaussianNLL {
   static constexpr double kFactor = 1.0;
   template <class T>
-  static PF_HD T value(T prediction, T target, const Criterion& c) {
+  static PF_HD ValueAndSlope<T> at(T prediction, T target, const Criterion& c) {
     constexpr double log_two_pi = 1.8378770664093453;
-    const T r = prediction - target;
-    return 0.5 * (r * r / c.variance + (c.log_variance + (c.full ? log_two_pi : 0.0)));
-  }
-  template <class T>
-  static PF_HD T slope(T prediction, T target, const Criterion& c) {
-    return (prediction - target) / c.variance;
+    const T r = prediction - target, slope = r * (1.0 / c.variance);
+    return {0.5 * (r * slope + (c.log_variance + (c.full ? log_two_pi : 0.0))), slope};
   }
 };
 

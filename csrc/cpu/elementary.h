@@ -9,113 +9,160 @@
 namespace polyfuse {
 inline namespace PF_ISA {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr double kLog2High = 6.93147180369123816490e-01;  // times 11 bits of integer: exact
-constexpr double kLog2Low = 1.90821492927058770002e-10;
+// What the formulas need to know of a format. to_integer: adding it leaves an integer in the lowest
+// bits. log2_high times an exponent is exact.
+template <class S>
+struct Format;
+template <>
+struct Format<double> {
+  using Bits = uint64_t;
+  static constexpr int mantissa = 52, bias = 1023;
+  static constexpr double to_integer = 0x1.8p52, highest = 710.0, lowest = -746.0;
+  static constexpr double log2_high = 6.93147180369123816490e-01;
+  static constexpr double log2_low = 1.90821492927058770002e-10;
+  static constexpr double taylor[] = {
+      1.0 / 2,     1.0 / 6,      1.0 / 24,      1.0 / 120,      1.0 / 720,       1.0 / 5040,
+      1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
+  static constexpr double odd[] = {6.666666666666735130e-01, 3.999999999940941908e-01,
+                                   2.857142874366239149e-01, 2.222219843214978396e-01,
+                                   1.818357216161805012e-01, 1.531383769920937332e-01,
+                                   1.479819860511658591e-01};
+  static constexpr Bits half_root = 0x3fe6a09e00000000;  // of 2
+};
+template <>
+struct Format<float> {
+  using Bits = uint32_t;
+  static constexpr int mantissa = 23, bias = 127;
+  static constexpr float to_integer = 0x1.8p23f, highest = 89.0f, lowest = -104.0f;
+  static constexpr float log2_high = 6.9313812256e-01f, log2_low = 9.0580006145e-06f;
+  static constexpr float taylor[] = {1.0f / 2,   1.0f / 6,   1.0f / 24,
+                                     1.0f / 120, 1.0f / 720, 1.0f / 5040};
+  static constexpr float odd[] = {0xaaaaaa.0p-24f, 0xccce13.0p-25f, 0x91e9ee.0p-25f,
+                                  0xf89e26.0p-26f};
+  static constexpr Bits half_root = 0x3f3504f3;
+};
 
-// 2^(n / 2) twice, as 2^n may be beyond the range of doubles.
-template <class F64, class U64>
-PF_INLINE F64 exp_of(F64 x) {
-  constexpr double per_log2 = 1.44269504088896338700;
-  constexpr double to_integer = 0x1.8p52;  // adding it leaves an integer in the lowest bits
-  constexpr double taylor[] = {1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,
-                               1.0 / 720,     1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
-                               1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
-  x = x > 710.0 ? F64{} + 710.0 : x;  // nan stays
-  x = x < -746.0 ? F64{} - 746.0 : x;
-  const F64 n = (x * per_log2 + to_integer) - to_integer;
-  const F64 half = n * 0.5 + to_integer;
-  const F64 other = (n - (half - to_integer)) + to_integer;
-  const F64 r = (x - n * kLog2High) - n * kLog2Low;
-  F64 sum = F64{} + taylor[11];
-  for (int k = 10; k >= 0; --k) sum = sum * r + taylor[k];
-  const F64 value = 1.0 + (r + r * r * sum);
-  return value * F64((U64(half) + 1023) << 52) * F64((U64(other) + 1023) << 52);
+// value + (what lies above it in the table) times at, by Horner's rule
+template <class Part, class S, size_t N>
+PF_INLINE Part series(const S (&table)[N], Part at) {
+  Part sum = Part{} + table[N - 1];
+  for (int k = static_cast<int>(N) - 2; k >= 0; --k) sum = sum * at + table[k];
+  return sum;
 }
 
-// log(x) + rest for x > 0 that is no subnormal number, rest being small
-template <class F64, class U64>
-PF_INLINE F64 log_of(F64 x, F64 rest) {
-  constexpr double odd[] = {6.666666666666735130e-01, 3.999999999940941908e-01,
-                            2.857142874366239149e-01, 2.222219843214978396e-01,
-                            1.818357216161805012e-01, 1.531383769920937332e-01,
-                            1.479819860511658591e-01};
-  constexpr uint64_t half_root = 0x3fe6a09e00000000;  // of 2
-  constexpr uint64_t one = 0x3ff0000000000000, two_52 = 0x4330000000000000;
-  const U64 bits = U64(x) + (one - half_root);
-  const F64 k = F64((bits >> 52) | two_52) - (0x1p52 + 1023.0);
-  const F64 f = F64((bits & 0x000fffffffffffff) + half_root) - 1.0;
-  const F64 s = f / (f + 2.0), z = s * s, half_square = 0.5 * f * f;
-  F64 sum = F64{} + odd[6];
-  for (int i = 5; i >= 0; --i) sum = sum * z + odd[i];
-  const F64 correction = s * (half_square + z * sum) + (k * kLog2Low + rest);
-  return k * kLog2High - ((half_square - correction) - f);
+// 2^(n / 2) twice, as 2^n may be beyond the range.
+template <class Pack, class Part = typename Pack::Part>
+PF_INLINE Part exp_of(Part x) {
+  using S = typename Pack::Scalar;
+  using Unsigned = typename Pack::Unsigned;
+  using F = Format<S>;
+  constexpr S per_log2 = S(1.44269504088896338700);
+  const auto beyond = x > F::highest;  // nan stays
+  x = beyond ? Part{} + F::highest : x;
+  x = x < F::lowest ? Part{} + F::lowest : x;
+  const Part n = (x * per_log2 + F::to_integer) - F::to_integer;
+  const Part half = n * S(0.5) + F::to_integer;
+  const Part other = (n - (half - F::to_integer)) + F::to_integer;
+  const Part r = (x - n * F::log2_high) - n * F::log2_low;
+  const Part value = S(1) + (r + r * r * series(F::taylor, r));
+  const Part scaled = value * Part((Unsigned(half) + F::bias) << F::mantissa) *
+                      Part((Unsigned(other) + F::bias) << F::mantissa);
+  // said once more: a caller's fused multiply-add may take the last product unrounded
+  return beyond ? Part{} + std::numeric_limits<S>::infinity() : scaled;
 }
 
-template <int Lanes, class F>
-PF_INLINE PackOf<Lanes> each_part(F&& f) {
-  PackOf<Lanes> result;
-  unroll<PackOf<Lanes>::kParts>([&](auto i) PF_ALWAYS_INLINE { result.part[i] = f(i); });
+// log(x / 2^shift) + rest for x > 0 that is no subnormal number, rest being small
+template <class Pack, class Part = typename Pack::Part>
+PF_INLINE Part log_of(Part x, Part shift, Part rest) {
+  using S = typename Pack::Scalar;
+  using Unsigned = typename Pack::Unsigned;
+  using F = Format<S>;
+  using Bits = typename F::Bits;
+  constexpr Bits one = Bits(F::bias) << F::mantissa;
+  constexpr Bits to_integer = Bits(F::bias + F::mantissa) << F::mantissa;  // 2^mantissa
+  constexpr Bits fraction = (Bits(1) << F::mantissa) - 1;
+  const Unsigned bits = Unsigned(x) + (one - F::half_root);
+  const Part k = Part((bits >> F::mantissa) | to_integer) -
+                 (shift + S((Bits(1) << F::mantissa) + Bits(F::bias)));
+  const Part f = Part((bits & fraction) + F::half_root) - S(1);
+  const Part s = f / (f + S(2)), z = s * s, half_square = S(0.5) * f * f;
+  const Part correction = s * (half_square + z * series(F::odd, z)) + (k * F::log2_low + rest);
+  return k * F::log2_high - ((half_square - correction) - f);
+}
+
+// The logarithm of x, of which value is right if x is positive and finite.
+template <class S, class Part>
+PF_INLINE Part log_anywhere(Part x, Part value) {
+  using Limits = std::numeric_limits<S>;
+  const Part at_zero = x == S(0) ? Part{} - Limits::infinity() : Part{} + Limits::quiet_NaN();
+  value = x < Limits::infinity() ? value : x;
+  return x > S(0) ? value : at_zero;
+}
+
+template <class Pack, class F>
+PF_INLINE Pack each_part(F&& f) {
+  Pack result;
+  unroll<Pack::kParts>([&](auto i) PF_ALWAYS_INLINE { result.part[i] = f(i); });
   return result;
 }
 
-template <int Lanes>
-PF_INLINE PackOf<Lanes> like(const PackOf<Lanes>&, double value) {
-  return PackOf<Lanes>::all(value);
+template <int Lanes, class S>
+PF_INLINE PackOf<Lanes, S> like(const PackOf<Lanes, S>&, double value) {
+  return PackOf<Lanes, S>::all(value);
 }
-template <int Lanes>
-PF_INLINE PackOf<Lanes> if_less(PackOf<Lanes> a, double b, PackOf<Lanes> then,
-                                PackOf<Lanes> otherwise) {
-  return each_part<Lanes>(
-      [&](auto i) PF_ALWAYS_INLINE { return a.part[i] < b ? then.part[i] : otherwise.part[i]; });
+template <int Lanes, class S>
+PF_INLINE PackOf<Lanes, S> if_less(PackOf<Lanes, S> a, double b, PackOf<Lanes, S> then,
+                                   PackOf<Lanes, S> otherwise) {
+  return each_part<PackOf<Lanes, S>>(
+      [&](auto i) PF_ALWAYS_INLINE { return a.part[i] < S(b) ? then.part[i] : otherwise.part[i]; });
 }
-
-template <int Lanes>
-PF_INLINE PackOf<Lanes> abs(PackOf<Lanes> x) {
-  using Pack = PackOf<Lanes>;
-  return each_part<Lanes>([&](auto i) PF_ALWAYS_INLINE {
-    return typename Pack::Part(typename Pack::PartU64(x.part[i]) & 0x7fffffffffffffff);
+template <int Lanes, class S>
+PF_INLINE PackOf<Lanes, S> if_zero(PackOf<Lanes, S> a, PackOf<Lanes, S> then,
+                                   PackOf<Lanes, S> otherwise) {
+  return each_part<PackOf<Lanes, S>>([&](auto i) PF_ALWAYS_INLINE {
+    return a.part[i] == S(0) ? then.part[i] : otherwise.part[i];
   });
 }
 
-template <int Lanes>
-PF_INLINE PackOf<Lanes> exp(PackOf<Lanes> x) {
-  using Pack = PackOf<Lanes>;
-  return each_part<Lanes>([&](auto i) PF_ALWAYS_INLINE {
-    return exp_of<typename Pack::Part, typename Pack::PartU64>(x.part[i]);
+template <int Lanes, class S>
+PF_INLINE PackOf<Lanes, S> abs(PackOf<Lanes, S> x) {
+  using Pack = PackOf<Lanes, S>;
+  using Bits = typename Format<S>::Bits;
+  return each_part<Pack>([&](auto i) PF_ALWAYS_INLINE {
+    return typename Pack::Part(typename Pack::Unsigned(x.part[i]) & (~Bits(0) >> 1));
   });
 }
 
-template <int Lanes>
-PF_INLINE PackOf<Lanes> log(PackOf<Lanes> x) {
-  using Pack = PackOf<Lanes>;
+template <int Lanes, class S>
+PF_INLINE PackOf<Lanes, S> exp(PackOf<Lanes, S> x) {
+  using Pack = PackOf<Lanes, S>;
+  return each_part<Pack>([&](auto i) PF_ALWAYS_INLINE { return exp_of<Pack>(x.part[i]); });
+}
+
+template <int Lanes, class S>
+PF_INLINE PackOf<Lanes, S> log(PackOf<Lanes, S> x) {
+  using Pack = PackOf<Lanes, S>;
   using Part = typename Pack::Part;
-  return each_part<Lanes>([&](auto i) PF_ALWAYS_INLINE {
-    constexpr double least = std::numeric_limits<double>::min();
+  constexpr int exponent = Format<S>::mantissa + 2;
+  constexpr S power = S(typename Format<S>::Bits(1) << exponent);
+  constexpr S least = std::numeric_limits<S>::min();
+  return each_part<Pack>([&](auto i) PF_ALWAYS_INLINE {
     const Part at = x.part[i];
-    const Part shift = at < least ? Part{} + 54.0 : Part{};
-    const Part normal = at < least ? at * 0x1p54 : at;
-    const Part value =
-        log_of<Part, typename Pack::PartU64>(normal, -shift * kLog2Low) - shift * kLog2High;
-    const Part at_zero = at == 0.0 ? Part{} - kInfinity : Part{} + kNan;
-    const Part beyond = at > 0.0 ? at : at_zero;
-    return at > 0.0 && at < kInfinity ? value : beyond;
+    const Part shift = at < least ? Part{} + S(exponent) : Part{};
+    const Part normal = at < least ? at * power : at;
+    return log_anywhere<S>(at, log_of<Pack>(normal, shift, Part{}));
   });
 }
 
 // log(1 + x): what rounding loses in u = 1 + x is (x - (u - 1)) / u of the logarithm.
-template <int Lanes>
-PF_INLINE PackOf<Lanes> log1p(PackOf<Lanes> x) {
-  using Pack = PackOf<Lanes>;
+template <int Lanes, class S>
+PF_INLINE PackOf<Lanes, S> log1p(PackOf<Lanes, S> x) {
+  using Pack = PackOf<Lanes, S>;
   using Part = typename Pack::Part;
-  return each_part<Lanes>([&](auto i) PF_ALWAYS_INLINE {
-    const Part at = x.part[i], u = 1.0 + at;
-    const Part lost = u > 2.0 ? 1.0 - (u - at) : at - (u - 1.0);
-    const Part value = log_of<Part, typename Pack::PartU64>(u, lost / u);
-    const Part at_zero = u == 0.0 ? Part{} - kInfinity : Part{} + kNan;
-    const Part beyond = u > 0.0 ? u : at_zero;
-    return u > 0.0 && u < kInfinity ? value : beyond;
+  return each_part<Pack>([&](auto i) PF_ALWAYS_INLINE {
+    const Part at = x.part[i], u = S(1) + at;
+    const Part lost = u > S(2) ? S(1) - (u - at) : at - (u - S(1));
+    return log_anywhere<S>(u, log_of<Pack>(u, Part{}, lost / u));
   });
 }
 

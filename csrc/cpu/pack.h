@@ -1,4 +1,4 @@
-// Doubles in as many registers as the instruction set needs; lane i is always sample i.
+// Doubles, or floats, in as many registers as the instruction set needs; lane i is always sample i.
 #pragma once
 
 #if defined(__AVX2__)
@@ -15,14 +15,15 @@
 namespace polyfuse {
 inline namespace PF_ISA {
 
-constexpr int kLanes = 8;  // of the Pack that loops over many samples take
-// Of one register.
+constexpr int kLanes = 8;         // of the Pack that loops over many samples take
+constexpr int kSingleLanes = 16;  // of its like in float32
+// Bytes of one register.
 #if defined(__AVX512F__)
-constexpr int kWidth = 8;
+constexpr int kRegister = 64;
 #elif defined(__AVX2__)
-constexpr int kWidth = 4;
+constexpr int kRegister = 32;
 #else
-constexpr int kWidth = 2;
+constexpr int kRegister = 16;
 #endif
 
 #define PF_ALWAYS_INLINE __attribute__((always_inline))
@@ -38,40 +39,38 @@ PF_INLINE void unroll(F&& f) {
   unroll(f, std::make_integer_sequence<int, N>{});
 }
 
-template <int N>
+// Vectors of N numbers S, and of unsigned integers as wide.
+template <class S, int N>
 struct Vector;
-template <>
-struct Vector<2> {
-  typedef double F64 __attribute__((vector_size(16)));
-  typedef uint64_t U64 __attribute__((vector_size(16)));
-  typedef float F32 __attribute__((vector_size(8)));
-};
-template <>
-struct Vector<4> {
-  typedef double F64 __attribute__((vector_size(32)));
-  typedef uint64_t U64 __attribute__((vector_size(32)));
-  typedef float F32 __attribute__((vector_size(16)));
-};
-template <>
-struct Vector<8> {
-  typedef double F64 __attribute__((vector_size(64)));
-  typedef uint64_t U64 __attribute__((vector_size(64)));
-  typedef float F32 __attribute__((vector_size(32)));
-};
+#define PF_VECTOR(S, U, N)                                          \
+  template <>                                                       \
+  struct Vector<S, N> {                                             \
+    typedef S Real __attribute__((vector_size(sizeof(S) * N)));     \
+    typedef U Unsigned __attribute__((vector_size(sizeof(U) * N))); \
+  };
+PF_VECTOR(double, uint64_t, 2)
+PF_VECTOR(double, uint64_t, 4)
+PF_VECTOR(double, uint64_t, 8)
+PF_VECTOR(float, uint32_t, 2)
+PF_VECTOR(float, uint32_t, 4)
+PF_VECTOR(float, uint32_t, 8)
+PF_VECTOR(float, uint32_t, 16)
+#undef PF_VECTOR
 
-template <int Lanes>
+template <int Lanes, class S = double>
 struct PackOf {
+  static constexpr int kWidth = kRegister / sizeof(S);
   static constexpr int kPartLanes = Lanes < kWidth ? Lanes : kWidth;
   static constexpr int kParts = Lanes / kPartLanes;
-  using Part = typename Vector<kPartLanes>::F64;
-  using PartU64 = typename Vector<kPartLanes>::U64;
-  using PartF32 = typename Vector<kPartLanes>::F32;
-  using Half = Vector<4>::F64;
-  using Quarter = Vector<2>::F64;
+  using Scalar = S;
+  using Part = typename Vector<S, kPartLanes>::Real;
+  using Unsigned = typename Vector<S, kPartLanes>::Unsigned;
+  using Half = typename Vector<double, 4>::Real;
+  using Quarter = typename Vector<double, 2>::Real;
   Part part[kParts];
 
   static PF_INLINE Part widened(const float* from) {
-    PartF32 narrow;
+    typename Vector<float, kPartLanes>::Real narrow;
     std::memcpy(&narrow, from, sizeof narrow);
     // gcc 12 converts halves and puts them together
 #if defined(__AVX512F__)
@@ -95,29 +94,31 @@ struct PackOf {
       return;
     }
 #endif
-    const PartF32 narrow = __builtin_convertvector(wide, PartF32);
+    const auto narrow = __builtin_convertvector(wide, typename Vector<float, kPartLanes>::Real);
     std::memcpy(to, &narrow, sizeof narrow);
   }
 
   static PF_INLINE PackOf all(double value) {
     PackOf result;
-    unroll<kParts>([&](auto i) { result.part[i] = Part{} + value; });
+    unroll<kParts>([&](auto i) { result.part[i] = Part{} + S(value); });
     return result;
   }
-  static PF_INLINE PackOf load(const double* from) {
+  static PF_INLINE PackOf load(const S* from) {
     PackOf result;  // register by register: gcc 12 copies a whole pack in quarters, over the stack
     unroll<kParts>([&](auto i) {
       std::memcpy(&result.part[i], from + i * kPartLanes, sizeof result.part[i]);
     });
     return result;
   }
-  static PF_INLINE PackOf load(const float* from) {
+  template <class Narrow, class = std::enable_if_t<sizeof(Narrow) < sizeof(S)>>
+  static PF_INLINE PackOf load(const Narrow* from) {
     PackOf result;
     unroll<kParts>([&](auto i) { result.part[i] = widened(from + i * kPartLanes); });
     return result;
   }
-  PF_INLINE void store(double* to) const { std::memcpy(to, this, sizeof *this); }
-  PF_INLINE void store(float* to) const {
+  PF_INLINE void store(S* to) const { std::memcpy(to, this, sizeof *this); }
+  template <class Narrow, class = std::enable_if_t<sizeof(Narrow) < sizeof(S)>>
+  PF_INLINE void store(Narrow* to) const {
     unroll<kParts>([&](auto i) { narrowed(part[i], to + i * kPartLanes); });
   }
 
@@ -127,11 +128,11 @@ struct PackOf {
     return a;                                                            \
   }                                                                      \
   friend PF_INLINE PackOf operator op(PackOf a, double b) {              \
-    unroll<kParts>([&](auto i) { a.part[i] = a.part[i] op b; });         \
+    unroll<kParts>([&](auto i) { a.part[i] = a.part[i] op S(b); });      \
     return a;                                                            \
   }                                                                      \
   friend PF_INLINE PackOf operator op(double a, PackOf b) {              \
-    unroll<kParts>([&](auto i) { b.part[i] = a op b.part[i]; });         \
+    unroll<kParts>([&](auto i) { b.part[i] = S(a) op b.part[i]; });      \
     return b;                                                            \
   }
   PF_PACK_OPERATOR(+)
@@ -147,7 +148,15 @@ struct PackOf {
   PF_INLINE PackOf& operator+=(const PackOf& b) { return *this = *this + b; }
   PF_INLINE PackOf& operator*=(const PackOf& b) { return *this = *this * b; }
 
-  double lane(int i) const { return part[i / kPartLanes][i % kPartLanes]; }
+  S lane(int i) const { return part[i / kPartLanes][i % kPartLanes]; }
+
+  // Lanes i and i + 8 of floats, as a sum of doubles.
+  PF_INLINE PackOf<Lanes / 2, double> folded() const {
+    using Wide = PackOf<Lanes / 2, double>;
+    S lanes[Lanes];
+    store(lanes);
+    return Wide::load(lanes) + Wide::load(lanes + Lanes / 2);
+  }
 
   // Sum of the lanes, in the same tree whatever the width.
   PF_INLINE double total() const {
@@ -195,6 +204,7 @@ struct PackOf {
 using Pack = PackOf<kLanes>;
 using Quad = PackOf<4>;
 using Pair = PackOf<2>;
+using Single = PackOf<kSingleLanes, float>;
 
 }  // namespace PF_ISA
 }  // namespace polyfuse

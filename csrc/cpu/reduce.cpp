@@ -12,7 +12,8 @@ namespace {
 constexpr int64_t kBlock = 16384;     // samples; a multiple of the lanes
 constexpr int64_t kMaxBlocks = 4096;  // bounds the partial sums
 constexpr int64_t kParallelFrom = 4 * kBlock;
-constexpr int64_t kPilot = 1024;  // samples of the pilot fit
+constexpr int64_t kSingleFrom = kParallelFrom;  // fewer samples are cheap enough in float64
+constexpr int64_t kPilot = 1024;                // samples of the pilot fit
 constexpr int kMaxSums = 3 * kMaxTerms + 2;
 
 int64_t block_size(int64_t n) {
@@ -58,10 +59,12 @@ Moments accumulate_about(const Data& data, Moments about, int threads) {
 }  // namespace
 
 Loss loss_and_gradient(const Data& data, const Criterion& criterion, const double* coef,
-                       int n_terms, int threads, double* grad_coef) {
+                       int n_terms, bool single, int threads, double* grad_coef) {
   double sums[kMaxSums];
+  single = single && data.n >= kSingleFrom && data.dtype == Dtype::Float32 && !data.omit &&
+           data.x_stride == 1 && data.y_stride == 1 && data.shift == 0.0 && data.scale == 1.0;
   reduce(data.n, n_terms + 2, threads, sums, [&](int64_t begin, int64_t end, double* out) {
-    passes_for(data.n).loss(data, criterion, coef, n_terms, begin, end, out);
+    passes_for(data.n).loss(data, criterion, coef, n_terms, single, begin, end, out);
   });
   std::copy(sums + 1, sums + 1 + n_terms, grad_coef);
   return {sums[0], sums[1 + n_terms]};

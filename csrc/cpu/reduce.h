@@ -12,8 +12,10 @@ struct Loss {
   double count;
 };
 
-Loss loss_and_gradient(const Data&, const Criterion&, const double* coef, int n_terms, int threads,
-                       double* grad_coef /* [K] */);
+// single: coefficients that float32 holds as well as torch's own; much data in float32 is then
+// computed in float32.
+Loss loss_and_gradient(const Data&, const Criterion&, const double* coef, int n_terms, bool single,
+                       int threads, double* grad_coef /* [K] */);
 Moments accumulate(const Data&, int n_terms, int threads);
 void evaluate(const Data&, const double* coef, int n_terms, int threads, void* y);
 void project(const Data&, int n_terms, int threads, double* out /* [K] */);

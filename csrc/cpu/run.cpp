@@ -18,7 +18,7 @@ struct StreamObjective {
     const CoefficientMap& map = problem.map;
     map.evaluate(alone, params, coef);
     const Loss loss = loss_and_gradient(problem.data, problem.criterion, coef, map.n_coefficients,
-                                        problem.threads, grad_coef);
+                                        map.identity || map.apart, problem.threads, grad_coef);
     const double weight = problem.criterion.weight * (problem.mean ? 1.0 / loss.count : 1.0);
     for (int k = 0; k < map.n_coefficients; ++k) grad_coef[k] *= weight;
     map.pull_back(alone, params, grad_coef, grad);

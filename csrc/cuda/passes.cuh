@@ -90,8 +90,9 @@ struct LossSums {
   PF_DEVICE void add(double u, double y) {
     constexpr Criterion criterion{};  // squared error has no options
     const double prediction = horner(coef, K, u);
-    sum[0] += Rho::value(prediction, y, criterion);
-    double product = Rho::kFactor * Rho::slope(prediction, y, criterion);
+    const auto rho = Rho::at(prediction, y, criterion);
+    sum[0] += rho.value;
+    double product = Rho::kFactor * rho.slope;
     PF_UNROLL
     for (int k = 0; k < K; ++k) {
       sum[1 + k] += product;

@@ -22,14 +22,14 @@ def data(x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
     for name, value in (("x", x), ("y", y)):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-        if value.dtype not in (torch.float32, torch.float64):
+        if value.dtype is not torch.float32 and value.dtype is not torch.float64:
             raise TypeError(f"{name}: expected dtype float32 or float64, got {value.dtype}")
-    if x.dtype != y.dtype:
+    if x.dtype is not y.dtype:
         raise TypeError(f"y: expected the dtype of x, {x.dtype}, got {y.dtype}")
     if x.device != y.device:
         raise ValueError(f"y: expected the device of x, {x.device}, got {y.device}")
     for name, value in (("x", x), ("y", y)):
-        if value.layout is not torch.strided or (value.numel() and not _has_memory(value)):
+        if not _has_memory(value):
             raise TypeError(
                 f"{name}: expected a dense tensor with memory, got {type(value).__name__} "
                 f"({value.layout}) on {value.device}"
@@ -45,7 +45,7 @@ def data(x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _has_memory(t: torch.Tensor) -> bool:
     try:
-        return t.device.type != "meta" and t.data_ptr() != 0
+        return t.layout is torch.strided and (t.data_ptr() != 0 or t.numel() == 0)
     except RuntimeError:
         return False
 
@@ -61,7 +61,8 @@ def warn_broadcast(input_shape: Any, target_shape: Any, stacklevel: int) -> None
 
 def flat(t: torch.Tensor) -> torch.Tensor:
     """[N] with one stride; a copy only where the memory has no single stride."""
-    t = t.detach().resolve_neg()
+    if t.requires_grad or t.is_neg():
+        t = t.detach().resolve_neg()
     return t if t.ndim == 1 else t.reshape(-1)
 
 

@@ -67,7 +67,7 @@ def explain(
             lines.append(f"{name}: {type(value).__name__}, {state}")
     if x is not None and y is not None and None not in (known.traced, criterion, optimizer):
         try:
-            _, problem = prepare(model, criterion, optimizer, x, y)
+            _, _, problem = prepare(model, criterion, optimizer, x, y)
         except ValueError as error:
             lines.append(f"fit: refuses, {error}")
         else:

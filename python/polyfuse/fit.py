@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 import time
 import warnings
+import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from . import _check
+from . import _C, _check
 from .backends import choose
 from .fused import Fused, fused
-from .optim.owners import rule_of
+from .optim.owners import Holding, holding, options_watched
 from .problem import Problem, Schedule, State
 from .recognise import (
     read_criterion,
-    refuse_criterion,
     refuse_optimizer,
     refuse_parameters,
     refuse_shape,
@@ -27,6 +26,7 @@ from .recognise import (
 from .result import FitResult
 from .rules import SgdOptions, is_sgd
 from .schedulers import Schedulers
+from .watching import watched
 
 SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
 
@@ -35,29 +35,57 @@ Callback = Callable[[int, float], Any]
 
 def prepare(
     model: Any, criterion: Any, optimizer: Any, x: Any, y: Any, nan_policy: str = "propagate"
-) -> tuple[Fused, Problem]:
+) -> tuple[Fused, Holding, Problem]:
     """The problem that these objects state; raises what `fit` documents."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     xs, ys = _check.data(x, y)
-    reason = refuse_criterion(criterion, y)
-    if reason:
-        raise ValueError(f"criterion: {reason}")
-    reason = refuse_optimizer(optimizer)
-    if reason:
-        raise ValueError(f"optimizer: {reason}")
     known = fused(model, xs.dtype, xs.device)
-    if known.traced is None:
-        raise ValueError(f"model: {type(model).__name__} is not fused: {known.reason}")
+    if known.last_fit is None or not known.last_fit.holds(criterion, optimizer, y):
+        read = read_criterion(criterion, y)
+        if isinstance(read, str):
+            raise ValueError(f"criterion: {read}")
+        reason = refuse_optimizer(optimizer)
+        if reason:
+            raise ValueError(f"optimizer: {reason}")
+        if known.traced is None:
+            raise ValueError(f"model: {type(model).__name__} is not fused: {known.reason}")
+        known.last_fit = LastFit(criterion, optimizer, y, read, holding(known, optimizer))
+    assert known.traced is not None
     reason = refuse_parameters(known.tensors) or refuse_shape(known.traced, x)
     if reason:
         raise ValueError(f"model: {reason}")
-    read, mean = read_criterion(criterion, y)
+    kind, mean = known.last_fit.read
+    held = Holding(optimizer, *known.last_fit.held)
     problem = Problem(
-        known.traced, "mean" if mean else "sum", rule_of(known, optimizer), xs, ys,
-        nan_policy == "omit", criterion=read.over_rows_of(x),
+        known.traced, "mean" if mean else "sum", held.rule, xs, ys,
+        nan_policy == "omit", criterion=kind.over_rows_of(x),
     )  # fmt: skip
-    return known, problem
+    return known, held, problem
+
+
+class LastFit:
+    """What `prepare` found a criterion and an optimizer to be, good while they stay as they are."""
+
+    def __init__(self, criterion: Any, optimizer: Any, y: torch.Tensor, read: Any, held: Holding):
+        self.criterion, self.optimizer = weakref.ref(criterion), weakref.ref(optimizer)
+        self.y_ndim, self.read = y.ndim, read
+        self.held = held[1:]  # but the optimizer, which a model does not keep alive
+        options, complete = options_watched(optimizer)
+        buffers = [b for b in criterion._buffers.values() if b is not None]
+        self.watch = None
+        # numbers that torch keeps in tensors: their type is part of the options
+        if complete and not any(hasattr(o, "single") for o in held.tensors.values()):
+            self.watch = _C.Watch([*options, criterion, *watched(criterion), *buffers])
+
+    def holds(self, criterion: Any, optimizer: Any, y: torch.Tensor) -> bool:
+        return (
+            self.watch is not None
+            and self.criterion() is criterion
+            and self.optimizer() is optimizer
+            and self.y_ndim == y.ndim
+            and self.watch.unchanged()
+        )
 
 
 def refuse_engine(problem: Problem, engine: str, tol: float, scheduled: bool = False) -> str | None:
@@ -116,7 +144,8 @@ def fit(
     Parameters, ``.grad`` and optimizer state are left as the training loop would leave them; plain
     PyTorch can go on from there. (A parameter that no optimizer holds stays, and gets the last
     epoch's gradient, where a loop would pile up those of all epochs.) Arithmetic is in float64
-    whatever the dtype of the data.
+    whatever the dtype of the data, but for 65,536 samples of float32 and more that the CPU reads in
+    every epoch (``stream``): each is computed in float32, as torch does, and summed in float64.
 
     Args:
         model: torch or polyfuse module whose output is a polynomial of its input.
@@ -161,8 +190,8 @@ def fit(
         raise TypeError(f"callback: expected a function, got {callback!r}")
     if callback is not None and not every:
         raise ValueError("callback: needs record_every, the epochs at which it is called")
-    known, problem = prepare(model, criterion, optimizer, x, y, nan_policy)
-    schedulers = Schedulers(scheduler, optimizer, lambda: rule_of(known, optimizer))
+    known, held, problem = prepare(model, criterion, optimizer, x, y, nan_policy)
+    schedulers = Schedulers(scheduler, optimizer, lambda: holding(known, optimizer).rule)
     scheduled = bool(schedulers.listed)
     requested, engine = engine, choose_engine(problem, engine, epochs, tolerance, scheduled)
     runner = choose(backend, problem)
@@ -173,9 +202,10 @@ def fit(
         raise ValueError("x, y: no sample is left after nan_policy='omit'")
 
     moments = None
-    state = known.state(optimizer)
+    state = known.state(held)
     bar = _progress_bar(epochs) if progress else None
-    history: list[tuple[int, float]] = []
+    history_epochs: list[int] = []
+    history: list[float] = []
     done, reason, loss, previous = 0, "epochs", float("nan"), float("nan")
     left: tuple[State, int, float] | None = None
     try:
@@ -189,10 +219,10 @@ def fit(
                 most = getattr(runner, "max_changes", 0)
                 taken, rule, changes = schedulers.ahead(stop - done, most)
                 stop = done + taken
-                problem = replace(problem, rule=rule, changes=changes)
+                problem = problem._replace(rule=rule, changes=changes)
             schedule = Schedule(done, stop - done, every, tolerance, SLICE_SECONDS, previous)
             # Ctrl-C is heard as a launch returns: what it changed must not be half taken over.
-            ahead = state.copy()
+            ahead = state.copy() if left else state
             run = runner.descend(problem, engine, moments, schedule, ahead)
             moments, previous = run.moments, run.previous
             if moments is not None and not math.isfinite(moments.square):
@@ -206,10 +236,12 @@ def fit(
                             stacklevel=2,
                         )
                     engine, moments, previous = "stream", None, float("nan")
+                    state = known.state(held)
                     continue
             if every:
                 at = -(-done // every) * every
-                history += [(at + i * every, float(v)) for i, v in enumerate(run.recorded)]
+                history_epochs += range(at, at + len(run.recorded) * every, every)
+                history += run.recorded.tolist()
             left = (ahead, done + run.epochs, run.loss)
             state, done, loss = left
             schedulers.settle(done, run.previous)
@@ -220,10 +252,10 @@ def fit(
                 reason = "converged"
                 break
             if callback is not None and (done % every == 0 or done == epochs):
-                known.commit(state, optimizer, done > 0)
+                known.commit(state, holding(known, optimizer), done > 0)
                 stop_now = callback(done, loss)
                 known.take_over(state)
-                problem = replace(problem, rule=rule_of(known, optimizer))
+                problem = problem._replace(rule=holding(known, optimizer).rule)
                 if stop_now:
                     reason = "callback"
                     break
@@ -234,14 +266,17 @@ def fit(
     finally:
         if bar is not None:
             bar.close()
+    schedulers.settle(left[1] if left else 0, previous)
     if left is not None:
         state, done, loss = left
-    schedulers.settle(done, previous)
-    known.commit(state, optimizer, done > 0)
-    if not (history and history[-1][0] == done) and reason != "interrupted":
-        history.append((done, loss))
+        if scheduled or callback is not None:  # who may have changed the options since
+            held = holding(known, optimizer)
+        known.commit(state, held, done > 0)
+    if history_epochs[-1:] != [done] and reason != "interrupted":
+        history_epochs.append(done)
+        history.append(loss)
     limit = torch.finfo(problem.x.dtype).max
-    if not (abs(state.params).max() <= limit and loss <= limit):  # nan compares with nothing
+    if left and not all(-limit <= v <= limit for v in (*state.params.tolist(), loss)):  # or nan
         reason = "diverged" if reason in ("epochs", "converged") else reason
         _warn_diverged(problem)
     return FitResult(
@@ -253,8 +288,8 @@ def fit(
         backend=runner.name,
         launches=runner.launches() - before,
         seconds=time.perf_counter() - start,
-        history_epochs=np.array([e for e, _ in history], dtype=np.int64),
-        history=np.array([v for _, v in history], dtype=np.float64),
+        history_epochs=np.array(history_epochs, dtype=np.int64),
+        history=np.array(history, dtype=np.float64),
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from .backends import Backend, choose
 from .fit import prepare
 from .fused import Fused
+from .optim.owners import Holding
 from .problem import Problem, Schedule
 from .recognise import read_criterion, refuse_parameters
 from .records import Forward, Objective
@@ -32,13 +33,15 @@ class FusedStep:
             or not known.loop.sees_criterion(criterion)
             or refuse_parameters(known.tensors)
         ):
-            known, problem = prepare(self.model, criterion, optimizer, x, y)
+            known, held, problem = prepare(self.model, criterion, optimizer, x, y)
             runner = choose("auto", problem)
             if not known.on_host:
-                return self._step_on(runner, known, problem)
+                return self._step_on(runner, known, held, problem)
             if not known.accepts(y, x):  # of another layout, or in need of a gradient
                 x, y = (t.detach().resolve_neg().clone().contiguous() for t in (x, y))
-            known.see_criterion(criterion, *read_criterion(criterion, x))
+            read = read_criterion(criterion, x)
+            assert not isinstance(read, str), read  # prepare has asked
+            known.see_criterion(criterion, *read)
             self._known = known
         assert known.criterion is not None
         objective = Objective(Forward(known, x), y, y._version, *known.criterion)
@@ -52,12 +55,14 @@ class FusedStep:
             optimizer._opt_called = True  # what a scheduler's patch of step would note
         return torch.tensor(objective.item(), dtype=known.dtype)
 
-    def _step_on(self, runner: Backend, known: Fused, problem: Problem) -> torch.Tensor:
+    def _step_on(
+        self, runner: Backend, known: Fused, held: Holding, problem: Problem
+    ) -> torch.Tensor:
         """The same as a run of one epoch, for data on a device."""
-        state = known.state(self.optimizer)
+        state = known.state(held)
         run = runner.descend(problem, "stream", None, Schedule(0, 1, 1), state)
         self.optimizer.zero_grad()
-        known.commit(state, self.optimizer, stepped=True)
+        known.commit(state, held, stepped=True)
         return torch.tensor(float(run.recorded[0]), dtype=known.dtype, device=known.device)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -19,8 +18,9 @@ from .backends.native import make_plan
 from .backends.reference import coefficients
 from .criteria import Criterion
 from .device_loop import DeviceLoop
+from .optim.owners import Holding
 from .problem import State
-from .rules import METHODS, Options, Rule, SgdOptions, kept_of, options_in, rows_of
+from .rules import METHODS, Rule, SgdOptions, kept_of, rows_of
 from .symbolic import NotPolynomial, Traced
 from .tracing import trace
 from .watching import Contents, watched
@@ -66,13 +66,16 @@ class Fused:
         self.trainable = any(t.requires_grad for t in self.tensors)
         self.moments: Any = None
         self.criterion: tuple[Criterion, bool] | None = None  # that the loop sees
+        self.last_fit: Any = None  # what it found out about criterion and optimizer
         # The fused optimizer that owns the parameters, and when it was looked for.
         self.owner: Any = None
         self.generation = -1
 
     def valid(self) -> bool:
         """Whether the module is still what was traced."""
-        return self.for_good or (self.loop.unchanged() and self.contents.unchanged())
+        return self.for_good or (
+            self.loop.unchanged() and (self.cheap or self.contents.unchanged())
+        )
 
     def retire(self) -> None:
         """The next call of the module looks at it anew."""
@@ -126,15 +129,14 @@ class Fused:
         del flat, memory
         self.loop.set_grads(tuple(grads), storage, torch._C._storage_Use_Count(storage))
 
-    def state(self, optimizer: torch.optim.Optimizer | None) -> State:
+    def state(self, held: Holding) -> State:
         """The scalar parameters, and the optimizer's state of them, as float64 [P]."""
-        assert self.traced is not None
-        state = State.of(self.read())
-        if optimizer is None or (not optimizer.state and isinstance(optimizer, torch.optim.SGD)):
+        state, optimizer = State.of(self.read()), held.optimizer
+        if not optimizer.state and isinstance(optimizer, torch.optim.SGD):
             return state  # SGD keeps nothing before its first step
-        for options, t, tensor in self._held(optimizer):
+        for t, options in held.tensors.items():
             at = self.at[t]
-            there = optimizer.state.get(tensor, {})
+            there = optimizer.state.get(self.tensors[t], {})
             if isinstance(options, SgdOptions):
                 if (buffer := there.get("momentum_buffer")) is not None:
                     state.momentum[at] = buffer.reshape(-1).tolist()
@@ -148,15 +150,6 @@ class Fused:
                     else value.detach().double().cpu().reshape(-1).numpy()
                 )
         return state
-
-    def _held(self, optimizer: Any) -> Iterator[tuple[Options, int, torch.Tensor]]:
-        """The model's parameters that the optimizer steps, with options and number."""
-        mine = {id(t): i for i, t in enumerate(self.tensors)}
-        for group in optimizer.param_groups:
-            options = options_in(optimizer, group)
-            for p in group["params"]:
-                if id(p) in mine and p.requires_grad:
-                    yield options(p), mine[id(p)], p
 
     def read(self) -> np.ndarray:
         """The scalar parameters as they are now, float64 [P]."""
@@ -232,31 +225,28 @@ class Fused:
         parts = flat.split(self.sizes) if len(self.sizes) > 1 else (flat,)
         return [p.view(t.shape) for p, t in zip(parts, self.tensors, strict=True)]
 
-    def commit(self, state: State, optimizer: torch.optim.Optimizer | None, stepped: bool) -> None:
+    def commit(self, state: State, held: Holding, stepped: bool) -> None:
         """Writes parameters, .grad and optimizer state as the training loop would have."""
         self.write(state.params)
         if not stepped:
             return
         self.write_grads(state.grad)
-        if optimizer is None:
-            return
-        mine = {id(t) for t in self.tensors}
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                if id(p) not in mine:
-                    p.grad = None  # as zero_grad leaves what the loss does not depend on
-        for options, t, tensor in self._held(optimizer):
+        for p in held.others:
+            p.grad = None  # as zero_grad leaves what the loss does not depend on
+        for t, options in held.tensors.items() if held.keeps else ():
+            tensor = self.tensors[t]
             for row, kept in enumerate(kept_of(options)):
                 if kept is None:
                     continue
                 values = torch.from_numpy(state.kept[row, self.at[t]])
-                there = optimizer.state[tensor].get(kept.name)
+                kept_there = held.optimizer.state[tensor]
+                there = kept_there.get(kept.name)
                 if there is None and kept.scalar:
-                    optimizer.state[tensor][kept.name] = values[0].to(torch.get_default_dtype())
+                    kept_there[kept.name] = values[0].to(torch.get_default_dtype())
                 elif there is None:
                     with np.errstate(over="ignore"):
                         new = values.to(tensor.dtype).to(tensor.device).view(tensor.shape)
-                    optimizer.state[tensor][kept.name] = new
+                    kept_there[kept.name] = new
                 else:
                     there.copy_(values[0] if kept.scalar else values.view(there.shape))
 

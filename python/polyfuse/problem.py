@@ -14,8 +14,7 @@ from .rules import KEPT, Rule
 from .symbolic import Traced
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     model: Traced
     reduction: str  # mean or sum
     rule: Rule

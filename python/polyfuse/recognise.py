@@ -13,6 +13,8 @@ from .optim.owners import GLOBAL_HOOKS
 from .rules import OPTIONS_OF, refuse_group
 from .symbolic import Traced
 
+_CRITERIA = frozenset((*(kind.module for kind in KINDS), *CRITERIA))
+
 
 def refuse_optimizer(optimizer: Any) -> str | None:
     """None, or why this optimizer's step is not one that is compiled."""
@@ -31,24 +33,25 @@ def refuse_optimizer(optimizer: Any) -> str | None:
     return None
 
 
-def refuse_criterion(criterion: Any, like: torch.Tensor | None = None) -> str | None:
-    """None, or why this criterion, of targets like `like`, is not one that is compiled."""
+def read_criterion(
+    criterion: Any, like: torch.Tensor | None = None
+) -> tuple[Criterion, bool] | str:
+    """What this criterion, of targets like `like`, is, and whether its reduction is a mean; or why
+    it is not one that is compiled."""
     if not isinstance(criterion, torch.nn.Module):
         return f"expected a criterion module such as nn.MSELoss(), got {type(criterion).__name__}"
     name = type(criterion).__name__
-    if type(criterion) not in (*(kind.module for kind in KINDS), *CRITERIA):
+    if type(criterion) not in _CRITERIA:
         return f"{name} is not fused; fused: {', '.join(kind.name for kind in KINDS)}"
     if not is_torchs(criterion):
         return f"{name} has hooks or a forward of its own"
-    found = of_module(criterion, like)
+    return of_module(criterion, like)
+
+
+def refuse_criterion(criterion: Any) -> str | None:
+    """None, or why this criterion is not one that is compiled."""
+    found = read_criterion(criterion)
     return found if isinstance(found, str) else None
-
-
-def read_criterion(criterion: torch.nn.Module, like: torch.Tensor) -> tuple[Criterion, bool]:
-    """What a criterion that is not refused is, and whether its reduction is a mean."""
-    found = of_module(criterion, like)
-    assert not isinstance(found, str)
-    return found
 
 
 def refuse_parameters(tensors: Any) -> str | None:

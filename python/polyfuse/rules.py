@@ -6,6 +6,7 @@ The arithmetic is in csrc/core/optimizer.h, which names the options in the order
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -201,7 +202,8 @@ def stored(value: float, single: bool) -> float:
     return torch.tensor(value, dtype=torch.float32).item() if single else value
 
 
-def torchs(optimizer: type) -> type | None:
+@lru_cache(maxsize=64)
+def torchs(optimizer: Any) -> type | None:
     """The class of torch that an optimizer's class is, or is the fused version of."""
     return next((c for c in optimizer.__mro__ if c in OPTIONS_OF), None)
 
@@ -210,11 +212,13 @@ def options_of(optimizer: optim.Optimizer, group: dict[str, Any], p: torch.Tenso
     """The options of a parameter of this group."""
     torch_class: Any = torchs(type(optimizer))
     cls: Any = OPTIONS_OF[torch_class]
-    values = []
+    values: list[float | bool] = []
     for name in cls._fields:
         if name in _PART:
             key, i = _PART[name]
             values.append(float(group[key][i]))
+        elif (value := group.get(name)) is not None:
+            values.append(value if type(value) is bool else float(value))
         elif name == "single":
             # Numbers that torch keeps in tensors: new ones, or those of a state that was loaded.
             scalar = next(k.name for k in METHODS[cls].kept if k.scalar and k is not STEP)
@@ -222,11 +226,9 @@ def options_of(optimizer: optim.Optimizer, group: dict[str, Any], p: torch.Tenso
             new = held is None or cls is AsgdOptions  # ASGD makes new ones in every step
             dtype = torch.get_default_dtype() if new else held.dtype
             values.append(dtype != torch.float64)
-        elif name == "decoupled_weight_decay":
-            values.append(bool(group.get(name, torch_class is optim.AdamW)))
         else:
-            value = group[name]
-            values.append(value if type(value) is bool else float(value))
+            assert name == "decoupled_weight_decay", name
+            values.append(torch_class is optim.AdamW)
     return cls(*values)
 
 
@@ -264,6 +266,7 @@ def refuse_group(optimizer: optim.Optimizer, group: dict[str, Any]) -> str | Non
     return None
 
 
+@lru_cache(maxsize=256, typed=True)  # tuples of two classes may be equal
 def row_of(options: Options) -> tuple[float, ...]:
     """What the kernels are told: the method's number, and the options."""
     return (METHODS[type(options)].number, *options)
@@ -273,6 +276,7 @@ def rows_of(rule: Rule) -> list[tuple[float, ...] | None]:
     return [o and row_of(o) for o in rule]
 
 
+@lru_cache(maxsize=256, typed=True)  # tuples of two classes may be equal
 def kept_of(options: Options) -> tuple[Kept | None, ...]:
     """The numbers that are kept with these options, None where one is not."""
     return tuple(k if k.used(options) else None for k in METHODS[type(options)].kept)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class Traced:
     ndim: int  # dimensions of the parameters that broadcast with x
     buffers: tuple[torch.Tensor, ...]  # read as constants
 
-    @property
+    @cached_property
     def affine(self) -> bool:
         """Whether the coefficients are affine in the parameters."""
         return all(len(slots) <= 1 for _, _, slots in self.terms)

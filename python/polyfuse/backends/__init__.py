@@ -73,19 +73,17 @@ def backend_of(device: torch.device, n_params: int) -> Backend | None:
 
 def choose(name: str, problem: Problem) -> Backend:
     """The backend called `name`, or for 'auto' the first compiled one of the data's device."""
-    if name not in ("auto", *REGISTRY):
+    if name != "auto" and name not in REGISTRY:
         known = ", ".join(("auto", *REGISTRY))
         raise ValueError(f"backend: expected one of {known}, got {name!r}")
     device = problem.x.device
-    names = AUTO.get(device.type, ()) if name == "auto" else (name,)
-    reasons = {}
-    for candidate in names:
+    reasons = []
+    for candidate in AUTO.get(device.type, ()) if name == "auto" else (name,):
         backend = REGISTRY[candidate]
-        if (missing := backend.missing()) is not None:
-            reasons[candidate] = f"not available: {missing}"
-        elif (reason := backend.refuse(problem)) is not None:
-            reasons[candidate] = reason
-        else:
+        reason = backend.missing()
+        reason = f"not available: {reason}" if reason else backend.refuse(problem)
+        if reason is None:
             return backend
-    why = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
-    raise ValueError(f"backend: {name} cannot serve this problem on {device}: {why or 'none does'}")
+        reasons.append(f"{candidate}: {reason}")
+    why = "; ".join(reasons) or "none does"
+    raise ValueError(f"backend: {name} cannot serve this problem on {device}: {why}")

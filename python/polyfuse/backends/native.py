@@ -9,7 +9,7 @@ import torch
 
 from .. import _C
 from ..problem import Problem, Schedule, State, Trace
-from ..rules import rows_of
+from ..rules import Rule, rows_of
 from ..symbolic import MAX_PARAMS, Traced
 
 ENGINE = {"stream": 0, "moments": 1, "closed_form": 2}
@@ -17,6 +17,14 @@ ENGINE = {"stream": 0, "moments": 1, "closed_form": 2}
 
 def make_plan(model: Traced) -> Any:
     return _C.Plan(len(model.slots), model.degree + 1, list(model.terms), model.shift, model.scale)
+
+
+def borrow_plan(model: Traced, rule: Rule) -> Any:
+    """A plan that nobody else has, with this rule, until it is given back."""
+    plan, there = vars(model).pop("_plan", None) or (make_plan(model), None)
+    if there is not rule:
+        plan.set_rule(rows_of(rule))
+    return plan
 
 
 def make_data(model: Traced, x: torch.Tensor, y: torch.Tensor | None, omit: bool = False) -> Any:
@@ -62,19 +70,20 @@ class Cpu:
     def descend(
         self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: State
     ) -> Trace:
-        plan = make_plan(problem.model)
-        plan.set_rule(rows_of(problem.rule))
+        plan = borrow_plan(problem.model, problem.rule)
         if problem.changes:
             plan.set_changes([(epoch, rows_of(rule)) for epoch, rule in problem.changes])
         plan.mean = problem.reduction == "mean"
         plan.criterion = problem.criterion
         data = make_data(problem.model, problem.x, problem.y, problem.omit)
-        return Trace(
+        trace = Trace(
             *_C.descend(
                 plan, data, ENGINE[engine], moments, *schedule, torch.get_num_threads(),
                 state.params, state.kept, state.grad,
             )
         )  # fmt: skip
+        vars(problem.model)["_plan"] = plan, None if problem.changes else problem.rule
+        return trace
 
     def nonfinite(self, problem: Problem) -> int:
         data = make_data(problem.model, problem.x, problem.y)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.optim.optimizer as _base
@@ -39,16 +39,36 @@ def _owner_of(known: Any) -> Any:
     return known.owner and known.owner()
 
 
-def rule_of(model: Any, optimizer: torch.optim.Optimizer) -> Rule:
-    """The options of every scalar parameter."""
-    by_tensor: dict[int, Options] = {}
-    mine = {id(t) for t in model.tensors}
+class Holding(NamedTuple):
+    """What an optimizer holds of a model: tensors by their number, with the options of each."""
+
+    optimizer: torch.optim.Optimizer
+    tensors: dict[int, Options]
+    others: list[torch.Tensor]  # that are none of the model's
+    rule: Rule
+    keeps: bool  # whether the rules keep anything from step to step
+
+
+def holding(model: Any, optimizer: torch.optim.Optimizer) -> Holding:
+    mine = {id(t): i for i, t in enumerate(model.tensors)}
+    tensors: dict[int, Options] = {}
+    others = []
     for group in optimizer.param_groups:
         options = options_in(optimizer, group)
         for p in group["params"]:
-            if p.requires_grad and id(p) in mine:
-                by_tensor[id(p)] = options(p)
-    return tuple(by_tensor.get(id(model.tensors[t])) for t, _ in model.traced.slots)
+            number = mine.get(id(p))
+            if number is None:
+                others.append(p)
+            elif p.requires_grad:
+                tensors[number] = options(p)
+    rule = tuple([tensors.get(t) for t, _ in model.traced.slots])
+    keeps = any(kept for options in tensors.values() for kept in kept_of(options))
+    return Holding(optimizer, tensors, others, rule, keeps)
+
+
+def rule_of(model: Any, optimizer: torch.optim.Optimizer) -> Rule:
+    """The options of every scalar parameter."""
+    return holding(model, optimizer).rule
 
 
 def _has_place(value: Any, t: torch.Tensor, scalar: bool) -> bool:
@@ -62,6 +82,17 @@ def _has_place(value: Any, t: torch.Tensor, scalar: bool) -> bool:
     )
 
 
+def options_watched(optimizer: torch.optim.Optimizer) -> tuple[list[Any], bool]:
+    """What the options of an optimizer rest on, for `_C.Watch`, and whether that is all."""
+    groups = optimizer.param_groups
+    numbers = [v for g in groups for v in g.values() if isinstance(v, torch.Tensor)]
+    near = [v for v in numbers if v.device.type == "cpu" and v.is_contiguous()]
+    hooks = [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
+    lists = [g["params"] for g in groups]
+    watched = [optimizer.__dict__, *hooks, *GLOBAL_HOOKS, groups, *groups, *lists, *near]
+    return watched, len(near) == len(numbers)
+
+
 def bind(known: Any, optimizer: Any = None) -> None:
     """Brings the loop's update rule up to date with `optimizer`, or the owner found where None."""
     loop = known.loop
@@ -71,45 +102,35 @@ def bind(known: Any, optimizer: Any = None) -> None:
     if owner is None or (optimizer is None and not owner.compiled()):
         loop.bind(None, found=True)
         return
-    rule = rule_of(known, owner)
+    held = holding(known, owner)
+    rule = held.rule
     if not (known.on_host or is_sgd(rule)):  # no device has a kernel for its step
         loop.bind(None, found=True)
         return
-    groups = owner.param_groups
-    numbers = [v for g in groups for v in g.values() if isinstance(v, torch.Tensor)]
-    near = [v for v in numbers if v.device.type == "cpu" and v.is_contiguous()]
-    hooks = [owner._optimizer_step_pre_hooks, owner._optimizer_step_post_hooks, *GLOBAL_HOOKS]
+    watched, all_watched = options_watched(owner)
+    hooked = any((owner._optimizer_step_pre_hooks, owner._optimizer_step_post_hooks, *GLOBAL_HOOKS))
     known.set_rule(rule)
-    by_id = {id(p) for g in groups for p in g["params"]}
-    held = [t for t in known.tensors if id(t) in by_id and t.requires_grad]
-    options = {
-        id(known.tensors[t]): o for (t, _), o in zip(known.traced.slots, rule, strict=True) if o
-    }
+    tensors = [known.tensors[i] for i in sorted(held.tensors)]
     kept, ready = [], True
-    for t in held:
-        rows = kept_of(options[id(t)])
+    for i, t in zip(sorted(held.tensors), tensors, strict=True):
+        rows = kept_of(held.tensors[i])
         state = owner.state.get(t, {})
-        tensors = [None if row is None else state.get(row.name) for row in rows]
+        values = [None if row is None else state.get(row.name) for row in rows]
         ready = ready and all(
             row is None or _has_place(value, t, row.scalar)
-            for row, value in zip(rows, tensors, strict=True)
+            for row, value in zip(rows, values, strict=True)
         )
-        kept.append(tensors)
+        kept.append(values)
     loop.bind(
         owner,
         found=optimizer is None,
         watched=[
-            owner.__dict__,
-            *hooks,
-            groups,
-            *groups,
-            *(g["params"] for g in groups),
-            *near,
+            *watched,
             owner.state,
-            *(owner.state[t] for t in held if t in owner.state),
+            *(owner.state[t] for t in tensors if t in owner.state),
         ],
-        held=held,
-        kept=kept if ready else [()] * len(held),
-        updates=ready and len(near) == len(numbers) and not any(hooks),
-        covers_owner=len(held) == sum(len(g["params"]) for g in groups),
+        held=tensors,
+        kept=kept if ready else [()] * len(tensors),
+        updates=ready and all_watched and not hooked,
+        covers_owner=len(tensors) == sum(len(g["params"]) for g in owner.param_groups),
     )

@@ -1,0 +1,15 @@
+// The passes that have a file of their own, compiled once per instruction set.
+#pragma once
+
+#include "passes.h"
+
+namespace polyfuse {
+inline namespace PF_ISA {
+
+void loss(const Data&, const Criterion&, const double* coef, int n_terms, bool single,
+          int64_t begin, int64_t end, double* out);
+void resident(const Data&, int n_terms, const LinearStep* step, bool with_momentum, int64_t epochs,
+              double* params, double* momentum);
+
+}  // namespace PF_ISA
+}  // namespace polyfuse
