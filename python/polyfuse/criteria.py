@@ -173,8 +173,7 @@ def of_module(module: Any, like: Tensor | None = None, *extra: Any) -> Any:
     return read(kind, values, values["reduction"], like)
 
 
-@lru_cache(maxsize=64)
-def kind_of(module: Any) -> Kind | None:
+def kind_of(module: type) -> Kind | None:
     """That of torch's class which `module` is, or derives from."""
     return next((_BY_MODULE[c] for c in module.__mro__ if c in _BY_MODULE), None)
 

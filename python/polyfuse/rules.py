@@ -202,8 +202,7 @@ def stored(value: float, single: bool) -> float:
     return torch.tensor(value, dtype=torch.float32).item() if single else value
 
 
-@lru_cache(maxsize=64)
-def torchs(optimizer: Any) -> type | None:
+def torchs(optimizer: type) -> type | None:
     """The class of torch that an optimizer's class is, or is the fused version of."""
     return next((c for c in optimizer.__mro__ if c in OPTIONS_OF), None)
 
