@@ -122,7 +122,10 @@ std::vector<Layout> Step::layouts(const std::vector<py::object>& tensors) {
 // -- the module
 
 bool Step::in_place() const {
-  if (!alive_ || !module_watch_.unchanged()) return false;
+  return alive_ && module_watch_.unchanged() && parameters_in_place();
+}
+
+bool Step::parameters_in_place() const {
   for (size_t t = 0; t < tensors_.size(); ++t)
     if (!param_at_[t].still_that_of(tensors_[t].ptr())) return false;
   return true;
@@ -348,7 +351,7 @@ bool Step::grads_are_free() const {
 
 int Step::give_grads(const Objective& objective) {
   if (!holds(objective)) return kStale;
-  if (hooked()) return kHooked;
+  if (hooked() || !parameters_in_place()) return kUnlike;
   for (const py::object& tensor : tensors_)
     if (!torch().grad.is(tensor.ptr(), Py_None)) return kAccumulate;
   if (!grads_are_free()) return kHeld;

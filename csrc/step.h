@@ -86,9 +86,10 @@ class Step {
 
   // Tensors that backward fills; they share one storage, with `uses` users.
   void set_grads(const py::tuple& grads, uintptr_t storage, long uses);
-  enum Given { kGiven, kHooked, kAccumulate, kHeld, kStale };
-  int give_grads(const Objective& objective);  // p.grad = gradient, unless hooks, a gradient, or a
-                                               // holder of it is there
+  enum Given { kGiven, kUnlike, kAccumulate, kHeld, kStale };
+  // p.grad = gradient, unless hooks, a gradient, or a holder of it is there, or the parameter lies
+  // somewhere else by now, perhaps in another dtype.
+  int give_grads(const Objective& objective);
   // p.grad = values [P], whatever was there; false where somebody holds the last gradients.
   bool replace_grads(const py::array_t<double>& values);
   // Parameters and momentum buffers take the memory of the spare ones, which take theirs (None:
@@ -99,6 +100,7 @@ class Step {
 
  protected:
   bool hooked() const;
+  bool parameters_in_place() const;
   bool grads_are_free() const;
   void set_grads_to(const double* values);
   static std::vector<Layout> layouts(const std::vector<py::object>& tensors);

@@ -253,6 +253,19 @@ def test_the_module_moves_and_changes():
     check(sides, script)
 
 
+def test_the_parameters_change_their_dtype_before_backward():
+    sides = Side(pf.nn, pf.optim, torch.float32), Side(torch.nn, torch.optim, torch.float32)
+    for side in sides:
+        step(side)
+        loss = side.criterion(side.model(side.xs), side.ys)
+        side.optimizer.zero_grad()
+        side.model.double()
+        loss.backward()
+        assert side.model.a.dtype == torch.float64
+    found, expected = ([p.grad.double() for p in side.model.parameters()] for side in sides)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_without_dlpack_exchange():
     """torch before 2.10 has no C interface to its tensors; attributes serve as well."""
     script = (

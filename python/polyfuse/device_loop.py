@@ -16,7 +16,7 @@ from .backends.device import DeviceMap, device_rule, tables
 from .rules import Rule
 from .symbolic import Traced
 
-GIVEN, HOOKED, ACCUMULATE, HELD, STALE = range(5)  # what give_grads answers
+GIVEN, UNLIKE, ACCUMULATE, HELD, STALE = range(5)  # what give_grads answers
 
 
 class Launched(NamedTuple):
@@ -142,7 +142,7 @@ class DeviceLoop(_C.Loop):
             return STALE
         tensors = self.traced.tensors
         if any(t._backward_hooks or t._post_accumulate_grad_hooks for t in tensors):
-            return HOOKED
+            return UNLIKE
         if any(t.grad is not None for t in tensors):
             return ACCUMULATE
         for t, g in zip(tensors, self.last.grads, strict=True):

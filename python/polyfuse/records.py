@@ -25,7 +25,7 @@ _FREED = (
     "graph a second time or if you need to access saved tensors after calling backward."
 )
 MAX_ATTEMPTS = 1000  # other threads may show the loop other data in between
-_, _HOOKED, _ACCUMULATE, _HELD, _STALE = range(5)  # what Loop.give_grads answers
+_, _UNLIKE, _ACCUMULATE, _HELD, _STALE = range(5)  # what Loop.give_grads answers
 
 
 class Forward(_C.Forward):
@@ -178,7 +178,7 @@ class Objective(_C.Objective):
         return known.gradients()
 
     def backward(self, retain_graph: bool | None = None) -> bool:
-        """Sets or adds to .grad; False where parameters have hooks, which only torch calls."""
+        """Sets or adds to .grad; False where only torch can: for hooks, or parameters exchanged."""
         forward = self.forward
         known = forward.fused
         if self.freed or forward.freed:
@@ -193,7 +193,7 @@ class Objective(_C.Objective):
             if given == _HELD:
                 known.fresh_grads()
             given = known.loop.give_grads(self)
-        if given == _HOOKED:
+        if given == _UNLIKE:
             return False
         if given == _ACCUMULATE:
             for tensor, grad in zip(known.tensors, self.gradients(), strict=True):
