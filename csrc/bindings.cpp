@@ -38,7 +38,7 @@ py::tuple descend(const pf::Plan& plan, const pf::Data& data, int engine,
   problem.data = data;
   problem.threads = threads;
   const pf::State state{params.mutable_data(), kept.mutable_data(), grad.mutable_data()};
-  pf::Trace out;
+  pf::Report out;
   pf::count_launch();
   {
     py::gil_scoped_release release;

@@ -69,7 +69,7 @@ bool run_resident(const StreamObjective& stream, const UpdateRule* rules, int64_
 constexpr int64_t kLook = 1 << 20;  // samples read between two looks at the clock
 
 template <class Objective>
-void run(const Problem& problem, Objective& objective, Descent descent, Trace& out, State s) {
+void run(const Problem& problem, Objective& objective, Descent descent, Report& out, State s) {
   using Clock = std::chrono::steady_clock;
   const Clock::time_point start = Clock::now();
   const Schedule& schedule = descent.schedule;
@@ -118,12 +118,12 @@ double objective(const Problem& problem, const Moments* moments, const double* p
   return StreamObjective{problem}(Alone{}, params, grad);
 }
 
-Trace descend(const Problem& problem, Engine engine, const Moments* moments,
+Report descend(const Problem& problem, Engine engine, const Moments* moments,
               const Schedule& schedule, State s) {
   const int n = problem.map.n_params;
   std::vector<double> grad(n);
   const Descent descent{n, problem.rule, schedule, grad.data()};
-  Trace out;
+  Report out;
   out.previous = schedule.previous;
   if (engine == Engine::Stream) {
     StreamObjective stream{problem};

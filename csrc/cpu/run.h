@@ -20,13 +20,13 @@ struct Problem {
   int threads = 1;
 };
 
-struct Trace : Outcome {
+struct Report : Outcome {
   std::vector<double> recorded;  // loss at first_epoch <= e < first_epoch + epochs, e % every == 0
 };
 
 // Loss and gradient at params, from the data or, where given, from the moments.
 double objective(const Problem&, const Moments* moments, const double* params, double* grad);
 
-Trace descend(const Problem&, Engine, const Moments* moments, const Schedule&, State);
+Report descend(const Problem&, Engine, const Moments* moments, const Schedule&, State);
 
 }  // namespace polyfuse

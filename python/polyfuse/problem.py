@@ -56,7 +56,7 @@ class Schedule(NamedTuple):
     previous: float = math.nan  # loss of the epoch before the first
 
 
-class Trace(NamedTuple):
+class Report(NamedTuple):
     """What a run reports: epochs done, whether `tol` stopped it, final and recorded losses."""
 
     epochs: int

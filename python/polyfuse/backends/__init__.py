@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..problem import Problem, Schedule, State, Trace
+from ..problem import Problem, Schedule, State, Report
 from .cuda import Cuda
 from .native import Cpu
 from .reference import Reference
@@ -36,7 +36,7 @@ class Backend(Protocol):
 
     def descend(
         self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: State
-    ) -> Trace:
+    ) -> Report:
         """The fused run, in one launch; moments that are None are accumulated in it."""
 
     def nonfinite(self, problem: Problem) -> int:

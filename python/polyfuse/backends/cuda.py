@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..problem import Problem, Schedule, State, Trace
+from ..problem import Problem, Schedule, State, Report
 from ..symbolic import Traced
 from .device import OUTCOME, ROWS, DeviceMap, DeviceMoments, DeviceState, device_rule, n_recorded
 from .native import ENGINE
@@ -89,7 +89,7 @@ class Cuda:
 
     def descend(
         self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: State
-    ) -> Trace:
+    ) -> Report:
         model, device = problem.model, problem.x.device
         if schedule.seconds:
             schedule = schedule._replace(epochs=self._within(problem, engine, schedule))
@@ -111,7 +111,7 @@ class Cuda:
             moments = DeviceMoments(buffer, outcome["square"])
         looked_at = schedule._replace(epochs=epochs + converged)
         recorded = on_device.recorded(n_recorded(looked_at))
-        return Trace(epochs, converged, outcome["loss"], recorded, moments, outcome["previous"])
+        return Report(epochs, converged, outcome["loss"], recorded, moments, outcome["previous"])
 
     def nonfinite(self, problem: Problem) -> int:
         count = torch.empty((), dtype=torch.int64, device=problem.x.device)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .. import _C
-from ..problem import Problem, Schedule, State, Trace
+from ..problem import Problem, Schedule, State, Report
 from ..rules import Rule, rows_of
 from ..symbolic import MAX_PARAMS, Traced
 
@@ -69,21 +69,21 @@ class Cpu:
 
     def descend(
         self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: State
-    ) -> Trace:
+    ) -> Report:
         plan = borrow_plan(problem.model, problem.rule)
         if problem.changes:
             plan.set_changes([(epoch, rows_of(rule)) for epoch, rule in problem.changes])
         plan.mean = problem.reduction == "mean"
         plan.criterion = problem.criterion
         data = make_data(problem.model, problem.x, problem.y, problem.omit)
-        trace = Trace(
+        report = Report(
             *_C.descend(
                 plan, data, ENGINE[engine], moments, *schedule, torch.get_num_threads(),
                 state.params, state.kept, state.grad,
             )
         )  # fmt: skip
         vars(problem.model)["_plan"] = plan, None if problem.changes else problem.rule
-        return trace
+        return report
 
     def nonfinite(self, problem: Problem) -> int:
         data = make_data(problem.model, problem.x, problem.y)

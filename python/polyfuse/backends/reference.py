@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..problem import Moments, Problem, Schedule, State, Trace
+from ..problem import Moments, Problem, Schedule, State, Report
 from ..rules import METHODS, OPTIONS_OF, Rule, SgdOptions, group_of, kept_of
 from ..symbolic import MAX_PARAMS, Traced
 
@@ -153,7 +153,7 @@ class Reference:
     def descend(
         self, problem: Problem, engine: str, moments: Moments | None, schedule: Schedule,
         state: State,
-    ) -> Trace:  # fmt: skip
+    ) -> Report:  # fmt: skip
         self._launches += 1
         if engine != "stream" and moments is None:
             moments = self.accumulate(problem)
@@ -180,7 +180,7 @@ class Reference:
                 break
         state.params[:] = params.detach().numpy()
         step.read_into(state)
-        return Trace(
+        return Report(
             done, converged, objective(params).item(), np.array(recorded), moments, previous
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..problem import Problem, Schedule, State, Trace
+from ..problem import Problem, Schedule, State, Report
 from ..rules import is_sgd
 from ..symbolic import Traced
 from . import geometry, launch
@@ -78,7 +78,7 @@ class Triton:
 
     def descend(
         self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: State
-    ) -> Trace:
+    ) -> Report:
         samples, device = _samples(problem), problem.x.device
         terms = problem.model.degree + 1
         if schedule.seconds:
@@ -107,7 +107,7 @@ class Triton:
             moments.square = outcome["square"]
         done, converged = int(outcome["epochs"]), bool(outcome["converged"])
         taken = n_recorded(schedule._replace(epochs=min(schedule.epochs, done + converged)))
-        return Trace(
+        return Report(
             done, converged, outcome["loss"], held.recorded(taken), moments, outcome["previous"]
         )
 
