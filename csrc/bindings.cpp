@@ -16,14 +16,17 @@ namespace {
 
 using Array = py::array_t<double, py::array::c_style>;
 
-pf::Data make_data(uintptr_t x, uintptr_t y, int64_t n, int64_t x_stride, int64_t y_stride,
-                   bool float64, bool omit, double shift, double scale) {
+pf::Data make_data(uintptr_t x, uintptr_t y, uintptr_t w, int64_t n, int64_t x_stride,
+                   int64_t y_stride, int64_t w_stride, bool float64, bool omit, double shift,
+                   double scale) {
   const pf::Dtype dtype = float64 ? pf::Dtype::Float64 : pf::Dtype::Float32;
   return {reinterpret_cast<const void*>(x),
           reinterpret_cast<const void*>(y),
+          reinterpret_cast<const void*>(w),
           n,
           x_stride,
           y_stride,
+          w_stride,
           dtype,
           omit,
           shift,

@@ -34,6 +34,20 @@ def test_fit(csv_file, capsys, tmp_path):
     assert code == 0 and "c2 = -3" in out and plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("option", ["--weight", "--sigma"])
+def test_fit_with_weights(option, tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    x, y, third = generator.random((3, 30)) + 0.5
+    path = tmp_path / "data.csv"
+    np.savetxt(path, np.stack([x, y, third], 1), delimiter=",", header="x,y,w", comments="")
+    options = ["--x", "x", "--y", "y", option, "w", "--epochs", 200_000, "--lr", 0.1, "--json"]
+    code, out, _ = run(capsys, "fit", path, *options)
+    assert code == 0
+    weights = np.sqrt(third) if option == "--weight" else 1 / third
+    expected = np.polynomial.polynomial.polyfit(x, y, 1, w=weights)
+    np.testing.assert_allclose(json.loads(out)["coefficients"], expected, rtol=1e-8)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -1,5 +1,5 @@
-// Moments of a least-squares fit, about a reference polynomial: with u = (x - shift) * scale and
-// r = reference(u) - y they are sum u^k, sum u^k r, sum r^2. A reference near the optimum keeps
+// Moments of a least-squares fit, about a reference polynomial: with u = (x - shift) * scale,
+// r = reference(u) - y and weights w they are sum w u^k, sum w u^k r, sum w r^2. A reference near the optimum keeps
 // the loss and the gradient near the optimum free of cancellation.
 #pragma once
 
@@ -20,9 +20,9 @@ struct Moments {
   int n_terms = 0;
   double shift = 0.0, scale = 1.0;
   double reference[kMaxTerms] = {};      // coefficients in u
-  double power[2 * kMaxTerms - 1] = {};  // sum u^k, k = 0 .. 2 K - 2; power[0] is the count
-  double cross[kMaxTerms] = {};          // sum u^k r
-  double square = 0.0;                   // sum r^2
+  double power[2 * kMaxTerms - 1] = {};  // sum w u^k, k = 0 .. 2 K - 2
+  double cross[kMaxTerms] = {};          // sum w u^k r
+  double square = 0.0;                   // sum w r^2
 
   // For coefficients reference + delta: returns the sum of squared residuals, and its derivative.
   template <class Team>

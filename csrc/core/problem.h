@@ -42,9 +42,13 @@ struct Criterion {
 struct Data {
   const void* x = nullptr;  // [N]
   const void* y = nullptr;  // [N]; null where a kernel reads x alone
+  // [N] in dtype, none negative; null: 1 everywhere. A sample of weight 0 is left out, whatever it
+  // holds.
+  const void* w = nullptr;
   int64_t n = 0;
   int64_t x_stride = 1;  // in elements
   int64_t y_stride = 1;
+  int64_t w_stride = 1;
   Dtype dtype = Dtype::Float64;
   bool omit = false;  // leave out samples with a nan or inf
   double shift = 0.0;

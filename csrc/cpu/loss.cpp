@@ -1,6 +1,5 @@
 #include "../core/basis.h"
 #include "../core/criterion.h"
-#include "elementary.h"
 #include "passes_isa.h"
 #include "samples.h"
 
@@ -8,7 +7,7 @@ namespace polyfuse {
 inline namespace PF_ISA {
 namespace {
 
-// Value or slope of the samples that count, else 0; that of the others may be nan or inf.
+// Value or slope times the weight; 0 for samples left out, where it may be nan or inf.
 template <class Rho, class Weight>
 PF_INLINE Pack counted(Pack v, Weight w) {
   if constexpr (std::is_same<Weight, std::true_type>::value ||
@@ -16,7 +15,7 @@ PF_INLINE Pack counted(Pack v, Weight w) {
                              SquaredError>::value)  // few registers, and the product takes none
     return weighted(v, w);
   else
-    return if_less(w, 1.0, Pack{}, v);
+    return if_zero(w, Pack{}, v * w);
 }
 template <class Rho, int K>
 void loss_pass(const Data& data, const Criterion& criterion, const double* coef, int n_terms,

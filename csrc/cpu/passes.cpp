@@ -10,16 +10,16 @@ namespace polyfuse {
 inline namespace PF_ISA {
 namespace {
 
-// Sums of u^k, of u^k r and of r^2 over lanes of samples; power[0] counts those with a weight.
+// Sums of w u^k, of w u^k r and of w r^2 over lanes of samples; power[0] where w is not 1 alone.
 template <class Lanes, int K>
 struct MomentSums {
   Lanes power[K ? 2 * K - 1 : 2 * kMaxTerms - 1] = {}, cross[K ? K : kMaxTerms] = {}, square{};
 
   template <class Weight>
   PF_INLINE void add(const double* coef, int terms, Lanes u, Lanes y, Weight w) {
-    const Lanes r = weighted(horner(coef, terms, u) - y, w);
-    cross[0] += r;
-    square += r * r;
+    const Lanes r = horner(coef, terms, u) - y, with_weight = weighted(r, w);
+    cross[0] += with_weight;
+    square += with_weight * r;
     Lanes product = weighted(u, w), rising = u;
     for_terms<K ? K - 1 : 0>(terms - 1, [&](auto j) PF_ALWAYS_INLINE {
       const int k = j + 1;
@@ -81,7 +81,7 @@ void moments_pass(const Data& data, const double* coef, int n_terms, int64_t beg
   MomentSums<Pack, K> sums;
   int64_t whole = 0;  // samples of packs without weights
   if constexpr (Pack::kParts > 1 && K > 1 && K <= 5) {
-    if (data.x_stride == 1 && data.y_stride == 1 && !data.omit) {
+    if (is_whole(data)) {
       whole = -begin;
       begin = data.dtype == Dtype::Float32 ? sweep<float, K>(data, coef, begin, end, sums)
                                            : sweep<double, K>(data, coef, begin, end, sums);
@@ -150,7 +150,7 @@ void project(const Data& data, int n_terms, int64_t begin, int64_t end, double* 
 
 void count_nonfinite(const Data& data, int64_t begin, int64_t end, double* out) {
   Data all = data;
-  all.omit = false;
+  all.omit = false;  // what has weight 0 is left out all the same
   Pack bad{};
   for_each_pack(all, begin, end, [&](Pack u, Pack y, auto) PF_ALWAYS_INLINE {
     const Pack nothing = (u - u) + (y - y);  // nan where u or y is nan or inf

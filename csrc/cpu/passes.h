@@ -17,11 +17,11 @@ struct LinearStep {
 struct Passes {
   const char* isa;
 
-  // out: [sum of values, K sums of slope * u^k, count]. single: arithmetic in float32, of data in
-  // float32 that is contiguous and whole, in a variable that is x itself.
+  // out: [sum of w value, K sums of w slope u^k, sum of w]. single: arithmetic in float32, of data
+  // in float32 that is contiguous and whole, in a variable that is x itself.
   void (*loss)(const Data&, const Criterion&, const double* coef, int n_terms, bool single,
                int64_t begin, int64_t end, double* out);
-  // out: [sums of u^k for k < 2 K - 1, K sums of u^k r, sum of r^2]
+  // out: [sums of w u^k for k < 2 K - 1, K sums of w u^k r, sum of w r^2]
   void (*moments)(const Data&, const double* coef, int n_terms, int64_t begin, int64_t end,
                   double* out);
   // y[i] = V coef, contiguous, in data.dtype

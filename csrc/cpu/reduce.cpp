@@ -56,13 +56,39 @@ Moments accumulate_about(const Data& data, Moments about, int threads) {
   return about;
 }
 
+// Every so many of the samples.
+Data thinned(Data data, int64_t every) {
+  data.n = (data.n + every - 1) / every;
+  data.x_stride *= every;
+  data.y_stride *= every;
+  data.w_stride *= every;
+  return data;
+}
+
+struct Range {
+  double low = INFINITY, high = -INFINITY;
+};
+
+Range range_of_x(const Data& data) {
+  Range range;
+  for (int64_t i = 0; i < data.n; ++i) {
+    const double x = element(data.x, data.dtype, i * data.x_stride);
+    if (!std::isfinite(x) || (data.w && element(data.w, data.dtype, i * data.w_stride) == 0.0))
+      continue;
+    range.low = std::min(range.low, x);
+    range.high = std::max(range.high, x);
+  }
+  return range;
+}
+
 }  // namespace
 
 Loss loss_and_gradient(const Data& data, const Criterion& criterion, const double* coef,
                        int n_terms, bool single, int threads, double* grad_coef) {
   double sums[kMaxSums];
   single = single && data.n >= kSingleFrom && data.dtype == Dtype::Float32 && !data.omit &&
-           data.x_stride == 1 && data.y_stride == 1 && data.shift == 0.0 && data.scale == 1.0;
+           !data.w && data.x_stride == 1 && data.y_stride == 1 && data.shift == 0.0 &&
+           data.scale == 1.0;
   reduce(data.n, n_terms + 2, threads, sums, [&](int64_t begin, int64_t end, double* out) {
     passes_for(data.n).loss(data, criterion, coef, n_terms, single, begin, end, out);
   });
@@ -70,20 +96,13 @@ Loss loss_and_gradient(const Data& data, const Criterion& criterion, const doubl
   return {sums[0], sums[1 + n_terms]};
 }
 
-// A pilot fit of at most kPilot samples gives centre, scale and reference; then one read of all.
+// A pilot fit of at most kPilot samples, or of all where those are left out, gives centre, scale
+// and reference; then one read of all.
 Moments accumulate(const Data& data, int n_terms, int threads) {
-  Data pilot = data;
-  const int64_t every = std::max<int64_t>(1, data.n / kPilot);
-  pilot.n = (data.n + every - 1) / every;
-  pilot.x_stride *= every;
-  pilot.y_stride *= every;
-  double low = INFINITY, high = -INFINITY;
-  for (int64_t i = 0; i < pilot.n; ++i) {
-    const double x = element(data.x, data.dtype, i * pilot.x_stride);
-    if (!std::isfinite(x)) continue;
-    low = std::min(low, x);
-    high = std::max(high, x);
-  }
+  Data pilot = thinned(data, std::max<int64_t>(1, data.n / kPilot));
+  Range range = range_of_x(pilot);
+  if (range.low > range.high) range = range_of_x(pilot = data);
+  const auto [low, high] = range;
   Moments moments;
   moments.n_terms = n_terms;
   if (low <= high) moments.shift = 0.5 * low + 0.5 * high;

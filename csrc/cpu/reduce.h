@@ -8,8 +8,8 @@
 namespace polyfuse {
 
 struct Loss {
-  double value;  // sum over the samples that count
-  double count;
+  double value;   // sum over the samples that count
+  double weight;  // sum of theirs
 };
 
 // single: coefficients that float32 holds as well as torch's own; much data in float32 is then

@@ -19,7 +19,7 @@ struct StreamObjective {
     map.evaluate(alone, params, coef);
     const Loss loss = loss_and_gradient(problem.data, problem.criterion, coef, map.n_coefficients,
                                         map.identity || map.apart, problem.threads, grad_coef);
-    const double weight = problem.criterion.weight * (problem.mean ? 1.0 / loss.count : 1.0);
+    const double weight = problem.criterion.weight * (problem.mean ? 1.0 / loss.weight : 1.0);
     for (int k = 0; k < map.n_coefficients; ++k) grad_coef[k] *= weight;
     map.pull_back(alone, params, grad_coef, grad);
     return loss.value * weight;
@@ -30,7 +30,8 @@ struct StreamObjective {
 bool run_resident(const Problem& problem, const UpdateRule* rules, int64_t epochs, const State& s) {
   const int n = problem.map.n_params;
   if (!problem.map.identity || problem.criterion.kind != CriterionKind::SquaredError ||
-      problem.data.omit || problem.data.n > kResidentSamples || n > kResidentTerms)
+      problem.data.omit || problem.data.w || problem.data.n > kResidentSamples ||
+      n > kResidentTerms)
     return false;
   LinearStep steps[kResidentTerms];
   bool with_momentum = false;
@@ -119,7 +120,7 @@ double objective(const Problem& problem, const Moments* moments, const double* p
 }
 
 Report descend(const Problem& problem, Engine engine, const Moments* moments,
-              const Schedule& schedule, State s) {
+               const Schedule& schedule, State s) {
   const int n = problem.map.n_params;
   std::vector<double> grad(n);
   const Descent descent{n, problem.rule, schedule, grad.data()};

@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "../core/problem.h"
-#include "pack.h"
+#include "elementary.h"
 
 namespace polyfuse {
 inline namespace PF_ISA {
@@ -20,11 +20,13 @@ PF_INLINE void prefetch(const T* from) {
 
 inline bool finite(double v) { return v - v == 0.0; }
 
-// Up to eight samples at any stride; what is left out (past the end, or not finite) has weight 0.
+// Up to eight samples at any stride; what is left out (past the end, or not finite) has weight 0
+// and lies at the shift.
 template <class T>
 inline void load_weighted(const Data& data, int64_t i, int64_t end, Pack& x, Pack& y, Pack& w) {
   const T* xs = static_cast<const T*>(data.x);
   const T* ys = static_cast<const T*>(data.y);
+  const T* ws = static_cast<const T*>(data.w);
   double x_lane[kLanes], y_lane[kLanes], w_lane[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) {
     const int64_t j = i + lane;
@@ -32,8 +34,8 @@ inline void load_weighted(const Data& data, int64_t i, int64_t end, Pack& x, Pac
     if (j < end) {
       xj = xs[j * data.x_stride];
       if (ys) yj = ys[j * data.y_stride];
-      wj = 1.0;
-      if (data.omit && !(finite(xj) && finite(yj))) {
+      wj = ws ? ws[j * data.w_stride] : 1.0;
+      if (wj == 0.0 || (data.omit && !(finite(xj) && finite(yj)))) {
         xj = data.shift;
         yj = wj = 0.0;
       }
@@ -47,6 +49,14 @@ inline void load_weighted(const Data& data, int64_t i, int64_t end, Pack& x, Pac
   w = Pack::load(w_lane);
 }
 
+// Eight neighbours with weights of their own.
+template <class T>
+PF_INLINE void load_neighbours(const Data& data, int64_t i, Pack& x, Pack& y, Pack& w) {
+  w = Pack::load(static_cast<const T*>(data.w) + i);
+  x = if_zero(w, Pack::all(data.shift), Pack::load(static_cast<const T*>(data.x) + i));
+  y = if_zero(w, Pack{}, Pack::load(static_cast<const T*>(data.y) + i));
+}
+
 // f(k) for every k < n, unrolled where the number N is known at compile time.
 template <int N, class F>
 PF_INLINE void for_terms(int n, F&& f) {
@@ -55,6 +65,12 @@ PF_INLINE void for_terms(int n, F&& f) {
   else
     for (int k = 0; k < n; ++k) f(k);
 }
+
+// Whether samples are neighbours in memory; and count alike.
+inline bool are_neighbours(const Data& data) {
+  return data.x_stride == 1 && data.y_stride == 1 && data.w_stride == 1;
+}
+inline bool is_whole(const Data& data) { return are_neighbours(data) && !data.omit && !data.w; }
 
 // Calls body(u, y, weight) for every eight samples; weight is std::true_type where all count, and
 // y is 0 where not WithY. Plain: with a loop of its own for u = x.
@@ -75,15 +91,19 @@ PF_INLINE void for_each_pack_of(const Data& data, int64_t begin, int64_t end, Bo
       body(variable(Pack::load(xs + i)), y, std::true_type{});
     }
   };
-  if (data.x_stride == 1 && data.y_stride == 1 && !data.omit) {
+  if (is_whole(data)) {
     if (Plain && shift == 0.0 && scale == 1.0)
       dense([](Pack x) PF_ALWAYS_INLINE { return x; });
     else
       dense([&](Pack x) PF_ALWAYS_INLINE { return (x - shift) * scale; });
   }
+  const bool neighbours = WithY && are_neighbours(data) && data.w && !data.omit;
   for (; i < end; i += kLanes) {
     Pack x, y, w;
-    load_weighted<T>(data, i, end, x, y, w);
+    if (neighbours && i + kLanes <= end)
+      load_neighbours<T>(data, i, x, y, w);
+    else
+      load_weighted<T>(data, i, end, x, y, w);
     body((x - data.shift) * data.scale, y, w);
   }
 }

@@ -11,8 +11,8 @@ def launches() -> int: ...
 
 class Data:
     def __init__(
-        self, x: int, y: int, n: int, x_stride: int, y_stride: int, float64: bool, omit: bool,
-        shift: float, scale: float,
+        self, x: int, y: int, w: int, n: int, x_stride: int, y_stride: int, w_stride: int,
+        float64: bool, omit: bool, shift: float, scale: float,
     ) -> None: ...  # fmt: skip
 
 def show_to_compilers(call: Any, get: Any) -> None: ...

@@ -43,6 +43,42 @@ def data(x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return flat(x), flat(y)
 
 
+def weight(x: torch.Tensor, sample_weight: Any, mask: Any, sigma: Any) -> torch.Tensor | None:
+    """The weights of the samples, [N] in the dtype of x; None where all count alike."""
+    given = {"sample_weight": sample_weight, "sigma": sigma, "mask": mask}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return None
+    for name, value in given.items():
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        allowed = (torch.bool,) if name == "mask" else (torch.float32, torch.float64)
+        if value.dtype not in allowed:
+            kind = "bool" if name == "mask" else "float32 or float64"
+            raise TypeError(f"{name}: expected dtype {kind}, got {value.dtype}")
+        if value.shape != x.shape:
+            raise ValueError(
+                f"{name}: expected the shape of x, {tuple(x.shape)}, got {tuple(value.shape)}"
+            )
+        if value.device != x.device:
+            raise ValueError(f"{name}: expected the device of x, {x.device}, got {value.device}")
+    if not (sample_weight is None or ((sample_weight >= 0) & sample_weight.isfinite()).all()):
+        raise ValueError("sample_weight: expected finite numbers >= 0")
+    if not (sigma is None or ((sigma > 0) & sigma.isfinite()).all()):
+        raise ValueError("sigma: expected finite standard deviations > 0")
+    weights = torch.ones((), dtype=x.dtype) if sample_weight is None else flat(sample_weight)
+    if sigma is not None:
+        weights = weights * flat(sigma).double() ** -2
+    if mask is not None:
+        weights = torch.where(flat(mask), weights, 0.0)
+    weights = weights.to(x.dtype)
+    if not bool(weights.isfinite().all()):
+        raise ValueError(f"sigma: 1 / sigma^2 leaves the range of {x.dtype}")
+    if not bool((weights > 0).any()):
+        raise ValueError(f"{', '.join(given)}: expected a sample with weight, got none")
+    return weights
+
+
 def _has_memory(t: torch.Tensor) -> bool:
     try:
         return t.layout is torch.strided and (t.data_ptr() != 0 or t.numel() == 0)

@@ -32,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     fit_parser.add_argument("file", type=Path)
     fit_parser.add_argument("--x", required=True, metavar="COL")
     fit_parser.add_argument("--y", required=True, metavar="COL")
+    weights = fit_parser.add_mutually_exclusive_group()
+    weights.add_argument("--weight", metavar="COL", help="weights of the rows")
+    weights.add_argument("--sigma", metavar="COL", help="standard deviations of y")
     fit_parser.add_argument("--degree", type=int, default=1)
     fit_parser.add_argument("--epochs", type=int, default=10_000)
     fit_parser.add_argument("--lr", type=float, default=0.01)
@@ -162,8 +165,8 @@ def draw(
 # -- fit ------------------------------------------------------------------------------------------
 
 
-def read_columns(path: Path, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """Two named columns of a CSV file with a header line; an empty cell is nan."""
+def read_columns(path: Path, names: list[str]) -> list[np.ndarray]:
+    """Named columns of a CSV file with a header line; an empty cell is nan."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         try:
             rows = csv.reader(file)
@@ -188,18 +191,20 @@ def read_columns(path: Path, names: tuple[str, str]) -> tuple[np.ndarray, np.nda
             raise ValueError(f"{path}: not a CSV file: {error}") from None
     if not values:
         raise ValueError(f"{path}: no rows below the header")
-    table = np.array(values)
-    return np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1])
+    return list(np.array(values).T.copy())
 
 
 def fit_file(args: argparse.Namespace) -> None:
-    x, y = read_columns(args.file, (args.x, args.y))
+    names = {"sample_weight": args.weight, "sigma": args.sigma}
+    names = {argument: column for argument, column in names.items() if column is not None}
+    x, y, *rest = read_columns(args.file, [args.x, args.y, *names.values()])
+    weights = {name: torch.from_numpy(w) for name, w in zip(names, rest, strict=True)}
     model = nn.Polynomial(args.degree, dtype=torch.float64)
     optimizer = optim.SGD(model.parameters(), lr=args.lr, momentum=args.momentum)
     every = max(1, args.epochs // 200)
     result = fit(
         model, nn.MSELoss(), optimizer, torch.from_numpy(x), torch.from_numpy(y),
-        epochs=args.epochs, record_every=every, nan_policy=args.nan_policy,
+        epochs=args.epochs, record_every=every, nan_policy=args.nan_policy, **weights,
     )  # fmt: skip
     coefficients = model.coefficients.tolist()
     if args.json:

@@ -83,16 +83,25 @@ class Criterion(_C.Criterion):
 
     def value(self, prediction: Tensor, target: Tensor, mean: bool) -> Tensor:
         """Torch's own loss; without the factor."""
-        options: dict[str, Any] = dict(self.options)
-        for name in _TENSORS:
-            if options.get(name) is not None:
-                options[name] = prediction.new_tensor(options[name])
+        options = self._torchs_options(prediction)
         if self.kind is KL_DIV and mean and not self.per_row:  # torch warns of this reduction
-            return self.kind.function(prediction, target, reduction="none", **options).mean()
+            return self.values(prediction, target).mean()
         reduction = "batchmean" if self.per_row else "mean"
         return self.kind.function(
             prediction, target, reduction=reduction if mean else "sum", **options
         )
+
+    def values(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Torch's own losses of every sample; without the factor."""
+        options = self._torchs_options(prediction)
+        return self.kind.function(prediction, target, reduction="none", **options)
+
+    def _torchs_options(self, prediction: Tensor) -> dict[str, Any]:
+        options: dict[str, Any] = dict(self.options)
+        for name in _TENSORS:
+            if options.get(name) is not None:
+                options[name] = prediction.new_tensor(options[name])
+        return options
 
     def warn(self, mean: bool) -> None:
         """What torch warns of at every call."""

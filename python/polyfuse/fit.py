@@ -34,7 +34,13 @@ Callback = Callable[[int, float], Any]
 
 
 def prepare(
-    model: Any, criterion: Any, optimizer: Any, x: Any, y: Any, nan_policy: str = "propagate"
+    model: Any,
+    criterion: Any,
+    optimizer: Any,
+    x: Any,
+    y: Any,
+    nan_policy: str = "propagate",
+    weights: tuple[Any, Any, Any] = (None, None, None),
 ) -> tuple[Fused, Holding, Problem]:
     """The problem that these objects state; raises what `fit` documents."""
     if not isinstance(model, torch.nn.Module):
@@ -59,7 +65,7 @@ def prepare(
     held = Holding(optimizer, *known.last_fit.held)
     problem = Problem(
         known.traced, "mean" if mean else "sum", held.rule, xs, ys,
-        nan_policy == "omit", criterion=kind.over_rows_of(x),
+        nan_policy == "omit", criterion=kind.over_rows_of(x), weight=_check.weight(x, *weights),
     )  # fmt: skip
     return known, held, problem
 
@@ -138,6 +144,9 @@ def fit(
     callback: Callback | None = None,
     progress: bool = False,
     nan_policy: str = "raise",
+    sample_weight: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    sigma: torch.Tensor | None = None,
 ) -> FitResult:
     """Train a polynomial model for many epochs in one kernel launch.
 
@@ -165,6 +174,12 @@ def fit(
             in place; the run stops where it returns True.
         progress: show a bar (needs tqdm).
         nan_policy: ``raise`` on nan or inf in the data, ``omit`` those samples, or ``propagate``.
+        sample_weight: weight >= 0 of every sample, in the shape of x: a loss that is a sum becomes
+            sum w_i l_i, a mean the weighted mean sum w_i l_i / sum w_i. A sample of weight 0 is
+            left out, whatever it holds.
+        mask: bool, in the shape of x: samples where it is False are left out.
+        sigma: standard deviation > 0 of every y, in the shape of x: a weight of 1 / sigma^2, with
+            which the sum of squared errors is chi-squared.
 
     Returns:
         FitResult: final loss, history, engine, launches and why the run stopped.
@@ -190,7 +205,8 @@ def fit(
         raise TypeError(f"callback: expected a function, got {callback!r}")
     if callback is not None and not every:
         raise ValueError("callback: needs record_every, the epochs at which it is called")
-    known, held, problem = prepare(model, criterion, optimizer, x, y, nan_policy)
+    weights = sample_weight, mask, sigma
+    known, held, problem = prepare(model, criterion, optimizer, x, y, nan_policy, weights)
     schedulers = Schedulers(scheduler, optimizer, lambda: holding(known, optimizer).rule)
     scheduled = bool(schedulers.listed)
     requested, engine = engine, choose_engine(problem, engine, epochs, tolerance, scheduled)
@@ -198,7 +214,7 @@ def fit(
     before = runner.launches()
     if nan_policy == "raise" and engine == "stream":
         _refuse_nonfinite(runner.nonfinite(problem))
-    if nan_policy == "omit" and runner.nonfinite(problem) == problem.x.numel():
+    if nan_policy == "omit" and runner.nonfinite(problem) == _counted(problem):
         raise ValueError("x, y: no sample is left after nan_policy='omit'")
 
     moments = None
@@ -293,6 +309,12 @@ def fit(
     )
 
 
+def _counted(problem: Problem) -> int:
+    """Samples that are not left out."""
+    w = problem.weight
+    return problem.x.numel() if w is None else int(torch.count_nonzero(w))
+
+
 def _refuse_nonfinite(count: int) -> None:
     if count:
         raise ValueError(
@@ -319,12 +341,14 @@ def largest_stable_lr(problem: Problem) -> float | None:
     if o.maximize or o.dampening == 1:
         return None
     u = (problem.x.double() - problem.model.shift) * problem.model.scale
-    u = u[torch.isfinite(u) & torch.isfinite(problem.y)]
+    w = torch.ones_like(u) if problem.weight is None else problem.weight.double()
+    counted = torch.isfinite(u) & torch.isfinite(problem.y) & (w != 0)
+    u, w = u[counted], w[counted]
     terms = problem.model.degree + 1
-    power = np.array([float((u**k).sum()) for k in range(2 * terms - 1)])
+    power = np.array([float((w * u**k).sum()) for k in range(2 * terms - 1)])
     gram = power[np.add.outer(np.arange(terms), np.arange(terms))] * 2
     if problem.reduction == "mean":
-        gram /= len(u)
+        gram /= power[0]
     jacobian = np.zeros((terms, len(problem.model.slots)))
     for factor, degree, slots in problem.model.terms:
         for s in slots:

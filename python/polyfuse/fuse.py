@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .backends import Backend, choose
+from .backends import choose
 from .fit import prepare
 from .fused import Fused
 from .optim.owners import Holding
@@ -22,9 +22,19 @@ class FusedStep:
         self.model, self.criterion, self.optimizer = model, criterion, optimizer
         self._known: Fused | None = None
 
-    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """One training step; returns the loss before it, a detached scalar tensor."""
+    def __call__(
+        self, x: torch.Tensor, y: torch.Tensor, *, sample_weight: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None, sigma: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """One training step; returns the loss before it, a detached scalar tensor.
+
+        Args:
+            x, y, sample_weight, mask, sigma: as for `polyfuse.fit`.
+        """
         known, criterion, optimizer = self._known, self.criterion, self.optimizer
+        weights = sample_weight, mask, sigma
+        if any(value is not None for value in weights):
+            return self._run(*prepare(self.model, criterion, optimizer, x, y, weights=weights))
         if (
             known is None
             or not known.loop.sees(x)
@@ -34,9 +44,8 @@ class FusedStep:
             or refuse_parameters(known.tensors)
         ):
             known, held, problem = prepare(self.model, criterion, optimizer, x, y)
-            runner = choose("auto", problem)
             if not known.on_host:
-                return self._step_on(runner, known, held, problem)
+                return self._run(known, held, problem)
             if not known.accepts(y, x):  # of another layout, or in need of a gradient
                 x, y = (t.detach().resolve_neg().clone().contiguous() for t in (x, y))
             read = read_criterion(criterion, x)
@@ -55,12 +64,10 @@ class FusedStep:
             optimizer._opt_called = True  # what a scheduler's patch of step would note
         return torch.tensor(objective.item(), dtype=known.dtype)
 
-    def _step_on(
-        self, runner: Backend, known: Fused, held: Holding, problem: Problem
-    ) -> torch.Tensor:
-        """The same as a run of one epoch, for data on a device."""
+    def _run(self, known: Fused, held: Holding, problem: Problem) -> torch.Tensor:
+        """The same as a run of one epoch, for data on a device, or with weights."""
         state = known.state(held)
-        run = runner.descend(problem, "stream", None, Schedule(0, 1, 1), state)
+        run = choose("auto", problem).descend(problem, "stream", None, Schedule(0, 1, 1), state)
         self.optimizer.zero_grad()
         known.commit(state, held, stepped=True)
         return torch.tensor(float(run.recorded[0]), dtype=known.dtype, device=known.device)

@@ -24,6 +24,7 @@ class Problem(NamedTuple):
     # (epochs from the launch's start, the rule from then on), where the backend follows them
     changes: tuple[tuple[int, Rule], ...] = ()
     criterion: Criterion = SQUARED
+    weight: torch.Tensor | None = None  # [N] >= 0 in the dtype of x; 0 leaves a sample out
 
 
 @dataclass
@@ -68,11 +69,12 @@ class Report(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Sums over the data about a reference polynomial: u = (x - shift) * scale, r = V c - y."""
+    """Weighted sums over the data about a reference polynomial: u = (x - shift) * scale,
+    r = V c - y."""
 
     shift: float
     scale: float
     reference: np.ndarray  # [K] coefficients in u
-    power: np.ndarray  # [2 K - 1] sums of u^k
-    cross: np.ndarray  # [K] sums of u^k r
-    square: float  # sum of r^2
+    power: np.ndarray  # [2 K - 1] sums of w u^k
+    cross: np.ndarray  # [K] sums of w u^k r
+    square: float  # sum of w r^2

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..problem import Problem, Schedule, State, Report
+from ..problem import Problem, Report, Schedule, State
 from .cuda import Cuda
 from .native import Cpu
 from .reference import Reference

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..problem import Problem, Schedule, State, Report
+from ..problem import Problem, Report, Schedule, State
 from ..symbolic import Traced
 from .device import OUTCOME, ROWS, DeviceMap, DeviceMoments, DeviceState, device_rule, n_recorded
 from .native import ENGINE
@@ -53,6 +53,8 @@ class Cuda:
             return f"the data is on {problem.x.device}"
         if not problem.criterion.squared:
             return f"it has no kernel of {problem.criterion.kind.name}"
+        if problem.weight is not None:
+            return "it has no kernel of weighted samples"
         if len(problem.model.slots) > MAX_PARAMS:
             return f"{len(problem.model.slots)} scalar parameters, more than {MAX_PARAMS}"
         return None

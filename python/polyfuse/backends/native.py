@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .. import _C
-from ..problem import Problem, Schedule, State, Report
+from ..problem import Problem, Report, Schedule, State
 from ..rules import Rule, rows_of
 from ..symbolic import MAX_PARAMS, Traced
 
@@ -27,14 +27,19 @@ def borrow_plan(model: Traced, rule: Rule) -> Any:
     return plan
 
 
-def make_data(model: Traced, x: torch.Tensor, y: torch.Tensor | None, omit: bool = False) -> Any:
-    """The extension's view of x [N] and y [N], which must outlive it."""
+def make_data(
+    model: Traced, x: torch.Tensor, y: torch.Tensor | None, omit: bool = False,
+    w: torch.Tensor | None = None,
+) -> Any:  # fmt: skip
+    """The extension's view of x, y and weights w, each [N], which must outlive it."""
     return _C.Data(
         x.data_ptr(),
         0 if y is None else y.data_ptr(),
+        0 if w is None else w.data_ptr(),
         x.numel(),
         x.stride(0) if x.ndim else 1,
         1 if y is None or not y.ndim else y.stride(0),
+        1 if w is None else w.stride(0),
         x.dtype == torch.float64,
         omit,
         model.shift,
@@ -64,7 +69,7 @@ class Cpu:
         return _C.project(make_data(model, x, g), model.degree + 1, torch.get_num_threads())
 
     def accumulate(self, problem: Problem) -> Any:
-        data = make_data(problem.model, problem.x, problem.y, problem.omit)
+        data = make_data(problem.model, problem.x, problem.y, problem.omit, problem.weight)
         return _C.accumulate(data, problem.model.degree + 1, torch.get_num_threads())
 
     def descend(
@@ -75,7 +80,7 @@ class Cpu:
             plan.set_changes([(epoch, rows_of(rule)) for epoch, rule in problem.changes])
         plan.mean = problem.reduction == "mean"
         plan.criterion = problem.criterion
-        data = make_data(problem.model, problem.x, problem.y, problem.omit)
+        data = make_data(problem.model, problem.x, problem.y, problem.omit, problem.weight)
         report = Report(
             *_C.descend(
                 plan, data, ENGINE[engine], moments, *schedule, torch.get_num_threads(),
@@ -86,7 +91,7 @@ class Cpu:
         return report
 
     def nonfinite(self, problem: Problem) -> int:
-        data = make_data(problem.model, problem.x, problem.y)
+        data = make_data(problem.model, problem.x, problem.y, w=problem.weight)
         return _C.count_nonfinite(data, torch.get_num_threads())
 
     def launches(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..problem import Moments, Problem, Schedule, State, Report
+from ..problem import Moments, Problem, Report, Schedule, State
 from ..rules import METHODS, OPTIONS_OF, Rule, SgdOptions, group_of, kept_of
 from ..symbolic import MAX_PARAMS, Traced
 
@@ -31,12 +31,14 @@ def coefficients(model: Traced, params: torch.Tensor) -> torch.Tensor:
     return torch.stack(coef)
 
 
-def kept(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+def kept(problem: Problem) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, y and the weights of the samples that count."""
     x, y = problem.x.double(), problem.y.double()
+    w = torch.ones_like(x) if problem.weight is None else problem.weight.double()
+    keep = w != 0
     if problem.omit:
-        keep = torch.isfinite(x) & torch.isfinite(y)
-        x, y = x[keep], y[keep]
-    return x, y
+        keep &= torch.isfinite(x) & torch.isfinite(y)
+    return x[keep], y[keep], w[keep]
 
 
 class Step:
@@ -106,7 +108,7 @@ class Reference:
         return (design(model, x).T @ g.double()).cpu().numpy()
 
     def accumulate(self, problem: Problem) -> Moments:
-        x, y = kept(problem)
+        x, y, w = kept(problem)
         low, high = float(x.min()), float(x.max())
         shift, scale = (low + high) / 2, 2 / (high - low) if high > low else 1.0
         u = (x - shift) * scale
@@ -114,10 +116,9 @@ class Reference:
         v = torch.stack([u**k for k in range(terms)], dim=1)
         reference = torch.linalg.lstsq(v, y[:, None], driver="gelsd").solution[:, 0]
         r = v @ reference - y
-        power = torch.stack([(u**k).sum() for k in range(2 * terms - 1)])
-        return Moments(
-            shift, scale, reference.numpy(), power.numpy(), (v.T @ r).numpy(), float(r @ r)
-        )
+        power = torch.stack([(w * u**k).sum() for k in range(2 * terms - 1)])
+        cross, square = v.T @ (w * r), (w * r) @ r
+        return Moments(shift, scale, reference.numpy(), power.numpy(), cross.numpy(), float(square))
 
     def objective(
         self, problem: Problem, engine: str, moments: Moments | None
@@ -125,12 +126,10 @@ class Reference:
         """params [P] -> loss, differentiable; from the data or from its moments."""
         model = problem.model
         if engine == "stream":
-            x, y = kept(problem)
+            x, y, w = kept(problem)
             criterion, v = problem.criterion, design(model, x)
-            weight = criterion.factor / (len(x) if problem.reduction == "mean" else 1)
-            return lambda params: (
-                criterion.value(v @ coefficients(model, params), y, mean=False) * weight
-            )
+            w *= criterion.factor / (w.sum() if problem.reduction == "mean" else 1)
+            return lambda params: (criterion.values(v @ coefficients(model, params), y) * w).sum()
         assert moments is not None
         terms = model.degree + 1
         a = model.scale / moments.scale
@@ -185,7 +184,8 @@ class Reference:
         )
 
     def nonfinite(self, problem: Problem) -> int:
-        return int((~(torch.isfinite(problem.x) & torch.isfinite(problem.y))).sum())
+        bad = ~(torch.isfinite(problem.x) & torch.isfinite(problem.y))
+        return int((bad if problem.weight is None else bad & (problem.weight != 0)).sum())
 
     def launches(self) -> int:
         return self._launches

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..problem import Problem, Schedule, State, Report
+from ..problem import Problem, Report, Schedule, State
 from ..rules import is_sgd
 from ..symbolic import Traced
 from . import geometry, launch
@@ -53,6 +53,8 @@ class Triton:
             return f"the data is on {device}"
         if not problem.criterion.squared:
             return f"it has no kernel of {problem.criterion.kind.name}"
+        if problem.weight is not None:
+            return "it has no kernel of weighted samples"
         if len(problem.model.slots) > geometry.MAX_PARAMS:
             return f"{len(problem.model.slots)} parameters, above {geometry.MAX_PARAMS}"
         if not is_sgd(problem.rule):
