@@ -223,7 +223,7 @@ def test_a_diverging_fit_is_told_the_largest_stable_lr():
 
 
 def bad():
-    x, _, w = samples(9)
+    w = samples(9)[2]
     yield "sample_weight: expected a torch.Tensor", {"sample_weight": [1.0]}, TypeError
     yield "sample_weight: expected dtype float32", {"sample_weight": w > 0}, TypeError
     yield "mask: expected dtype bool", {"mask": w}, TypeError

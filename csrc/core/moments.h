@@ -1,6 +1,6 @@
 // Moments of a least-squares fit, about a reference polynomial: with u = (x - shift) * scale,
-// r = reference(u) - y and weights w they are sum w u^k, sum w u^k r, sum w r^2. A reference near the optimum keeps
-// the loss and the gradient near the optimum free of cancellation.
+// r = reference(u) - y and weights w they are sum w u^k, sum w u^k r, sum w r^2. A reference near
+// the optimum keeps the loss and the gradient near the optimum free of cancellation.
 #pragma once
 
 #include "basis.h"

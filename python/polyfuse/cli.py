@@ -198,7 +198,9 @@ def fit_file(args: argparse.Namespace) -> None:
     names = {"sample_weight": args.weight, "sigma": args.sigma}
     names = {argument: column for argument, column in names.items() if column is not None}
     x, y, *rest = read_columns(args.file, [args.x, args.y, *names.values()])
-    weights = {name: torch.from_numpy(w) for name, w in zip(names, rest, strict=True)}
+    weights: dict[str, Any] = {
+        name: torch.from_numpy(w) for name, w in zip(names, rest, strict=True)
+    }
     model = nn.Polynomial(args.degree, dtype=torch.float64)
     optimizer = optim.SGD(model.parameters(), lr=args.lr, momentum=args.momentum)
     every = max(1, args.epochs // 200)
