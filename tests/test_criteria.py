@@ -283,3 +283,28 @@ def test_each_kind_is_in_the_cases():
     assert {k.name for k in KINDS} - {c.module for c in CASES.values()} == {
         "MSELoss", "GaussianNLLLoss"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "message"),
+    [
+        ("poisson", -3.0, "counts >= 0 for PoissonNLLLoss, got -3"),
+        ("bce", 1.5, "targets from 0 to 1 for BCEWithLogitsLoss, got 1.5"),
+        ("soft_margin", 0.5, "targets of 1 and -1 for SoftMarginLoss, got 0.5"),
+        ("kl", -0.25, "probabilities >= 0 for KLDivLoss, got -0.25"),
+    ],
+)
+def test_targets_outside_the_domain(name, target, message):
+    case = CASES[name]
+    x, y = data(case, 20, torch.float64)
+    y[7] = target
+    model = pf.nn.Polynomial(1, dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    criterion = case.make(torch.nn, torch.float64)
+    step = pf.fuse(model, criterion, optimizer)
+    for call in (lambda: pf.fit(model, criterion, optimizer, x, y, epochs=2), lambda: step(x, y)):
+        with pytest.raises(ValueError, match=f"y: expected {message}"):
+            call()
+    assert not model.coefficients.any() and model.coefficients.grad is None
+    pf.fit(model, criterion, optimizer, x, y, epochs=2, mask=torch.arange(20) != 7)
+    assert model.coefficients.all()

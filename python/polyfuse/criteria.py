@@ -49,6 +49,15 @@ _TENSORS = ("weight", "pos_weight")  # None or tensors
 _FLAGS = ("full", "log_input", "log_target")
 
 
+# The targets that a criterion is defined for.
+_DOMAINS: dict[Kind, tuple[str, Callable[[Tensor], Tensor]]] = {
+    SOFT_MARGIN: ("targets of 1 and -1", lambda y: y.abs() == 1),
+    BCE: ("targets from 0 to 1", lambda y: (y >= 0) & (y <= 1)),
+    POISSON: ("counts >= 0", lambda y: y >= 0),
+    KL_DIV: ("probabilities >= 0", lambda y: y >= 0),
+}
+
+
 class Criterion(_C.Criterion):
     """A criterion with its options, which kernels are told; without its reduction.
 
@@ -80,6 +89,21 @@ class Criterion(_C.Criterion):
             return self
         rows = x.shape[0] if x.ndim else 1
         return Criterion(self.kind, self.options, x.numel() / rows)
+
+    def refuse_targets(self, y: Tensor, weight: Tensor | None = None) -> str | None:
+        """None, or why these targets, of samples with these weights, are none of the criterion's.
+
+        Those that are nan or infinite are not looked at.
+        """
+        if self.kind not in _DOMAINS or dict(self.options).get("log_target"):
+            return None
+        expected, holds = _DOMAINS[self.kind]
+        bad = ~holds(y) & y.isfinite()
+        if weight is not None:
+            bad &= weight != 0
+        if not bad.any():
+            return None
+        return f"expected {expected} for {self.kind.name}, got {y[bad][0].item():g}"
 
     def value(self, prediction: Tensor, target: Tensor, mean: bool) -> Tensor:
         """Torch's own loss; without the factor."""

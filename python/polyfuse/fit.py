@@ -62,10 +62,14 @@ def prepare(
     if reason:
         raise ValueError(f"model: {reason}")
     kind, mean = known.last_fit.read
+    weight = _check.weight(x, *weights)
+    reason = kind.refuse_targets(ys, weight)
+    if reason:
+        raise ValueError(f"y: {reason}")
     held = Holding(optimizer, *known.last_fit.held)
     problem = Problem(
         known.traced, "mean" if mean else "sum", held.rule, xs, ys,
-        nan_policy == "omit", criterion=kind.over_rows_of(x), weight=_check.weight(x, *weights),
+        nan_policy == "omit", criterion=kind.over_rows_of(x), weight=weight,
     )  # fmt: skip
     return known, held, problem
 
