@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 import torch
 
-from ..problem import Problem, Schedule, State, Report
+from ..criteria import Criterion
+from ..problem import Problem, Report, Schedule, State
 from .cuda import Cuda
 from .native import Cpu
 from .reference import Reference
@@ -24,6 +25,9 @@ class Backend(Protocol):
 
     def refuse(self, problem: Problem) -> str | None:
         """None, or why this backend cannot serve the problem."""
+
+    def knows(self, criterion: Criterion) -> bool:
+        """Whether there are kernels of the criterion."""
 
     def evaluate(self, model: Any, coef: Any, x: torch.Tensor) -> torch.Tensor:
         """V c: [K], [N] -> [N]."""

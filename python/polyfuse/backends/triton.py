@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..problem import Problem, Schedule, State, Report
+from ..criteria import SQUARED, Criterion
+from ..problem import Problem, Report, Schedule, State
 from ..rules import is_sgd
 from ..symbolic import Traced
 from . import geometry, launch
@@ -51,13 +52,16 @@ class Triton:
         device = problem.x.device
         if device.type != ("cpu" if interpreted() else "cuda"):
             return f"the data is on {device}"
-        if not problem.criterion.squared:
+        if not self.knows(problem.criterion):
             return f"it has no kernel of {problem.criterion.kind.name}"
         if len(problem.model.slots) > geometry.MAX_PARAMS:
             return f"{len(problem.model.slots)} parameters, above {geometry.MAX_PARAMS}"
         if not is_sgd(problem.rule):
             return "its kernels know no optimizer but SGD"
         return None
+
+    def knows(self, criterion: Criterion) -> bool:
+        return criterion.squared
 
     def evaluate(self, model: Traced, coef: Any, x: torch.Tensor) -> torch.Tensor:
         coef = torch.as_tensor(coef, dtype=torch.float64, device=x.device)
@@ -120,6 +124,7 @@ class Triton:
     def step(
         self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, x: torch.Tensor,
         y: torch.Tensor, model: Traced, mean: bool, moments: DeviceMoments | None,
+        criterion: Criterion = SQUARED,
     ) -> torch.Tensor:  # fmt: skip
         """The fused step from what table [5, P] points at; returns its state buffer."""
         size = len(ROWS) * map.n_params + len(OUTCOME)
