@@ -112,7 +112,10 @@ PYBIND11_MODULE(_C, m) {
            py::arg("delta") = 1.0, py::arg("pos_weight") = 1.0, py::arg("eps") = 0.0,
            py::arg("variance") = 1.0, py::arg("log_input") = true, py::arg("full") = false,
            py::arg("log_target") = false, py::arg("per_row") = false)
-      .def_readonly("per_row", &pf::Criterion::per_row);
+      .def_readonly("per_row", &pf::Criterion::per_row)
+      .def_property_readonly("address", [](const pf::Criterion& criterion) {
+        return reinterpret_cast<uintptr_t>(&criterion);
+      });
 
   py::class_<pf::Plan>(m, "Plan")
       .def(py::init<int, int, py::list, double, double>())

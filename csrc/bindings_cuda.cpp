@@ -82,7 +82,10 @@ PYBIND11_MODULE(_cuda, m) {
       .def_readwrite("identity", &pf::Run::identity)
       .def_readwrite("has_moments", &pf::Run::has_moments)
       .def_readwrite("device", &pf::Run::device)
-      .def_readwrite("grid", &pf::Run::grid);
+      .def_readwrite("grid", &pf::Run::grid)
+      .def("set_criterion", [](pf::Run& run, uintptr_t address) {
+        run.criterion = *reinterpret_cast<const pf::Criterion*>(address);
+      });
   def_tag(run, "engine", &pf::Run::engine);
   def_address(run, "factor", &pf::Run::factor);
   def_address(run, "spans", &pf::Run::spans);

@@ -1,3 +1,5 @@
+import shutil
+
 import polyfuse as pf
 import pytest
 import torch
@@ -5,6 +7,7 @@ from hypothesis import settings
 from polyfuse import workload
 from polyfuse.backends import REGISTRY
 
+from .emulated import Emulated, build
 from .interpreter import INTERPRETED, prepare_once
 from .sides import Side
 
@@ -20,6 +23,24 @@ if INTERPRETED:
 def backend():
     """The compiled backend; under Triton's interpreter its kernels."""
     return REGISTRY["triton" if INTERPRETED else "cpu"]
+
+
+@pytest.fixture(scope="session")
+def emulation():
+    """The CUDA kernels, compiled for the CPU."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    return build()
+
+
+@pytest.fixture(params=[None, 3], ids=["one block", "blocks"])
+def emulated(request, emulation, monkeypatch):
+    """The CUDA backend with kernels for the CPU."""
+    backend = Emulated(emulation, request.param)
+    monkeypatch.setitem(REGISTRY, backend.name, backend)
+    yield backend
+    for workspace in backend._workspaces.values():
+        assert not workspace[:64].any()
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["f32", "f64"])

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from polyfuse.backends.device import OUTCOME
 from polyfuse.backends.native import Cpu
+from polyfuse.criteria import SQUARED
 from polyfuse.problem import Problem, Schedule, State
 from polyfuse.rules import SgdOptions
 
@@ -38,19 +39,19 @@ class FakeDevice(Cpu):
     def options(rule):
         return tuple(SgdOptions(*row[1:7]) if row[0] else None for row in rule.tolist())
 
-    def run(self, model, rule, x, y, mean, moments, state):
+    def run(self, model, rule, x, y, mean, moments, state, criterion):
         reduction = "mean" if mean else "sum"
-        problem = Problem(model, reduction, self.options(rule), x, y)
+        problem = Problem(model, reduction, self.options(rule), x, y, criterion=criterion)
         engine = "stream" if moments is None else "moments"
         return self.descend(problem, engine, moments, Schedule(0, 1, 1), state)
 
-    def step(self, map, rule, table, x, y, model, mean, moments):
+    def step(self, map, rule, table, x, y, model, mean, moments, criterion=SQUARED):
         self.counted += 1
         params, _, momentum, has = self.read(table[:3], x.dtype)
         before = params.copy()
         state = State.of(params)
         state.kept[:2] = momentum, has
-        run = self.run(model, rule, x, y, mean, moments, state)
+        run = self.run(model, rule, x, y, mean, moments, state, criterion)
         self.write(table[1], state.grad, x.dtype, np.ones(len(params), dtype=bool))
         self.write(table[3], state.params, x.dtype, rule[:, 0].tolist())
         self.write(table[4], state.momentum, x.dtype, rule[:, 0].tolist())

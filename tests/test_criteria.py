@@ -16,7 +16,6 @@ from polyfuse.problem import Problem, Schedule, State
 from polyfuse.rules import SgdOptions
 
 from .criteria import BY_REDUCTION, CASES, KL_MEAN_WARNS, Quadratic, data, loop
-from .emulated import Emulated
 from .tolerance import assert_close, assert_relative
 
 pytestmark = pytest.mark.filterwarnings(KL_MEAN_WARNS)
@@ -244,13 +243,6 @@ def test_engines_that_need_squared_error_are_refused():
     text = pf.explain(model, torch.nn.L1Loss(), optimizer, x, y)
     assert "criterion: L1Loss, fused" in text and "engine stream: chosen by auto" in text
     assert "engine moments: no: L1Loss" in text
-
-
-def test_devices_refuse_other_criteria():
-    x, y = data(CASES["huber"], 30, torch.float64)
-    problem = problem_of(CASES["huber"], "mean", [0.0], x, y)
-    assert Emulated(None).refuse(problem) == "it has no kernel of HuberLoss"
-    assert REGISTRY["triton"].refuse(problem)
 
 
 @pytest.mark.parametrize(

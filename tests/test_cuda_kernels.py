@@ -1,6 +1,5 @@
 """The CUDA kernels, run on the CPU, against the reference and plain PyTorch."""
 
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,6 @@ from polyfuse.fused import fused
 from polyfuse.problem import Problem, Schedule, State
 from polyfuse.rules import SgdOptions
 
-from . import emulated
 from .test_fit import ENGINES, OPTIONS, plain_loop
 from .test_kernels import make, state_of
 from .test_optimizers import CASES, numbers, side
@@ -22,21 +20,10 @@ from .tolerance import assert_close, assert_relative
 
 REFERENCE = REGISTRY["reference"]
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
-
-@pytest.fixture(scope="session")
-def module():
-    return emulated.build()
-
-
-@pytest.fixture(params=[None, 3], ids=["one block", "blocks"])
-def backend(request, module, monkeypatch):
-    backend = emulated.Emulated(module, request.param)
-    monkeypatch.setitem(REGISTRY, backend.name, backend)
-    yield backend
-    for workspace in backend._workspaces.values():
-        assert not workspace[:64].any()
+@pytest.fixture
+def backend(emulated):
+    return emulated
 
 
 def truth_of(model, problem):
@@ -78,7 +65,7 @@ def step(backend, problem, state, tables=None, flags=0, kernel="step", moments=N
         kernel, problem.model, problem.x, problem.y, map=DeviceMap.of(problem.model, device),
         rule=device_rule(problem.rule, device), state=state, tables=tables, omit=problem.omit,
         moments=moments, mean=problem.reduction == "mean", schedule=Schedule(0, 1),
-        engine="stream" if kernel == "step" else "moments",
+        engine="stream" if kernel == "step" else "moments", criterion=problem.criterion,
         flags=flags | backend.module.STEP,
     )  # fmt: skip
 

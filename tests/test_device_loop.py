@@ -1,37 +1,30 @@
 """The import-swap loop on a device, played by memory of the CPU, against torch's loop."""
 
-import shutil
-
 import polyfuse as pf
 import pytest
 import torch
 from polyfuse import fused as fused_module
 from polyfuse.backends import REGISTRY
+from polyfuse.criteria import of_module
 from polyfuse.fused import Fused
 
-from . import emulated
+from .criteria import BY_REDUCTION, CASES, KL_MEAN_WARNS
+from .emulated import Emulated
 from .fake_device import FakeDevice
 from .interpreter import INTERPRETED
 from .scripts import SCRIPTS, line
 from .sides import Side, check, step
+from .test_criteria_loop import sides_of
 from .tolerance import assert_like_torch
 
 # What is compared by value on the CPU, and cannot be on a device without waiting for it.
 BY_VALUE = {"prediction_written_through_numpy"}
 
 
-@pytest.fixture(scope="session")
-def kernels():
-    """The CUDA kernels, compiled for the CPU."""
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    return emulated.build()
-
-
 @pytest.fixture(autouse=True, params=["triton"] if INTERPRETED else ["fake", "cuda"])
 def device(request, monkeypatch):
     if request.param == "cuda":
-        runner = emulated.Emulated(request.getfixturevalue("kernels"))
+        runner = Emulated(request.getfixturevalue("emulation"))
     else:
         runner = REGISTRY["triton"] if INTERPRETED else FakeDevice()
 
@@ -124,12 +117,34 @@ def test_parameters_changed_before_the_launch_are_an_error(dtype):
         loss.item()
 
 
-@pytest.mark.parametrize("criterion", ["L1Loss", "HuberLoss", "BCEWithLogitsLoss"])
-def test_other_criteria_are_torchs(device, criterion, dtype):
+@pytest.mark.filterwarnings(KL_MEAN_WARNS)
+@pytest.mark.parametrize(("name", "reduction"), BY_REDUCTION)
+def test_other_criteria(device, name, reduction, dtype):
+    case = CASES[name]
+    sides = sides_of(case, dtype, lambda nn: case.make(nn, dtype, reduction))
+    for side in sides:  # four rows of two samples
+        side.xs, side.ys = side.xs[:8].reshape(4, 2), side.ys[:8].reshape(4, 2)
+    check(sides, lambda side, _: [step(side).detach()])
+    criterion, _ = of_module(sides[1].criterion, sides[1].ys)
+    before = device.launches()
+    check(sides, lambda side, _: [step(side).detach()])
+    assert device.launches() - before == 6 * device.knows(criterion)
+
+
+def test_criteria_that_are_called(device, dtype):
+    """Of one variance, and written out."""
+    for criterion in (
+        lambda p, y: torch.nn.functional.gaussian_nll_loss(p, y, 0.3, full=True),
+        lambda p, y: (p - y).abs().mean(),
+    ):
+        sides = sides_of(CASES["l1"], dtype, lambda nn, criterion=criterion: criterion)
+        check(sides, lambda side, _: [step(side).detach()])
+
+
+def test_static_data_serves_squared_error_alone(dtype):
     sides = Side(pf.nn, pf.optim, dtype), Side(torch.nn, torch.optim, dtype)
-    for side in sides:
-        side.criterion = getattr(side.nn, criterion)()
-    check(sides, lambda side, _: [step(side).detach()])
-    for side in sides:
-        side.criterion = lambda p, y: (p - y).abs().mean()
-    check(sides, lambda side, _: [step(side).detach()])
+    pf.static(sides[0].xs, sides[0].ys)
+    for criterion in ("MSELoss", "HuberLoss"):
+        for side in sides:
+            side.criterion = getattr(side.nn, criterion)()
+        check(sides, lambda side, _: [step(side).detach()])

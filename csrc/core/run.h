@@ -33,6 +33,7 @@ struct Geometry {
 
 struct Run {
   Data data;
+  Criterion criterion;
   bool mean = true;
   Engine engine = Engine::Stream;
   Schedule schedule;

@@ -29,10 +29,13 @@ std::vector<std::pair<std::string, int>> kernels() {
     found.emplace_back("count_nonfinite<" + of + ">", kPassThreads);
     found.emplace_back("update<" + of + ">", kMaxParams);
     for (const int bucket : kBuckets) {
-      const std::string arguments = "<" + of + ", " + std::to_string(bucket) + ">";
-      found.emplace_back("stream" + arguments, stream_threads(bucket));
-      for (const char* name : {"step", "moments", "project"})
-        found.emplace_back(name + arguments, kPassThreads);
+      const std::string arguments = "<" + of + ", " + std::to_string(bucket);
+      for (const char* name : {"moments", "project"})
+        found.emplace_back(name + arguments + ">", kPassThreads);
+      for (const char* criterion : {", SquaredError>", ", AnyOther>"}) {
+        found.emplace_back("stream" + arguments + criterion, stream_threads(bucket));
+        found.emplace_back("step" + arguments + criterion, kPassThreads);
+      }
     }
   }
   found.emplace_back("epochs", kPassThreads);

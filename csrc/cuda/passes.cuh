@@ -85,12 +85,12 @@ PF_DEVICE void take_coefficients(const double* from, int n_terms, double (&coef)
 template <class Rho, int K>
 struct LossSums {
   static constexpr int kSums = K + 2;
+  const Criterion& criterion;
   double coef[K], sum[kSums] = {};
 
+  PF_DEVICE explicit LossSums(const Criterion& c) : criterion(c) {}
   PF_DEVICE void add(double u, double y) {
-    constexpr Criterion criterion{};  // squared error has no options
-    const double prediction = horner(coef, K, u);
-    const auto rho = Rho::at(prediction, y, criterion);
+    const auto rho = Rho::at(horner(coef, K, u), y, criterion);
     sum[0] += rho.value;
     double product = Rho::kFactor * rho.slope;
     PF_UNROLL

@@ -121,7 +121,7 @@ struct Desk {
   template <class Team>
   PF_DEVICE double gradient(const Team& team, const Run& run, double n, const double* at,
                             double* into) {
-    const double weight = run.mean ? 1.0 / n : 1.0;
+    const double weight = run.criterion.weight * (run.mean ? 1.0 / n : 1.0);
     team.each(map.n_coefficients, [&](int k) { grad_coef[k] = sums[1 + k] * weight; });
     map.pull_back(team, at, grad_coef, into);
     return sums[0] * weight;

@@ -1,5 +1,6 @@
 // The fused step: forward, criterion, backward and update from one read of the data. The block that
 // comes last adds the partial sums and updates.
+#include "criterion.cuh"
 #include "launch.cuh"
 #include "launch.h"
 #include "passes.cuh"
@@ -19,15 +20,15 @@ struct Summed {
   }
 };
 
-template <class T, int K>
-__global__ void __launch_bounds__(kPassThreads, 1) step(const Run run) {
+template <class T, int K, class Rho>
+__global__ void __launch_bounds__(kPassThreads, 1) step(const __grid_constant__ Run run) {
   PF_SHARED(Desk, desk);
   const Block block;
   desk.load_map(block, run);
   desk.load_params(block, run);
   desk.map.evaluate(block, desk.params, desk.coef);
-  using Sums = LossSums<SquaredError, K>;
-  Sums sums;
+  using Sums = LossSums<Rho, K>;
+  Sums sums(run.criterion);
   take_coefficients(desk.coef, run.n_coefficients, sums.coef);
   add_samples(run.data, Samples<T>::of(run.data), Ranks::grid(), sums);
   sum_block(sums.sum, desk.scratch, desk.sums);
@@ -47,8 +48,11 @@ __global__ void __launch_bounds__(kPassThreads, 1) step(const Run run) {
 
 void launch_step(const Run& run, void* stream) {
   with_dtype(run.data.dtype, [&](auto value) {
-    with_bucket(run.n_coefficients,
-                [&](auto k) { launch(step<decltype(value), k()>, run, stream); });
+    with_bucket(run.n_coefficients, [&](auto k) {
+      with_criterion(run.criterion.kind, [&](auto rho) {
+        launch(step<decltype(value), k(), decltype(rho)>, run, stream);
+      });
+    });
   });
 }
 

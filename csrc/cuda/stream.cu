@@ -1,6 +1,7 @@
 // The fused run that reads the data every epoch. A block keeps its share on chip for the whole run
 // and reads from memory what does not fit; every block adds up all partial sums and takes the same
 // steps, so that an epoch needs one barrier.
+#include "criterion.cuh"
 #include "launch.cuh"
 #include "launch.h"
 #include "passes.cuh"
@@ -9,9 +10,9 @@
 namespace polyfuse {
 namespace {
 
-template <class T, int K>
+template <class T, int K, class Rho>
 struct StreamObjective {
-  using Sums = LossSums<SquaredError, K>;
+  using Sums = LossSums<Rho, K>;
   const Run& run;
   Desk& desk;
   Samples<T> near, far;  // of this block: on chip, and in memory
@@ -19,7 +20,7 @@ struct StreamObjective {
 
   PF_DEVICE double operator()(const Block& block, const double* params, double* grad) {
     desk.map.evaluate(block, params, desk.coef);
-    Sums sums;
+    Sums sums(run.criterion);
     take_coefficients(desk.coef, run.n_coefficients, sums.coef);
     add_samples(run.data, near, Ranks::block(), sums);
     if (far.n > 0) add_samples(run.data, far, Ranks::block(), sums);
@@ -49,8 +50,8 @@ PF_DEVICE Samples<T> bring(const Samples<T>& from, int64_t room) {
   return {x, y, from.n, 1, 1};
 }
 
-template <class T, int K>
-__global__ void __launch_bounds__(stream_threads(K), 1) stream(const Run run) {
+template <class T, int K, class Rho>
+__global__ void __launch_bounds__(stream_threads(K), 1) stream(const __grid_constant__ Run run) {
   PF_SHARED(Desk, desk);
   const Block block;
   const bool writes = blockIdx.x == 0;
@@ -61,8 +62,8 @@ __global__ void __launch_bounds__(stream_threads(K), 1) stream(const Run run) {
   const int64_t end = least(begin + run.grid.chunk, run.data.n);
   const int64_t middle = least(begin + run.grid.resident, end);
   const Samples<T> all = Samples<T>::of(run.data);
-  StreamObjective<T, K> objective{run, desk, bring(all.part(begin, middle), run.grid.resident),
-                                  all.part(middle, end)};
+  StreamObjective<T, K, Rho> objective{run, desk, bring(all.part(begin, middle), run.grid.resident),
+                                       all.part(middle, end)};
   const Descent descent = desk.descent(run);
   Outcome out;
   out.previous = run.schedule.previous;
@@ -76,7 +77,11 @@ __global__ void __launch_bounds__(stream_threads(K), 1) stream(const Run run) {
 
 void launch_stream(const Run& run, void* on) {
   with_dtype(run.data.dtype, [&](auto value) {
-    with_bucket(run.n_coefficients, [&](auto k) { launch(stream<decltype(value), k()>, run, on); });
+    with_bucket(run.n_coefficients, [&](auto k) {
+      with_criterion(run.criterion.kind, [&](auto rho) {
+        launch(stream<decltype(value), k(), decltype(rho)>, run, on);
+      });
+    });
   });
 }
 

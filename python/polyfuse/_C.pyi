@@ -19,6 +19,7 @@ def show_to_compilers(call: Any, get: Any) -> None: ...
 
 class Criterion:
     per_row: bool
+    address: int
     def __init__(
         self, kind: int, *, weight: float = ..., beta: float = ..., delta: float = ...,
         pos_weight: float = ..., eps: float = ..., variance: float = ..., log_input: bool = ...,

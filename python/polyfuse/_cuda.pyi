@@ -34,7 +34,6 @@ class Geometry:
 
 class Run:
     data: Data
-    criterion: int
     mean: bool
     engine: int
     schedule: Schedule
@@ -56,6 +55,7 @@ class Run:
     workspace: int
     device: int
     grid: Geometry
+    def set_criterion(self, address: int) -> None: ...
 
 def step(run: Run, stream: int) -> None: ...
 def stream(run: Run, stream: int) -> None: ...

@@ -115,9 +115,10 @@ class DeviceLoop(_C.Loop):
             self.traced, self.traced.tensors, grads, self.momentum, self.spares,
             self.momentum_spares,
         )  # fmt: skip
+        criterion = objective.criterion.over_rows_of(forward.x)
         state = self.runner.step(
             self.map, self.rule, table, forward.x.reshape(-1), objective.y.reshape(-1),
-            self.traced, objective.mean, self.moments,
+            self.traced, objective.mean, self.moments if criterion.squared else None, criterion,
         )  # fmt: skip
         objective.state = state
         n_params = len(self.traced.slots)

@@ -107,7 +107,7 @@ class Fused:
 
     def fuses(self, criterion: Criterion) -> bool:
         """Whether the loop's kernels know the criterion."""
-        return criterion.squared or not isinstance(self.loop, DeviceLoop)
+        return self.runner.knows(criterion)
 
     def see_criterion(self, module: torch.nn.Module, criterion: Criterion, mean: bool) -> None:
         """Tells the loop which criterion, mean or sum, a module is."""

@@ -8,10 +8,12 @@ import pytest
 import torch
 from polyfuse import workload
 from polyfuse.backends import REGISTRY
+from polyfuse.criteria import of_module
 from polyfuse.fused import fused
 from polyfuse.problem import Problem, Schedule, State
 from polyfuse.rules import SgdOptions
 
+from ..criteria import BY_REDUCTION, CASES, KL_MEAN_WARNS, data
 from ..tolerance import assert_close, assert_like_torch, assert_relative
 
 DEVICE = torch.device(os.environ.get("POLYFUSE_TEST_DEVICE", "cuda"))
@@ -92,6 +94,26 @@ def test_runs(backend, degree, n, engine, options, dtype):
         assert np.abs(getattr(found, name) - getattr(truth, name)).max() <= bound, name
     assert_relative(mine.recorded, exact.recorded, 1e-9)
     assert_relative(mine.loss, exact.loss, 1e-9)
+
+
+@pytest.mark.filterwarnings(KL_MEAN_WARNS)
+@pytest.mark.parametrize("n", [9, 100_003])
+@pytest.mark.parametrize(("name", "reduction"), BY_REDUCTION)
+def test_criteria(backend, name, reduction, n, dtype):
+    case = CASES[name]
+    x, y = data(case, n, dtype)
+    criterion, mean = of_module(case.make(torch.nn, dtype, reduction), y)
+    if not backend.knows(criterion):
+        pytest.skip(f"{backend.name} has no kernel of it")
+    far, near, start = make(2, 9, dtype, {"lr": 1e-3 if mean else 1e-3 / n}, mean)
+    start[0] = abs(start).sum() + 0.1  # so that predictions are positive
+    far = far._replace(x=x.to(DEVICE), y=y.to(DEVICE), criterion=criterion)
+    near = near._replace(x=x, y=y, criterion=criterion)
+    found, truth = state_of(start), state_of(start)
+    a = backend.descend(far, "stream", None, Schedule(0, 20, 1), found)
+    b = REFERENCE.descend(near, "stream", None, Schedule(0, 20, 1), truth)
+    assert_relative(a.recorded, b.recorded, 1e-9)
+    assert_relative(found.params, truth.params, 1e-9)
 
 
 @pytest.mark.parametrize("n", [70_001, 2_000_003])

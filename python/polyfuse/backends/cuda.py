@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..criteria import SQUARED, Criterion
 from ..problem import Problem, Report, Schedule, State
 from ..symbolic import Traced
 from .device import OUTCOME, ROWS, DeviceMap, DeviceMoments, DeviceState, device_rule, n_recorded
@@ -51,13 +52,14 @@ class Cuda:
     def refuse(self, problem: Problem) -> str | None:
         if problem.x.device.type != self.device_type:
             return f"the data is on {problem.x.device}"
-        if not problem.criterion.squared:
-            return f"it has no kernel of {problem.criterion.kind.name}"
         if problem.weight is not None:
             return "it has no kernel of weighted samples"
         if len(problem.model.slots) > MAX_PARAMS:
             return f"{len(problem.model.slots)} scalar parameters, more than {MAX_PARAMS}"
         return None
+
+    def knows(self, criterion: Criterion) -> bool:
+        return True
 
     def evaluate(
         self, model: Traced, coef: Any, x: torch.Tensor, map: DeviceMap | None = None
@@ -104,6 +106,7 @@ class Cuda:
             model, problem.x, problem.y, map=DeviceMap.of(model, device),
             rule=device_rule(problem.rule, device), state=on_device.buffer, moments=buffer,
             engine=engine, mean=problem.reduction == "mean", omit=problem.omit, schedule=schedule,
+            criterion=problem.criterion,
         )  # fmt: skip
         outcome = on_device.outcome()
         on_device.read_into(state)
@@ -124,6 +127,7 @@ class Cuda:
     def step(
         self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, x: torch.Tensor,
         y: torch.Tensor, model: Traced, mean: bool, moments: DeviceMoments | None,
+        criterion: Criterion = SQUARED,
     ) -> torch.Tensor:  # fmt: skip
         """The fused step from what table [5, P] points at; returns its state buffer."""
         module, size = self.module, len(ROWS) * map.n_params + len(OUTCOME)
@@ -131,7 +135,7 @@ class Cuda:
         self.launch(
             "step" if moments is None else "epochs", model, x, y, map=map, rule=rule, state=state,
             moments=None if moments is None else moments.buffer, tables=table, engine="moments",
-            mean=mean, schedule=Schedule(0, 1),
+            mean=mean, schedule=Schedule(0, 1), criterion=criterion,
             flags=module.LOAD | module.STORE | module.STEP | module.APART,
         )  # fmt: skip
         return state
@@ -160,6 +164,7 @@ class Cuda:
         moments: torch.Tensor | None = None, tables: torch.Tensor | None = None,
         out: torch.Tensor | None = None, engine: str = "stream", mean: bool = True,
         omit: bool = False, schedule: Schedule | None = None, flags: int = 0,
+        criterion: Criterion = SQUARED,
     ) -> None:  # fmt: skip
         """One kernel on the current stream, with what `device` lays out; waits for nothing."""
         module = self.module
@@ -172,6 +177,7 @@ class Cuda:
             data.shift, data.scale = model.shift, model.scale
         run = module.Run()
         run.data, run.mean, run.flags, run.engine = data, mean, flags, ENGINE[engine]
+        run.set_criterion(criterion.address)
         run.n_params, run.n_coefficients, run.identity = map.n_params, map.n_terms, map.identity
         run.n_terms, run.n_slots = map.factor.numel(), map.slots.numel()
         run.factor, run.spans, run.slots = (t.data_ptr() for t in (map.factor, map.span, map.slots))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..criteria import SQUARED, Criterion
 from ..problem import Problem, Report, Schedule, State
 from ..rules import is_sgd
 from ..symbolic import Traced
@@ -51,7 +52,7 @@ class Triton:
         device = problem.x.device
         if device.type != ("cpu" if interpreted() else "cuda"):
             return f"the data is on {device}"
-        if not problem.criterion.squared:
+        if not self.knows(problem.criterion):
             return f"it has no kernel of {problem.criterion.kind.name}"
         if problem.weight is not None:
             return "it has no kernel of weighted samples"
@@ -60,6 +61,9 @@ class Triton:
         if not is_sgd(problem.rule):
             return "its kernels know no optimizer but SGD"
         return None
+
+    def knows(self, criterion: Criterion) -> bool:
+        return criterion.squared
 
     def evaluate(self, model: Traced, coef: Any, x: torch.Tensor) -> torch.Tensor:
         coef = torch.as_tensor(coef, dtype=torch.float64, device=x.device)
@@ -122,6 +126,7 @@ class Triton:
     def step(
         self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, x: torch.Tensor,
         y: torch.Tensor, model: Traced, mean: bool, moments: DeviceMoments | None,
+        criterion: Criterion = SQUARED,
     ) -> torch.Tensor:  # fmt: skip
         """The fused step from what table [5, P] points at; returns its state buffer."""
         size = len(ROWS) * map.n_params + len(OUTCOME)
