@@ -28,6 +28,7 @@ RUNS = {
     "fits": ["test_fit.py", "-k", " or ".join(FITS)],
     "loop": ["test_device_loop.py"],
     "its own": ["only_interpreted.py"],
+    "criteria": ["interpreted_criteria.py"],
 }
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..problem import Problem, Schedule, State, Report
+from ..criteria import SQUARED, Criterion
+from ..problem import Problem, Report, Schedule, State
 from ..rules import is_sgd
 from ..symbolic import Traced
 from . import geometry, launch
@@ -51,13 +52,15 @@ class Triton:
         device = problem.x.device
         if device.type != ("cpu" if interpreted() else "cuda"):
             return f"the data is on {device}"
-        if not problem.criterion.squared:
-            return f"it has no kernel of {problem.criterion.kind.name}"
         if len(problem.model.slots) > geometry.MAX_PARAMS:
             return f"{len(problem.model.slots)} parameters, above {geometry.MAX_PARAMS}"
         if not is_sgd(problem.rule):
             return "its kernels know no optimizer but SGD"
         return None
+
+    def knows(self, criterion: Criterion) -> bool:
+        """Whether `step` takes this criterion."""
+        return True
 
     def evaluate(self, model: Traced, coef: Any, x: torch.Tensor) -> torch.Tensor:
         coef = torch.as_tensor(coef, dtype=torch.float64, device=x.device)
@@ -89,8 +92,9 @@ class Triton:
         held = DeviceState(state, schedule, device)
         run = Run(
             DeviceMap.of(problem.model, device), device_rule(problem.rule, device), held.buffer,
-            mean=problem.reduction == "mean", first_epoch=schedule.first_epoch,
-            epochs=schedule.epochs, record_every=schedule.record_every, tol=schedule.tol,
+            mean=problem.reduction == "mean", criterion=problem.criterion,
+            first_epoch=schedule.first_epoch, epochs=schedule.epochs,
+            record_every=schedule.record_every, tol=schedule.tol,
         )  # fmt: skip
         if engine == "stream":
             launch.stream(samples, run)
@@ -120,11 +124,12 @@ class Triton:
     def step(
         self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, x: torch.Tensor,
         y: torch.Tensor, model: Traced, mean: bool, moments: DeviceMoments | None,
+        criterion: Criterion = SQUARED,
     ) -> torch.Tensor:  # fmt: skip
         """The fused step from what table [5, P] points at; returns its state buffer."""
         size = len(ROWS) * map.n_params + len(OUTCOME)
         state = torch.empty(size, dtype=torch.float64, device=x.device)
-        run = Run(map, rule, state, table, mean=mean)
+        run = Run(map, rule, state, table, mean=mean, criterion=criterion)
         samples = Samples(x, y, model.shift, model.scale)
         if moments is None:
             launch.step(samples, run)
