@@ -1,18 +1,17 @@
 """Every criterion of the Triton backend on its interpreter; tests/test_triton.py has this run."""
 
 import numpy as np
+import polyfuse as pf
 import pytest
 import torch
-import triton
-import triton.language as tl
 from polyfuse import criteria
 from polyfuse.backends import REGISTRY, launch
 from polyfuse.backends.device import DeviceMap, device_rule, tables
-from polyfuse.kernels.criterion import value_and_slope
 from polyfuse.problem import Schedule, State
 from polyfuse.rules import SgdOptions
 
-from .criteria import BY_REDUCTION, CASES, KL_MEAN_WARNS, data
+from .criteria import BY_REDUCTION, CASES, KL_MEAN_WARNS, Quadratic, data
+from .each_sample import each_sample
 from .test_criteria import EXTREMES, by_sample, problem_of, value_and_gradient
 from .tolerance import assert_like_torch, assert_relative
 
@@ -63,6 +62,23 @@ def test_several_epochs(name, dtype):
     assert_same([mine.loss, mine.previous], [exact.loss, exact.previous])
 
 
+@pytest.mark.parametrize("reduction", ["batchmean", "mean", "sum"])
+def test_fit_of_rows_and_samples_left_out(reduction):
+    case, found = CASES["kl"], []
+    x, y = (t.reshape(6, 5) for t in data(case, 30, torch.float64))
+    y[2, 3] = torch.nan
+    for backend in ("triton", "cpu"):
+        model = Quadratic(torch.float64)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        criterion = case.make(torch.nn, torch.float64, reduction)
+        result = pf.fit(
+            model, criterion, optimizer, x, y, epochs=5, nan_policy="omit", backend=backend
+        )
+        assert (result.backend, result.engine) == (backend, "stream")
+        found.append(model.c.detach())
+    assert_same(*found)
+
+
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("variance", [0.3, 0.0])
 def test_gaussian(variance, full, dtype):
@@ -93,18 +109,6 @@ def test_what_does_not_count_may_be_undefined(name, omit):
     values, slopes = by_sample(CASES[name], coef[0] + coef[1] * x[:2], y[:2])
     assert_relative(loss, values.sum(), 1e-14)
     assert_relative(grad, [slopes.sum(), (slopes * x[:2]).sum()], 1e-14)
-
-
-@triton.jit
-def each_sample(
-    prediction_ptr, target_ptr, value_ptr, slope_ptr, weight: tl.float64, number: tl.float64,
-    N: tl.constexpr, KIND: tl.constexpr, LOG: tl.constexpr, FULL: tl.constexpr,
-):  # fmt: skip
-    at = tl.arange(0, N)
-    prediction, target = tl.load(prediction_ptr + at), tl.load(target_ptr + at)
-    value, slope = value_and_slope(prediction, target, KIND, number, LOG, FULL)
-    tl.store(value_ptr + at, weight * value)
-    tl.store(slope_ptr + at, weight * slope)
 
 
 @pytest.mark.parametrize("name", CASES)
