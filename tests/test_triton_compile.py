@@ -10,17 +10,20 @@ from pathlib import Path
 
 import polyfuse.kernels
 import pytest
-from polyfuse.backends import geometry
+from polyfuse.backends import geometry, launch
+from polyfuse.criteria import BCE, HUBER, KINDS
 
 triton = pytest.importorskip("triton")
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from .each_sample import each_sample  # noqa: E402
+
 N_SAMPLES = 10**8
 FLAGS = {
-    "step_kernel": [{}, {"TABLES": True, "ROUND": True}],
-    "stream_kernel": [{"ALONE": True}, {"ALONE": False}],
+    "step_kernel": [{}, {"TABLES": True, "ROUND": True}, {"KIND": HUBER.tag}],
+    "stream_kernel": [{"ALONE": True}, {"ALONE": False}, {"ALONE": False, "KIND": BCE.tag}],
     "evaluate_kernel": [{}, {"IDENTITY": False}],
     "project_kernel": [{}, {"IDENTITY": False}],
     "moments_kernel": [
@@ -53,7 +56,8 @@ def cut_of(name, flags, terms, itemsize, target):
     machine = geometry.Machine(100, target.warp_size)
     if name == "stream_kernel":
         n = 1000 if flags["ALONE"] else N_SAMPLES
-        return geometry.stream(n, itemsize, terms, machine)
+        elementary = flags.get("KIND") in [kind.tag for kind in launch.ELEMENTARY]
+        return geometry.stream(n, itemsize, terms, machine, elementary)
     return geometry.reduction(N_SAMPLES, itemsize, terms, machine)
 
 
@@ -121,3 +125,22 @@ def test_compiles_and_keeps_everything_in_registers(name, kernel, flags, target,
     if name == "stream_kernel" and not flags["ALONE"]:
         together = cut.programs // 100 * cut.warps * 32
         assert registers * together <= 65536  # all programs are on the device at once
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_every_criterion_compiles_in_float64(kind, log, target, tmp_path):
+    constants = {"N": 256, "KIND": kind.tag, "LOG": log, "FULL": True}
+    numbers = {"weight": "fp64", "number": "fp64"}
+    signature = {
+        a: "constexpr" if a in constants else numbers.get(a, "*fp64") for a in each_sample.arg_names
+    }
+    source = ASTSource(each_sample, signature, constants)
+    options = {"num_warps": 4, "enable_fp_fusion": True}
+    binary = triton.compile(source, target=TARGETS[target], options=options)
+    if target == "gfx942":
+        assert "v_cvt_f32_f64" not in binary.asm["amdgcn"]
+        return
+    assert "cvt.rn.f32.f64" not in binary.asm["ptx"]
+    assert resources(binary.asm["cubin"], tmp_path)[1] == 0

@@ -66,7 +66,7 @@ class Criterion(_C.Criterion):
         per_row: a mean is the sum over the number of rows, torch's ``batchmean``.
     """
 
-    __slots__ = ("factor", "kind", "options")
+    __slots__ = ("factor", "kind", "options", "told")
 
     def __init__(
         self, kind: Kind, options: Options = (), factor: float = 1.0, per_row: bool = False
@@ -77,6 +77,7 @@ class Criterion(_C.Criterion):
         told["weight"] = told.get("weight", 1.0) * factor
         super().__init__(kind.tag, per_row=per_row, **told)
         self.kind, self.options, self.factor = kind, options, factor
+        self.told = told  # as _C.Criterion names them
 
     @property
     def squared(self) -> bool:

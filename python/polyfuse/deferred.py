@@ -196,8 +196,7 @@ def objective(
     forward = y_pred._record
     known = forward.fused
     if (
-        not known.fuses(criterion)
-        or not forward.untouched()
+        not forward.untouched()
         or type(y) is not Tensor
         or not is_grad_enabled()
         or not known.accepts(y, forward.x)
@@ -254,11 +253,7 @@ def _of_residual(a: Any, kind: Kind) -> Any:
     if type(a) is not Residual or not is_grad_enabled():
         return NotImplemented
     record = a._record
-    if (
-        record.kind is not None
-        or not record.untouched()
-        or not record.forward.fused.fuses(criterion_of(kind))
-    ):
+    if record.kind is not None or not record.untouched():
         return NotImplemented
     forward = record.forward
     return _difference(Difference(forward, record.y, record.y_version, record.sign, kind))

@@ -105,10 +105,6 @@ class Fused:
         self.loop.see(x, y)
         return True
 
-    def fuses(self, criterion: Criterion) -> bool:
-        """Whether the loop's kernels know the criterion."""
-        return self.runner.knows(criterion)
-
     def see_criterion(self, module: torch.nn.Module, criterion: Criterion, mean: bool) -> None:
         """Tells the loop which criterion, mean or sum, a module is."""
         options = [b for b in module._buffers.values() if b is not None]

@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 import torch
 
-from ..criteria import Criterion
 from ..problem import Problem, Report, Schedule, State
 from .cuda import Cuda
 from .native import Cpu
@@ -25,9 +24,6 @@ class Backend(Protocol):
 
     def refuse(self, problem: Problem) -> str | None:
         """None, or why this backend cannot serve the problem."""
-
-    def knows(self, criterion: Criterion) -> bool:
-        """Whether there are kernels of the criterion."""
 
     def evaluate(self, model: Any, coef: Any, x: torch.Tensor) -> torch.Tensor:
         """V c: [K], [N] -> [N]."""

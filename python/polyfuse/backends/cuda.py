@@ -58,9 +58,6 @@ class Cuda:
             return f"{len(problem.model.slots)} scalar parameters, more than {MAX_PARAMS}"
         return None
 
-    def knows(self, criterion: Criterion) -> bool:
-        return True
-
     def evaluate(
         self, model: Traced, coef: Any, x: torch.Tensor, map: DeviceMap | None = None
     ) -> torch.Tensor:

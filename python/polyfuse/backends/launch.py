@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..criteria import BCE, KL_DIV, POISSON, SOFT_MARGIN, SQUARED, Criterion
 from . import geometry
 from .device import DeviceMap
 from .geometry import Machine
 
+NUMBERS = ("beta", "delta", "pos_weight", "eps", "variance")  # a criterion has one at most
+ELEMENTARY = (SOFT_MARGIN, BCE, POISSON, KL_DIV)  # of exp or log
 launches = 0
 
 
@@ -41,6 +44,7 @@ class Run:
     state: torch.Tensor  # [7 P + 5 + M]
     tables: torch.Tensor | None = None  # [5, P]
     mean: bool = True
+    criterion: Criterion = SQUARED
     first_epoch: int = 0
     epochs: int = 1
     record_every: int = 0
@@ -51,6 +55,16 @@ class Run:
 
     def constants(self, samples: Samples) -> dict[str, Any]:
         return sizes(self.map) | {"OMIT": samples.omit, "MEAN": self.mean}
+
+    def of_criterion(self) -> dict[str, Any]:
+        told = self.criterion.told
+        return {
+            "weight": told["weight"],
+            "number": next((told[k] for k in NUMBERS if k in told), 1.0),
+            "KIND": self.criterion.kind.tag,
+            "LOG": told.get("log_input", told.get("log_target", False)),
+            "FULL": told.get("full", False),
+        }
 
     def of_tables(self, samples: Samples) -> dict[str, Any]:
         there = self.tables is not None
@@ -135,7 +149,7 @@ def step(samples: Samples, run: Run) -> None:
         step_kernel, cut.programs, cut.warps, *samples.arguments(), *run.addresses(),
         run.first_epoch, run.record_every, run.tol, work, counters,
         SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(sums),
-        **run.of_tables(samples), **run.constants(samples),
+        **run.of_criterion(), **run.of_tables(samples), **run.constants(samples),
     )  # fmt: skip
 
 
@@ -145,8 +159,9 @@ def stream(samples: Samples, run: Run) -> None:
 
     terms, sums = run.map.n_terms, run.map.n_terms + 2
     cut = geometry.stream(
-        samples.x.numel(), samples.x.element_size(), terms, machine(samples.x.device)
-    )
+        samples.x.numel(), samples.x.element_size(), terms, machine(samples.x.device),
+        run.criterion.kind in ELEMENTARY,
+    )  # fmt: skip
     work, counters = workspace(samples.x.device, geometry.partial_sums(cut, sums))
     alone = cut.programs == 1
     launch(
@@ -154,7 +169,7 @@ def stream(samples: Samples, run: Run) -> None:
         run.first_epoch, run.epochs, run.record_every, run.tol, work, counters,
         SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(sums),
         RESIDENT=cut.resident, ALONE=alone, launch_cooperative_grid=not alone,
-        **run.constants(samples),
+        **run.of_criterion(), **run.constants(samples),
     )  # fmt: skip
 
 

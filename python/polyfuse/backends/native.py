@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from .. import _C
-from ..criteria import Criterion
 from ..problem import Problem, Report, Schedule, State
 from ..rules import Rule, rows_of
 from ..symbolic import MAX_PARAMS, Traced
@@ -60,9 +59,6 @@ class Cpu:
         if problem.x.device.type != "cpu":
             return f"the data is on {problem.x.device}"
         return None
-
-    def knows(self, criterion: Criterion) -> bool:
-        return True
 
     def evaluate(self, model: Traced, coef: np.ndarray, x: torch.Tensor) -> torch.Tensor:
         y = torch.empty(x.numel(), dtype=x.dtype, device=x.device)

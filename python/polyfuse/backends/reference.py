@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..criteria import Criterion
 from ..problem import Moments, Problem, Report, Schedule, State
 from ..rules import METHODS, OPTIONS_OF, Rule, SgdOptions, group_of, kept_of
 from ..symbolic import MAX_PARAMS, Traced
@@ -101,9 +100,6 @@ class Reference:
         if problem.x.device.type != "cpu":
             return f"the data is on {problem.x.device}"
         return None
-
-    def knows(self, criterion: Criterion) -> bool:
-        return True
 
     def evaluate(self, model: Traced, coef: np.ndarray, x: torch.Tensor) -> torch.Tensor:
         return (design(model, x) @ torch.as_tensor(coef, device=x.device)).to(x.dtype)

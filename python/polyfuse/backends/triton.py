@@ -52,8 +52,6 @@ class Triton:
         device = problem.x.device
         if device.type != ("cpu" if interpreted() else "cuda"):
             return f"the data is on {device}"
-        if not self.knows(problem.criterion):
-            return f"it has no kernel of {problem.criterion.kind.name}"
         if problem.weight is not None:
             return "it has no kernel of weighted samples"
         if len(problem.model.slots) > geometry.MAX_PARAMS:
@@ -61,9 +59,6 @@ class Triton:
         if not is_sgd(problem.rule):
             return "its kernels know no optimizer but SGD"
         return None
-
-    def knows(self, criterion: Criterion) -> bool:
-        return criterion.squared
 
     def evaluate(self, model: Traced, coef: Any, x: torch.Tensor) -> torch.Tensor:
         coef = torch.as_tensor(coef, dtype=torch.float64, device=x.device)
@@ -95,8 +90,9 @@ class Triton:
         held = DeviceState(state, schedule, device)
         run = Run(
             DeviceMap.of(problem.model, device), device_rule(problem.rule, device), held.buffer,
-            mean=problem.reduction == "mean", first_epoch=schedule.first_epoch,
-            epochs=schedule.epochs, record_every=schedule.record_every, tol=schedule.tol,
+            mean=problem.reduction == "mean", criterion=problem.criterion,
+            first_epoch=schedule.first_epoch, epochs=schedule.epochs,
+            record_every=schedule.record_every, tol=schedule.tol,
         )  # fmt: skip
         if engine == "stream":
             launch.stream(samples, run)
@@ -131,7 +127,7 @@ class Triton:
         """The fused step from what table [5, P] points at; returns its state buffer."""
         size = len(ROWS) * map.n_params + len(OUTCOME)
         state = torch.empty(size, dtype=torch.float64, device=x.device)
-        run = Run(map, rule, state, table, mean=mean)
+        run = Run(map, rule, state, table, mean=mean, criterion=criterion)
         samples = Samples(x, y, model.shift, model.scale)
         if moments is None:
             launch.step(samples, run)

@@ -4,20 +4,28 @@ import triton
 import triton.language as tl
 
 from .basis import horner
-from .criterion import squared_error_slope, squared_error_value
+from .criterion import SQUARED_ERROR, value_and_slope
 from .data import read, weigh
 
 
 @triton.jit
-def add_loss(sums, sample, coef, K: tl.constexpr, WEIGHTED: tl.constexpr):
-    """Adds a tile: [value, K of slope * u^k, count]."""
+def add_loss(sums, sample, objective, K: tl.constexpr, WEIGHTED: tl.constexpr):
+    """Adds a tile: [value, K of slope * u^k, count].
+
+    objective: the coefficients, and what `value_and_slope` is told.
+    """
     u, y, weight = sample
-    r = horner(coef, u, K) - y
-    value, product = squared_error_value(r), squared_error_slope(r)
+    KIND: tl.constexpr = objective[1]
+    prediction = horner(objective[0], u, K)
+    value, product = value_and_slope(prediction, y, KIND, objective[2], objective[3], objective[4])
     count = sums[K + 1]
     if WEIGHTED:
-        value *= weight
-        product *= weight
+        if KIND == SQUARED_ERROR:
+            value *= weight
+            product *= weight
+        else:  # of what does not count they may be undefined
+            value = tl.where(weight != 0.0, value, 0.0)
+            product = tl.where(weight != 0.0, product, 0.0)
         count += tl.sum(weight, axis=1)
     else:
         count += u.shape[1]
@@ -64,11 +72,12 @@ def add_nonfinite(sums, sample, coef, K: tl.constexpr, WEIGHTED: tl.constexpr):
 
 @triton.jit
 def tile_pass(
-    sums, data, first, every, coef, ADD: tl.constexpr, K: tl.constexpr,
+    sums, data, first, every, given, ADD: tl.constexpr, K: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, OMIT: tl.constexpr,
 ):  # fmt: skip
     """Adds the tiles first, first + every, ...: whole ones unmasked, and then what is left.
 
+    given: what ADD needs besides the samples.
     Loads that are masked take single elements; many sums take longer than that, and to compile.
     """
     whole = data[2] // (ROWS * VEC)
@@ -76,11 +85,11 @@ def tile_pass(
     if K <= 8:
         for tile in range(first, whole, every):
             x, y = read(data, tile, ROWS, VEC, False)
-            sums = ADD(sums, weigh(x, y, data, tile, False, OMIT), coef, K, OMIT)
+            sums = ADD(sums, weigh(x, y, data, tile, False, OMIT), given, K, OMIT)
         begin = first + tl.cdiv(tl.maximum(whole - first, 0), every) * every
     for tile in range(begin, whole + 1, every):
         x, y = read(data, tile, ROWS, VEC, True)
-        sums = ADD(sums, weigh(x, y, data, tile, True, OMIT), coef, K, True)
+        sums = ADD(sums, weigh(x, y, data, tile, True, OMIT), given, K, True)
     return sums
 
 

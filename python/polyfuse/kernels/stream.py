@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .coefficients import coefficients, pull_back
+from .criterion import SQUARED_ERROR
 from .data import held, read, weigh
 from .optimizer import load_rule
 from .passes import add_loss, tile_pass, zero_sums
@@ -14,14 +15,15 @@ from .vectors import pick, totals, unpack
 
 @triton.jit
 def objective_of_sums(
-    total, lane, params, model, p_lane, k_lane, K: tl.constexpr, IDENTITY: tl.constexpr,
-    MEAN: tl.constexpr, ROUND: tl.constexpr,
+    total, lane, params, model, p_lane, k_lane, weight, K: tl.constexpr, KIND: tl.constexpr,
+    IDENTITY: tl.constexpr, MEAN: tl.constexpr, ROUND: tl.constexpr,
 ):  # fmt: skip
     """Loss and gradient [P] from the sums of `add_loss`."""
     loss = pick(total, 0, lane)
-    weight = 1.0
+    if KIND == SQUARED_ERROR:
+        weight = 1.0
     if MEAN:
-        weight = 1.0 / pick(total, K + 1, lane)
+        weight *= 1.0 / pick(total, K + 1, lane)
     sums = tl.sum(tl.where(lane[None, :] == k_lane[:, None] + 1, total[None, :], 0.0), axis=1)
     grad_coef = tl.where(k_lane < K, sums * weight, 0.0)
     grad = pull_back(params, grad_coef, model, p_lane, k_lane, IDENTITY)
@@ -38,11 +40,12 @@ def step_kernel(
     shift: tl.float64, scale: tl.float64,
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, rule_ptr, state_ptr,
     first_epoch: tl.int64, record_every: tl.int64, tol: tl.float64,
-    work_ptr, counters_ptr, tables_ptr,
+    work_ptr, counters_ptr, tables_ptr, weight: tl.float64, number: tl.float64,
     P: tl.constexpr, K: tl.constexpr, PW: tl.constexpr, KW: tl.constexpr, SW: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr,
     IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
-    TABLES: tl.constexpr, ROUND: tl.constexpr,
+    TABLES: tl.constexpr, ROUND: tl.constexpr, KIND: tl.constexpr, LOG: tl.constexpr,
+    FULL: tl.constexpr,
 ):  # fmt: skip
     """One step: the last program adds the partial sums and applies the update."""
     T: tl.constexpr = x_ptr.dtype.element_ty
@@ -52,8 +55,8 @@ def step_kernel(
     entered = enter(state_ptr, tables_ptr, p_lane, P, T, TABLES)
     coef = unpack(coefficients(entered[0], model, p_lane, k_lane, IDENTITY), k_lane, K)
     sums = tile_pass(
-        zero_sums(K + 2, ROWS), data, tl.program_id(0), tl.num_programs(0), coef, add_loss, K,
-        ROWS, VEC, OMIT,
+        zero_sums(K + 2, ROWS), data, tl.program_id(0), tl.num_programs(0),
+        (coef, KIND, number, LOG, FULL), add_loss, K, ROWS, VEC, OMIT,
     )  # fmt: skip
     publish(work_ptr, 0, totals(sums, lane, K + 2), lane, K + 2)
     if is_last(counters_ptr):
@@ -62,7 +65,7 @@ def step_kernel(
         remember(state_ptr, run[0], p_lane, P)
         total = collect(work_ptr, 0, lane, K + 2, CHUNK)
         loss, grad = objective_of_sums(
-            total, lane, run[0], model, p_lane, k_lane, K, IDENTITY, MEAN, ROUND
+            total, lane, run[0], model, p_lane, k_lane, weight, K, KIND, IDENTITY, MEAN, ROUND
         )
         one = (first_epoch, 1, record_every, tol)
         run = advance(run, loss, grad, rule, one, state_ptr, P, ROUND)
@@ -76,10 +79,11 @@ def stream_kernel(
     shift: tl.float64, scale: tl.float64,
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, rule_ptr, state_ptr,
     first_epoch: tl.int64, epochs: tl.int64, record_every: tl.int64, tol: tl.float64,
-    work_ptr, counters_ptr,
+    work_ptr, counters_ptr, weight: tl.float64, number: tl.float64,
     P: tl.constexpr, K: tl.constexpr, PW: tl.constexpr, KW: tl.constexpr, SW: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr, RESIDENT: tl.constexpr,
     ALONE: tl.constexpr, IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
+    KIND: tl.constexpr, LOG: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """All epochs: RESIDENT tiles of every program stay in registers, the others are read again.
 
@@ -112,9 +116,12 @@ def stream_kernel(
         for i in tl.static_range(RESIDENT):
             x, y = held(xs[i], zero.to(tl.int32)), held(ys[i], zero.to(tl.int32))
             sample = weigh(x, y, limited, me + i * programs, True, OMIT)
-            sums = add_loss(sums, sample, coef, K, True)
+            sums = add_loss(sums, sample, (coef, KIND, number, LOG, FULL), K, True)
         first = me + RESIDENT * programs
-        sums = tile_pass(sums, data, first, programs, coef, add_loss, K, ROWS, VEC, OMIT)
+        sums = tile_pass(
+            sums, data, first, programs, (coef, KIND, number, LOG, FULL), add_loss, K, ROWS, VEC,
+            OMIT,
+        )  # fmt: skip
         total = totals(sums, lane, K + 2)
         if not ALONE:
             part = passes % 2
@@ -123,7 +130,7 @@ def stream_kernel(
             wait_for_all(counters_ptr, passes * programs)
             total = collect(work_ptr, part, lane, K + 2, CHUNK)
         loss, grad = objective_of_sums(
-            total, lane, run[0], model, p_lane, k_lane, K, IDENTITY, MEAN, False
+            total, lane, run[0], model, p_lane, k_lane, weight, K, KIND, IDENTITY, MEAN, False
         )
         if (run[4] < epochs) & (run[5] == 0):
             run = advance(run, loss, grad, rule, schedule, state_ptr, P, False)
