@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..problem import Moments, Problem, Schedule, State, Report
+from ..problem import Moments, Problem, Report, Schedule, State
 from ..rules import METHODS, OPTIONS_OF, Rule, SgdOptions, group_of, kept_of
 from ..symbolic import MAX_PARAMS, Traced
 
@@ -104,6 +104,11 @@ class Reference:
 
     def project(self, model: Traced, x: torch.Tensor, g: torch.Tensor) -> np.ndarray:
         return (design(model, x).T @ g.double()).cpu().numpy()
+
+    def loss_and_gradient(self, problem: Problem, params: Any) -> tuple[float, np.ndarray]:
+        at = torch.as_tensor(params).double().detach().requires_grad_()
+        loss = self.objective(problem, "stream", None)(at)
+        return loss.item(), torch.autograd.grad(loss, at)[0].numpy()
 
     def accumulate(self, problem: Problem) -> Moments:
         x, y = kept(problem)

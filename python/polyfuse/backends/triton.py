@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..problem import Problem, Schedule, State, Report
+from ..problem import Problem, Report, Schedule, State
 from ..rules import is_sgd
 from ..symbolic import Traced
 from . import geometry, launch
@@ -20,6 +20,7 @@ from .device import (
     DeviceMoments,
     DeviceState,
     device_rule,
+    loss_and_gradient,
     n_recorded,
 )
 from .launch import Run, Samples
@@ -67,6 +68,11 @@ class Triton:
     def project(self, model: Traced, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         map = DeviceMap.identity_of(model.degree + 1, x.device)
         return launch.project(Samples(x, g, model.shift, model.scale), map, map.factor)
+
+    def loss_and_gradient(
+        self, problem: Problem, params: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return loss_and_gradient(self, problem, params)
 
     def accumulate(self, problem: Problem) -> DeviceMoments:
         device = problem.x.device
