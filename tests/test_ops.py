@@ -352,6 +352,18 @@ def test_compile_without_a_graph_break(backend, nn, dynamic):
     assert_like_torch(models[0].coef.grad, models[1].coef.grad)
 
 
+def test_compile_with_an_option_that_is_a_tensor():
+    y = Y.round().abs()
+    criterion = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor([3.0], dtype=torch.float64))
+    found, truth = C.clone().requires_grad_(), C.clone().requires_grad_()
+    compiled = torch.compile(
+        lambda c: ops.loss(X, y, c, criterion), fullgraph=True, backend="aot_eager"
+    )
+    compiled(found).backward()
+    loss(X, y, truth, criterion).backward()
+    assert_like_torch(found.grad, truth.grad)
+
+
 def test_compile_of_a_functional_gradient():
     def step(c):
         return grad(lambda c: ops.evaluate(X, c).square().sum())(c)

@@ -1,7 +1,9 @@
 """Operators of the kernels, torch.ops.polyfuse.*: V c, V^T g and a loss with its gradient.
 
 V[n, k] = u_n^k with u = (x - shift) * scale. `evaluate` and `project` are each other's adjoints,
-and V'c = V (k c_k), so that each derivative of any order is made of them.
+and V'c = V (k c_k), so that each derivative of any order is made of them. Under torch.func and in
+forward mode the functions here are right; the bare torch.ops.polyfuse.* are for reverse mode alone,
+as all operators registered from Python: torch.func.grad refuses them, a jvp of theirs is zero.
 """
 
 from __future__ import annotations
@@ -112,6 +114,8 @@ def loss(
         >>> value.item(), coef.grad
         (1.0, tensor([-2., -2.]))
     """
+    if is_compiling() and any(b is not None for b in getattr(criterion, "_buffers", {}).values()):
+        return criterion(evaluate(x, coef, shift, scale), y)  # a graph has no numbers of tensors
     found = read_options(criterion, x)
     if isinstance(found, str):
         raise TypeError(f"criterion: {found}")
