@@ -55,6 +55,23 @@ py::tuple descend(const pf::Plan& plan, const pf::Data& data, int engine,
   return py::make_tuple(out.epochs, out.converged, out.loss, recorded, moments, out.previous);
 }
 
+py::tuple loss_and_gradient(const pf::Plan& plan, const pf::Data& data, const Array& params,
+                            int threads) {
+  pf::Problem problem = plan.problem;
+  problem.data = data;
+  problem.threads = threads;
+  Array grad(params.size());
+  const double* at = params.data();
+  double* into = grad.mutable_data();
+  double loss;
+  pf::count_launch();
+  {
+    py::gil_scoped_release release;
+    loss = pf::objective(problem, nullptr, at, into);
+  }
+  return py::make_tuple(loss, grad);
+}
+
 pf::Moments accumulate(const pf::Data& data, int n_terms, int threads) {
   pf::count_launch();
   py::gil_scoped_release release;
@@ -142,6 +159,7 @@ PYBIND11_MODULE(_C, m) {
                              [](const pf::Moments& s) { return as_array(s.cross, s.n_terms); });
 
   m.def("descend", &descend);
+  m.def("loss_and_gradient", &loss_and_gradient);
   m.def("accumulate", &accumulate);
   m.def("count_nonfinite", &pf::count_nonfinite, py::call_guard<py::gil_scoped_release>());
   m.def("evaluate", [](const pf::Data& data, const Array& coef, int threads, uintptr_t y) {

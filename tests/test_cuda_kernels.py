@@ -40,6 +40,17 @@ def truth_of(model, problem):
     return float((r @ r) / n), grad, loss.detach(), plain.grad, *scales
 
 
+@pytest.mark.parametrize("degree", [0, 3, 32])
+def test_loss_and_gradient_at_given_parameters(degree, dtype, backend):
+    model, problem = make(degree, 1003, dtype)
+    params = model.coefficients.detach().clone()
+    loss, grad = backend.loss_and_gradient(problem, params)
+    exact_loss, exact_grad, plain_loss, plain_grad, *sizes = truth_of(model, problem)
+    assert_close(loss, plain_loss, exact_loss, sizes[0])
+    assert_close(grad, plain_grad, exact_grad, sizes[1])
+    assert torch.equal(params, model.coefficients)
+
+
 @pytest.mark.parametrize("n", [1, 2, 9, 129, 1003])
 @pytest.mark.parametrize("degree", [*range(13), 32])
 def test_loss_and_gradient(degree, n, dtype, backend):

@@ -12,7 +12,7 @@ from polyfuse.problem import Problem, Schedule, State
 from polyfuse.rules import SgdOptions
 
 from .interpreter import INTERPRETED
-from .tolerance import assert_close
+from .tolerance import assert_close, assert_relative
 
 REFERENCE = REGISTRY["reference"]
 
@@ -57,6 +57,22 @@ def test_loss_and_gradient(backend, degree, n, dtype):
     scale = 2 * v.abs().double().T @ magnitude / n
     assert_close(torch.tensor(found.grad), plain.grad, truth, scale)
     assert_close(trace.recorded, loss.detach()[None], exact, (magnitude**2).mean())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("degree", [0, 3, 32])
+def test_loss_and_gradient_at_given_parameters(backend, degree, reduction, dtype):
+    model, problem = make(degree, 1003, dtype)
+    problem = problem._replace(rule=(None,) * (degree + 1), reduction=reduction)
+    params = model.coefficients.detach().clone()
+    before = backend.launches()
+    loss, grad = backend.loss_and_gradient(problem, params)
+    assert backend.launches() == before + 1
+    assert torch.equal(params, model.coefficients)
+    truth = REFERENCE.loss_and_gradient(problem, params)
+    rtol = 1e-12 if dtype == torch.float64 else 1e-6
+    assert_relative(loss, truth[0], rtol)
+    np.testing.assert_allclose(grad, truth[1], rtol=rtol, atol=rtol * np.abs(truth[1]).max())
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 5, 9, 12, 32])

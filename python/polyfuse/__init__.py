@@ -1,5 +1,8 @@
 """Polynomial fitting with the PyTorch training API, a whole run in one compiled kernel launch."""
 
+from importlib import import_module
+from typing import Any
+
 from . import _compile as _compile
 from . import nn, optim
 from .backends import backends
@@ -21,3 +24,9 @@ __all__ = [
     "optim",
     "static",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":  # which registers its operators when it is imported
+        return import_module(".ops", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

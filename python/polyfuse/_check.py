@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .symbolic import MAX_DEGREE
+
 ENGINES = ("auto", "stream", "moments", "closed_form")
 MAX_EPOCHS = 2**62
 GONE = (
@@ -19,15 +21,7 @@ NAN_POLICIES = ("raise", "omit", "propagate")
 
 def data(x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """x and y as tensors of one dtype, device and size, flattened to [N]."""
-    for name, value in (("x", x), ("y", y)):
-        if not isinstance(value, torch.Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-        if value.dtype is not torch.float32 and value.dtype is not torch.float64:
-            raise TypeError(f"{name}: expected dtype float32 or float64, got {value.dtype}")
-    if x.dtype is not y.dtype:
-        raise TypeError(f"y: expected the dtype of x, {x.dtype}, got {y.dtype}")
-    if x.device != y.device:
-        raise ValueError(f"y: expected the device of x, {x.device}, got {y.device}")
+    alike(x, y=y)
     for name, value in (("x", x), ("y", y)):
         if not _has_memory(value):
             raise TypeError(
@@ -77,6 +71,42 @@ def weight(x: torch.Tensor, sample_weight: Any, mask: Any, sigma: Any) -> torch.
     if not bool((weights > 0).any()):
         raise ValueError(f"{', '.join(given)}: expected a sample with weight, got none")
     return weights
+
+
+def alike(x: Any, **others: Any) -> None:
+    """x a tensor of float32 or float64, and the others of its dtype and device."""
+    for name, value in {"x": x, **others}.items():
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        if value.dtype is not torch.float32 and value.dtype is not torch.float64:
+            raise TypeError(f"{name}: expected dtype float32 or float64, got {value.dtype}")
+    for name, value in others.items():
+        if x.dtype is not value.dtype:
+            raise TypeError(f"{name}: expected the dtype of x, {x.dtype}, got {value.dtype}")
+        if x.device != value.device:
+            raise ValueError(f"{name}: expected the device of x, {x.device}, got {value.device}")
+
+
+def operands(x: torch.Tensor, **others: torch.Tensor) -> None:
+    """`alike`, and with the layout and the shape that operators take: coef [K], any other as x."""
+    alike(x, **others)
+    for name, value in {"x": x, **others}.items():
+        if value.layout is not torch.strided:
+            raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
+        if name != "coef" and value.shape != x.shape:
+            raise ValueError(
+                f"{name}: expected the shape of x, {tuple(x.shape)}, got {tuple(value.shape)}"
+            )
+    if "coef" in others:
+        coef = others["coef"]
+        if coef.ndim != 1:
+            raise ValueError(f"coef: expected shape [K], got {tuple(coef.shape)}")
+        n_terms("coef", coef.shape[0])
+
+
+def n_terms(name: str, value: int) -> None:
+    if not 1 <= value <= MAX_DEGREE + 1:
+        raise ValueError(f"{name}: expected 1 to {MAX_DEGREE + 1} coefficients, got {value}")
 
 
 def _has_memory(t: torch.Tensor) -> bool:

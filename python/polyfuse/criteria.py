@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -44,7 +44,9 @@ GAUSSIAN = Kind(8, nn.GaussianNLLLoss, F.gaussian_nll_loss, ("var", "full", "eps
 
 KINDS = (MSE, L1, SMOOTH_L1, HUBER, SOFT_MARGIN, BCE, POISSON, KL_DIV, GAUSSIAN)
 BY_FUNCTION = {kind.function: kind for kind in KINDS}
+BY_NAME = {kind.name: kind for kind in KINDS}
 _BY_MODULE: dict[type, Kind] = {kind.module: kind for kind in KINDS}
+REDUCTIONS = ("mean", "sum", "batchmean")
 _TENSORS = ("weight", "pos_weight")  # None or tensors
 _FLAGS = ("full", "log_input", "log_target")
 
@@ -142,15 +144,41 @@ def criterion_of(kind: Kind, options: Options = (), per_row: bool = False) -> Cr
 SQUARED = criterion_of(MSE)
 
 
+def build(kind: Kind, options: Options, reduction: str) -> tuple[Criterion, bool]:
+    """The criterion, and whether its reduction is a mean."""
+    return criterion_of(kind, options, reduction == "batchmean"), reduction != "sum"
+
+
+def numbers_of(options: Options) -> list[float]:
+    return [1.0 if value is None else float(value) for _, value in options]
+
+
+def of_numbers(name: str, numbers: Sequence[float], reduction: str) -> tuple[Criterion, bool]:
+    """`build` of a kind's name and of `numbers_of` its options."""
+    kind = BY_NAME.get(name)
+    if kind is None:
+        raise ValueError(f"criterion: expected one of {', '.join(BY_NAME)}, got {name!r}")
+    if len(numbers) != len(kind.options):
+        expected = f"{', '.join(kind.options) or 'no numbers'} of {name}"
+        raise ValueError(f"options: expected {expected}, got {len(numbers)} numbers")
+    if reduction not in (known := REDUCTIONS[: 3 if kind is KL_DIV else 2]):
+        raise ValueError(f"reduction: expected one of {', '.join(known)}, got {reduction!r}")
+    options = [
+        (option, bool(number) if option in _FLAGS else float(number))
+        for option, number in zip(kind.options, numbers, strict=True)
+    ]
+    return build(kind, tuple(options), reduction)
+
+
 def read(
     kind: Kind, values: dict[str, Any], reduction: Any, like: Tensor | None
-) -> tuple[Criterion, bool] | str:
-    """The criterion of these options, and whether its reduction is a mean; or why it is not fused.
+) -> tuple[Kind, Options, str] | str:
+    """What `build` takes for these options; or why they are not fused.
 
     Args:
         like: prediction or target, whose dtype the options that are tensors must have.
     """
-    if reduction not in ("mean", "sum", "batchmean")[: 3 if kind is KL_DIV else 2]:
+    if reduction not in REDUCTIONS[: 3 if kind is KL_DIV else 2]:
         return f"reduction {reduction!r} gives no scalar loss; expected mean or sum"
     options: dict[str, float | bool | None] = {}
     for name in kind.options:
@@ -175,10 +203,7 @@ def read(
         return "var: expected a finite number >= 0"
     if kind is SMOOTH_L1 and options["beta"] == 0:
         kind, options = L1, {}
-    return (
-        criterion_of(kind, tuple(options.items()), reduction == "batchmean"),
-        reduction != "sum",
-    )
+    return kind, tuple(options.items()), reduction
 
 
 def _refuse_tensor(value: Tensor, like: Tensor | None) -> str | None:
@@ -192,6 +217,14 @@ def _refuse_tensor(value: Tensor, like: Tensor | None) -> str | None:
 
 
 def of_module(module: Any, like: Tensor | None = None, *extra: Any) -> Any:
+    """`build` of what `options_of` the module gives; or why it is not fused."""
+    found = options_of(module, like, *extra)
+    return found if isinstance(found, str) else build(*found)
+
+
+def options_of(
+    module: Any, like: Tensor | None = None, *extra: Any
+) -> tuple[Kind, Options, str] | str:
     """`read` of a module of torch.nn, called with a prediction, a target and `extra`."""
     kind = kind_of(type(module))
     assert kind is not None
@@ -235,4 +268,4 @@ def of_call(
     found = read(kind, values, values["reduction"], values[names[1]])
     if isinstance(found, str):
         return None
-    return values[names[0]], values[names[1]], *found
+    return values[names[0]], values[names[1]], *build(*found)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .criteria import KINDS, Criterion, of_module
+from .criteria import KINDS, Criterion, Kind, Options, build, options_of
 from .nn.criterion import CRITERIA, is_torchs
 from .optim.classes import FUSED
 from .optim.owners import GLOBAL_HOOKS
@@ -38,6 +38,14 @@ def read_criterion(
 ) -> tuple[Criterion, bool] | str:
     """What this criterion, of targets like `like`, is, and whether its reduction is a mean; or why
     it is not one that is compiled."""
+    found = read_options(criterion, like)
+    return found if isinstance(found, str) else build(*found)
+
+
+def read_options(
+    criterion: Any, like: torch.Tensor | None = None
+) -> tuple[Kind, Options, str] | str:
+    """The same as what `build` makes it of."""
     if not isinstance(criterion, torch.nn.Module):
         return f"expected a criterion module such as nn.MSELoss(), got {type(criterion).__name__}"
     name = type(criterion).__name__
@@ -45,7 +53,7 @@ def read_criterion(
         return f"{name} is not fused; fused: {', '.join(kind.name for kind in KINDS)}"
     if not is_torchs(criterion):
         return f"{name} has hooks or a forward of its own"
-    return of_module(criterion, like)
+    return options_of(criterion, like)
 
 
 def refuse_criterion(criterion: Any) -> str | None:

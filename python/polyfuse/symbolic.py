@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,14 @@ class Traced:
                 names.append(u if degree == 1 else f"{u}^{degree}")
             parts.append("*".join(names))
         return " + ".join(parts)
+
+
+@lru_cache(maxsize=64)
+def power_series(n_terms: int, shift: float, scale: float) -> Traced:
+    """The polynomial whose parameters are its coefficients."""
+    slots = tuple((0, k) for k in range(n_terms))
+    terms = tuple((1.0, k, (k,)) for k in range(n_terms))
+    return Traced((), slots, terms, n_terms - 1, shift, scale, 1, ())
 
 
 class Symbol:

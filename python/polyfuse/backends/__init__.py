@@ -31,6 +31,9 @@ class Backend(Protocol):
     def project(self, model: Any, x: torch.Tensor, g: torch.Tensor) -> Any:
         """V^T g: [N], [N] -> [K]."""
 
+    def loss_and_gradient(self, problem: Problem, params: Any) -> tuple[Any, Any]:
+        """Loss and gradient [P] at params [P] of the data's dtype, from one read of the data."""
+
     def accumulate(self, problem: Problem) -> Any:
         """The moments of the data, from one read of it."""
 

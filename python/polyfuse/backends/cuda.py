@@ -11,7 +11,16 @@ import torch
 from ..criteria import SQUARED, Criterion
 from ..problem import Problem, Report, Schedule, State
 from ..symbolic import Traced
-from .device import OUTCOME, ROWS, DeviceMap, DeviceMoments, DeviceState, device_rule, n_recorded
+from .device import (
+    OUTCOME,
+    ROWS,
+    DeviceMap,
+    DeviceMoments,
+    DeviceState,
+    device_rule,
+    loss_and_gradient,
+    n_recorded,
+)
 from .native import ENGINE
 
 MOST_RECORDED = 1 << 20  # losses of one launch
@@ -77,6 +86,11 @@ class Cuda:
         state = out if params is None else self._float64(params, x)
         self.launch("project", model, x, g, map=map, state=state, out=out)
         return out
+
+    def loss_and_gradient(
+        self, problem: Problem, params: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return loss_and_gradient(self, problem, params)
 
     def accumulate(self, problem: Problem) -> DeviceMoments:
         model, device = problem.model, problem.x.device

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..problem import Moments, Schedule, State
+from ..problem import Moments, Problem, Schedule, State
 from ..rules import KEPT, Rule, row_of
 from ..symbolic import Traced
 
@@ -113,6 +113,20 @@ def n_recorded(schedule: Schedule) -> int:
 def loss_in(state: torch.Tensor, n_params: int) -> torch.Tensor:
     """The loss in a state buffer, a view of shape ()."""
     return state[len(ROWS) * n_params + OUTCOME.index("loss")]
+
+
+def loss_and_gradient(
+    backend: Any, problem: Problem, params: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a step in which no optimizer holds the parameters computes: views [] and [P]."""
+    model, nowhere = problem.model, (None,)
+    n, device = len(params), params.device
+    state = backend.step(
+        DeviceMap.of(model, device), device_rule((None,) * n, device),
+        tables(model, (params,), *(nowhere,) * 4), problem.x, problem.y, model,
+        problem.reduction == "mean", None,
+    )  # fmt: skip
+    return loss_in(state, n), state[n : 2 * n]
 
 
 class DeviceState:

@@ -68,6 +68,15 @@ class Cpu:
     def project(self, model: Traced, x: torch.Tensor, g: torch.Tensor) -> np.ndarray:
         return _C.project(make_data(model, x, g), model.degree + 1, torch.get_num_threads())
 
+    def loss_and_gradient(self, problem: Problem, params: Any) -> tuple[float, np.ndarray]:
+        plan = borrow_plan(problem.model, problem.rule)
+        plan.mean = problem.reduction == "mean"
+        plan.criterion = problem.criterion
+        data = make_data(problem.model, problem.x, problem.y, problem.omit)
+        found = _C.loss_and_gradient(plan, data, params, torch.get_num_threads())
+        vars(problem.model)["_plan"] = plan, problem.rule
+        return found
+
     def accumulate(self, problem: Problem) -> Any:
         data = make_data(problem.model, problem.x, problem.y, problem.omit, problem.weight)
         return _C.accumulate(data, problem.model.degree + 1, torch.get_num_threads())

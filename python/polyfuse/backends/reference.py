@@ -107,6 +107,11 @@ class Reference:
     def project(self, model: Traced, x: torch.Tensor, g: torch.Tensor) -> np.ndarray:
         return (design(model, x).T @ g.double()).cpu().numpy()
 
+    def loss_and_gradient(self, problem: Problem, params: Any) -> tuple[float, np.ndarray]:
+        at = torch.as_tensor(params).double().detach().requires_grad_()
+        loss = self.objective(problem, "stream", None)(at)
+        return loss.item(), torch.autograd.grad(loss, at)[0].numpy()
+
     def accumulate(self, problem: Problem) -> Moments:
         x, y, w = kept(problem)
         low, high = float(x.min()), float(x.max())

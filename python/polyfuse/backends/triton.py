@@ -21,6 +21,7 @@ from .device import (
     DeviceMoments,
     DeviceState,
     device_rule,
+    loss_and_gradient,
     n_recorded,
 )
 from .launch import Run, Samples
@@ -68,6 +69,11 @@ class Triton:
     def project(self, model: Traced, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         map = DeviceMap.identity_of(model.degree + 1, x.device)
         return launch.project(Samples(x, g, model.shift, model.scale), map, map.factor)
+
+    def loss_and_gradient(
+        self, problem: Problem, params: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return loss_and_gradient(self, problem, params)
 
     def accumulate(self, problem: Problem) -> DeviceMoments:
         device = problem.x.device
