@@ -16,16 +16,23 @@ Plan::Plan(int n_params, int n_coefficients, const py::list& term_list, double s
     spans.push_back({coefficient, begin, static_cast<int32_t>(slots.size())});
   }
   bool identity = n_params == n_coefficients && static_cast<int>(spans.size()) == n_params;
+  bool apart = true;
   std::vector<bool> seen(static_cast<size_t>(n_coefficients));
+  std::vector<bool> used(static_cast<size_t>(n_params));
   for (size_t t = 0; t < spans.size(); ++t) {
     const Span& s = spans[t];
     identity = identity && factors[t] == 1.0 && s.end == s.begin + 1 &&
                slots[s.begin] == s.coefficient && !seen[s.coefficient];
+    apart = apart && !seen[s.coefficient];
     seen[s.coefficient] = true;
+    for (int32_t f = s.begin; f < s.end; ++f) {
+      apart = apart && !used[slots[f]];
+      used[slots[f]] = true;
+    }
   }
   problem.map = {n_params,       n_coefficients, static_cast<int>(spans.size()),
                  factors.data(), spans.data(),   slots.data(),
-                 identity};
+                 identity,       apart};
   problem.data.shift = shift;
   problem.data.scale = scale;
   rule.resize(static_cast<size_t>(n_params));

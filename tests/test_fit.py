@@ -1,10 +1,13 @@
 """pf.fit against loops of plain PyTorch in float64."""
 
+import copy
+import gc
 import itertools
 import os
 import signal
 import threading
 import warnings
+import weakref
 
 import numpy as np
 import polyfuse as pf
@@ -442,3 +445,52 @@ def test_fuse_steps_as_the_loop_does(optim, momentum, nine):
         for p, q in zip(model.parameters(), truth.parameters(), strict=True):
             assert_like_torch(p, q)
             assert_relative(p.grad, q.grad, rtol)
+
+
+def test_an_option_that_changes_in_place():
+    """Inside a tuple or a list of torch's group."""
+    xs, ys = workload.data(torch.float64)
+    beta = torch.tensor(0.9)
+    for betas, change in (
+        ((beta, torch.tensor(0.999)), lambda o: beta.fill_(0.1)),
+        ([0.9, 0.999], lambda o: o.param_groups[0]["betas"].__setitem__(0, 0.1)),
+    ):
+        beta.fill_(0.9)
+        model, fresh = (workload.make_model(torch.nn, torch.float64) for _ in range(2))
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        optimizer.param_groups[0]["betas"] = betas
+        pf.fit(model, torch.nn.MSELoss(), optimizer, xs, ys, epochs=5)
+        fresh.load_state_dict(model.state_dict())
+        other = torch.optim.Adam(fresh.parameters(), lr=1e-3)
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        other.param_groups[0]["betas"] = (0.1, 0.999)
+        change(optimizer)
+        for m, o in ((model, optimizer), (fresh, other)):
+            pf.fit(m, torch.nn.MSELoss(), o, xs, ys, epochs=5)
+        for p, q in zip(model.parameters(), fresh.parameters(), strict=True):
+            assert_relative(p.detach(), q.detach(), 1e-12)
+
+
+def test_a_fit_keeps_no_optimizer_alive():
+    xs, ys = workload.data()
+    model = workload.make_model(torch.nn)
+    other = torch.nn.Parameter(torch.zeros(1000))
+    optimizer = torch.optim.SGD([*model.parameters(), other], lr=1e-5)
+    pf.fit(model, torch.nn.MSELoss(), optimizer, xs, ys, epochs=2)
+    gone = weakref.ref(other)
+    del optimizer, other
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_scheduler_hears_of_a_fused_step():
+    xs, ys = workload.data()
+    for options in ({}, {"mask": xs > 2}):
+        model = workload.make_model(torch.nn)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
+        step = pf.fuse(model, torch.nn.MSELoss(), optimizer)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        step(xs, ys, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            scheduler.step()

@@ -184,3 +184,36 @@ def test_every_instruction_set_agrees(isa, tmp_path):
     np.testing.assert_allclose(
         [float(v) for v in out[0][1:]], [float(v) for v in out[1][1:]], rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("n", [65_535, 70_001])
+def test_scaled_coefficients_and_products_of_parameters(n):
+    """On either side of where float32 data is computed in float32."""
+
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.tensor([0.5, -1.5, 2.0, 0.25]))
+
+        def forward(self, x):
+            return 3 * self.w[0] * self.w[1] * x**2 - self.w[2] * x + self.w[3] / 4
+
+    x = torch.linspace(-1, 1, n)
+    y = torch.cos(2 * x)
+    model = Scaled()
+    pf.fit(model, torch.nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.0), x, y, epochs=1,
+           engine="stream")  # fmt: skip
+    plain, exact = Scaled(), Scaled().double()
+    torch.nn.functional.mse_loss(plain(x), y).backward()
+    torch.nn.functional.mse_loss(exact(x.double()), y.double()).backward()
+    assert_close(model.w.grad, plain.w.grad, exact.w.grad, 20.0)
+
+
+def test_a_smooth_l1_of_almost_no_width():
+    x = torch.linspace(-1, 1, 70_000)
+    y = torch.where(torch.arange(70_000) % 2 == 0, 1.0, 0.0)  # the model is 0
+    model = pf.nn.Polynomial(1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    pf.fit(model, torch.nn.SmoothL1Loss(beta=1e-39), optimizer, x, y, epochs=1)
+    truth = torch.tensor([-0.5, -x.double()[::2].sum() / len(x)])
+    assert_close(model.coefficients.grad, truth.float(), truth, 1.0)

@@ -8,12 +8,13 @@ import pytest
 import torch
 from polyfuse import ops
 from polyfuse.backends import REGISTRY
+from polyfuse.backends.device import loss_and_gradient
 from polyfuse.recognise import read_options
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.library import opcheck
 
-from .criteria import BY_REDUCTION, CASES, KL_MEAN_WARNS
+from .criteria import BY_REDUCTION, CASES, KL_MEAN_WARNS, data
 from .fake_device import FakeDevice
 from .tolerance import assert_close, assert_like_torch
 
@@ -181,27 +182,31 @@ def test_a_loss_is_one_launch():
     assert REGISTRY["cpu"].launches() == before + 1
 
 
-@pytest.mark.parametrize("criterion", ["MSELoss", "HuberLoss"])
-def test_on_a_device(criterion, monkeypatch, dtype):
-    """What a backend of a device has no kernel of, torch computes."""
+@pytest.mark.filterwarnings(KL_MEAN_WARNS)
+@pytest.mark.parametrize(("name", "reduction"), [("mse", "mean"), *BY_REDUCTION])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_on_a_device(name, reduction, stride, monkeypatch, dtype):
+    """One launch of the device's step, whose coefficients lie at any stride."""
 
-    class Squares(FakeDevice):
+    class Device(FakeDevice):
         def refuse(self, problem):
-            return None if problem.criterion.squared else "squares alone"
+            return None
 
         def loss_and_gradient(self, problem, params):
-            from polyfuse.backends.device import loss_and_gradient
-
             return loss_and_gradient(self, problem, params)
 
-    fake = Squares()
+    fake = Device()
     monkeypatch.setitem(REGISTRY, "fake", fake)
     monkeypatch.setitem(pf.backends.__globals__["AUTO"], "cpu", ("fake",))
-    x, y = draw(0, dtype), draw(1, dtype)
-    coefs = [torch.tensor(COEF, dtype=dtype, requires_grad=True) for _ in range(2)]
-    for f, c in zip((ops.loss, loss), coefs, strict=True):
-        f(x, y, c, getattr(torch.nn, criterion)()).backward()
-    assert fake.launches() == (criterion == "MSELoss")
+    case = CASES.get(name)
+    x, y = data(case, 40, dtype) if case else (draw(0, dtype), draw(1, dtype))
+    x = x.abs()  # and with coefficients above 0, predictions are
+    criterion = case.make(torch.nn, dtype, reduction) if case else torch.nn.MSELoss()
+    wide = [torch.tensor(COEF, dtype=dtype).abs().repeat_interleave(stride) for _ in range(2)]
+    coefs = [w[::stride].detach().requires_grad_() for w in wide]
+    ops.loss(x, y, coefs[0], criterion).backward()
+    assert fake.launches() == 1
+    loss(x, y, coefs[1], criterion).backward()
     assert_like_torch(coefs[0].grad, coefs[1].grad)
 
 

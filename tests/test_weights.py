@@ -232,7 +232,9 @@ def bad():
     yield "sample_weight: expected finite numbers", {"sample_weight": w - 10}, ValueError
     yield "sample_weight: expected finite numbers", {"sample_weight": w / 0 * 0}, ValueError
     yield "sigma: expected finite standard deviations > 0", {"sigma": w * 0}, ValueError
-    yield "sigma: 1 / sigma^2 leaves the range", {"sigma": w * 0 + 1e-200}, ValueError
+    yield "sigma: the weights leave the range of", {"sigma": w * 0 + 1e-200}, ValueError
+    yield "sigma: the weights leave the range of", {"sigma": w * 0 + 1e170}, ValueError
+    yield "sample_weight: expected a dense", {"sample_weight": w.to_sparse()}, TypeError
     yield "mask: expected a sample with weight, got none", {"mask": w < 0}, ValueError
 
 

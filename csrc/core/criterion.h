@@ -62,14 +62,17 @@ struct AbsoluteError {
   }
 };
 
+constexpr double kLeastBeta = 1e-38;  // with a reciprocal in float32
+
 // r^2 / (2 beta) where |r| < beta, |r| - beta / 2 beyond
 struct SmoothL1 {
   static constexpr double kFactor = 1.0;
   template <class T>
   static PF_HD ValueAndSlope<T> at(T prediction, T target, const Criterion& c) {
     const T r = prediction - target, size = abs(r);
-    return {if_less(size, c.beta, (0.5 / c.beta) * r * r, size - 0.5 * c.beta),
-            clamp(r, c.beta) * (1.0 / c.beta)};
+    const double per_beta = 1.0 / (c.beta < kLeastBeta ? kLeastBeta : c.beta);
+    return {if_less(size, c.beta, (0.5 * per_beta) * r * r, size - 0.5 * c.beta),
+            if_less(r, -c.beta, like(r, -1.0), if_less(-r, -c.beta, like(r, 1.0), r * per_beta))};
   }
 };
 

@@ -56,20 +56,26 @@ def weight(x: torch.Tensor, sample_weight: Any, mask: Any, sigma: Any) -> torch.
             )
         if value.device != x.device:
             raise ValueError(f"{name}: expected the device of x, {x.device}, got {value.device}")
+        if not _has_memory(value):
+            raise TypeError(f"{name}: expected a dense tensor with memory, got {value.layout}")
     if not (sample_weight is None or ((sample_weight >= 0) & sample_weight.isfinite()).all()):
         raise ValueError("sample_weight: expected finite numbers >= 0")
     if not (sigma is None or ((sigma > 0) & sigma.isfinite()).all()):
         raise ValueError("sigma: expected finite standard deviations > 0")
-    weights = torch.ones((), dtype=x.dtype) if sample_weight is None else flat(sample_weight)
+    weights = torch.ones(x.numel(), dtype=torch.float64, device=x.device)
+    if sample_weight is not None:
+        weights = flat(sample_weight)
+    counted = weights > 0
     if sigma is not None:
         weights = weights * flat(sigma).double() ** -2
     if mask is not None:
-        weights = torch.where(flat(mask), weights, 0.0)
-    weights = weights.to(x.dtype)
-    if not bool(weights.isfinite().all()):
-        raise ValueError(f"sigma: 1 / sigma^2 leaves the range of {x.dtype}")
-    if not bool((weights > 0).any()):
-        raise ValueError(f"{', '.join(given)}: expected a sample with weight, got none")
+        counted = counted & flat(mask)
+    weights, names = torch.where(counted, weights, 0.0).to(x.dtype), ", ".join(given)
+    if not counted.any():
+        raise ValueError(f"{names}: expected a sample with weight, got none")
+    normal = (weights >= torch.finfo(x.dtype).tiny) & weights.isfinite()
+    if not (normal | ~counted).all():
+        raise ValueError(f"{names}: the weights leave the range of {x.dtype}")
     return weights
 
 

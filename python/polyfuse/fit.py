@@ -47,7 +47,8 @@ def prepare(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     xs, ys = _check.data(x, y)
     known = fused(model, xs.dtype, xs.device)
-    if known.last_fit is None or not known.last_fit.holds(criterion, optimizer, y):
+    last = known.last_fit
+    if last is None or not last.holds(criterion, optimizer, y):
         read = read_criterion(criterion, y)
         if isinstance(read, str):
             raise ValueError(f"criterion: {read}")
@@ -56,17 +57,17 @@ def prepare(
             raise ValueError(f"optimizer: {reason}")
         if known.traced is None:
             raise ValueError(f"model: {type(model).__name__} is not fused: {known.reason}")
-        known.last_fit = LastFit(criterion, optimizer, y, read, holding(known, optimizer))
+        last = LastFit(known, criterion, optimizer, y, read)
     assert known.traced is not None
     reason = refuse_parameters(known.tensors) or refuse_shape(known.traced, x)
     if reason:
         raise ValueError(f"model: {reason}")
-    kind, mean = known.last_fit.read
+    kind, mean = last.read
     weight = _check.weight(x, *weights)
     reason = kind.refuse_targets(ys, weight)
     if reason:
         raise ValueError(f"y: {reason}")
-    held = Holding(optimizer, *known.last_fit.held)
+    held = Holding(optimizer, *last.held)
     problem = Problem(
         known.traced, "mean" if mean else "sum", held.rule, xs, ys,
         nan_policy == "omit", criterion=kind.over_rows_of(x), weight=weight,
@@ -75,12 +76,23 @@ def prepare(
 
 
 class LastFit:
-    """What `prepare` found a criterion and an optimizer to be, good while they stay as they are."""
+    """What `prepare` found a criterion and an optimizer to be, good while they stay as they are.
 
-    def __init__(self, criterion: Any, optimizer: Any, y: torch.Tensor, read: Any, held: Holding):
-        self.criterion, self.optimizer = weakref.ref(criterion), weakref.ref(optimizer)
+    Kept with the model's trace until the optimizer goes.
+    """
+
+    def __init__(self, known: Fused, criterion: Any, optimizer: Any, y: torch.Tensor, read: Any):
+        trace = weakref.ref(known)
+
+        def forget(_: Any) -> None:
+            if (alive := trace()) is not None:
+                alive.last_fit = None
+
+        held = holding(known, optimizer)
+        self.criterion, self.optimizer = weakref.ref(criterion), weakref.ref(optimizer, forget)
         self.y_ndim, self.read = y.ndim, read
-        self.held = held[1:]  # but the optimizer, which a model does not keep alive
+        self.held = held[1:]
+        known.last_fit = self
         options, complete = options_watched(optimizer)
         buffers = [b for b in criterion._buffers.values() if b is not None]
         self.watch = None
@@ -157,8 +169,9 @@ def fit(
     Parameters, ``.grad`` and optimizer state are left as the training loop would leave them; plain
     PyTorch can go on from there. (A parameter that no optimizer holds stays, and gets the last
     epoch's gradient, where a loop would pile up those of all epochs.) Arithmetic is in float64
-    whatever the dtype of the data, but for 65,536 samples of float32 and more that the CPU reads in
-    every epoch (``stream``): each is computed in float32, as torch does, and summed in float64.
+    whatever the dtype of the data. One exception: of 65,536 contiguous samples of float32 and more,
+    without weights or omitted ones, that a CPU reads in every epoch (``stream``), each is computed
+    in float32, as torch does, and summed in float64.
 
     Args:
         model: torch or polyfuse module whose output is a polynomial of its input.
@@ -179,7 +192,8 @@ def fit(
         progress: show a bar (needs tqdm).
         nan_policy: ``raise`` on nan or inf in the data, ``omit`` those samples, or ``propagate``.
         sample_weight: weight >= 0 of every sample, in the shape of x: a loss that is a sum becomes
-            sum w_i l_i, a mean the weighted mean sum w_i l_i / sum w_i. A sample of weight 0 is
+            sum w_i l_i, a mean the weighted mean sum w_i l_i / sum w_i, a batchmean that times
+            samples per row. A sample of weight 0 is
             left out, whatever it holds.
         mask: bool, in the shape of x: samples where it is False are left out.
         sigma: standard deviation > 0 of every y, in the shape of x: a weight of 1 / sigma^2, with

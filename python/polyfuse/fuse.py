@@ -29,7 +29,8 @@ class FusedStep:
         """One training step; returns the loss before it, a detached scalar tensor.
 
         Args:
-            x, y, sample_weight, mask, sigma: as for `polyfuse.fit`.
+            x, y, sample_weight, mask, sigma: as for `polyfuse.fit`. Whether y is in the domain of
+                the criterion is looked at when a tensor comes for the first time.
         """
         known, criterion, optimizer = self._known, self.criterion, self.optimizer
         weights = sample_weight, mask, sigma
@@ -60,9 +61,14 @@ class FusedStep:
         objective.backward()
         if not known.loop.install(optimizer):
             optimizer.step()
-        elif "step" in optimizer.__dict__:
-            optimizer._opt_called = True  # what a scheduler's patch of step would note
+        else:
+            self._note_step()
         return torch.tensor(objective.item(), dtype=known.dtype)
+
+    def _note_step(self) -> None:
+        """What a scheduler's patch of `optimizer.step` would note."""
+        if "step" in self.optimizer.__dict__:
+            self.optimizer._opt_called = True
 
     def _run(self, known: Fused, held: Holding, problem: Problem) -> torch.Tensor:
         """The same as a run of one epoch, for data on a device, or with weights."""
@@ -70,6 +76,7 @@ class FusedStep:
         run = choose("auto", problem).descend(problem, "stream", None, Schedule(0, 1, 1), state)
         self.optimizer.zero_grad()
         known.commit(state, held, stepped=True)
+        self._note_step()
         return torch.tensor(float(run.recorded[0]), dtype=known.dtype, device=known.device)
 
 

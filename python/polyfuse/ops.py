@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.compiler import assume_constant_result, is_compiling
+from torch.compiler import is_compiling
 from torch.func import vjp
 from torch.library import custom_op
 
 from . import _check
 from .backends import Backend, backend_of, choose
-from .criteria import BY_NAME, MSE, Criterion, criterion_of, numbers_of, of_numbers
+from .criteria import Criterion, numbers_of, of_numbers
 from .problem import Problem
 from .recognise import read_options
 from .symbolic import power_series
@@ -89,9 +89,9 @@ def loss(
 ) -> Tensor:
     """criterion(evaluate(x, coef, shift, scale), y) from one read of the data.
 
-    Loss and gradient come from one launch, torch.ops.polyfuse.objective, where kernels of the
-    device know the criterion; else, and under `torch.func` and in forward mode, from `evaluate` and
-    torch's own criterion. Differentiable in x, y and coef as often as torch's criterion is.
+    Loss and gradient come from one launch, torch.ops.polyfuse.objective; under `torch.func` and in
+    forward mode from `evaluate` and torch's own criterion. Differentiable in x, y and coef as often
+    as torch's criterion is.
 
     Args:
         x, y: of one shape, any strides, float32 or float64, at least one sample.
@@ -120,8 +120,7 @@ def loss(
     if isinstance(found, str):
         raise TypeError(f"criterion: {found}")
     kind, options, reduction = found
-    fused = kind is MSE or _has_kernel(kind.name, x.device)
-    if not fused or _transformed() or _forward_mode():
+    if _transformed() or _forward_mode():
         return criterion(evaluate(x, coef, shift, scale), y)
     numbers = numbers_of(options)
     return objective(x, y, coef, kind.name, numbers, reduction, shift, scale)[0]
@@ -147,14 +146,6 @@ def _backend(x: Tensor, n_terms: int) -> Backend:
     if found is None:
         raise ValueError(f"x: no backend serves {x.device}; polyfuse.backends() says why")
     return found
-
-
-@assume_constant_result  # type: ignore[untyped-decorator]
-def _has_kernel(criterion: str, device: torch.device) -> bool:
-    backend, nothing = backend_of(device, 1), torch.empty(0, device=device)
-    model, found = power_series(1, 0.0, 1.0), criterion_of(BY_NAME[criterion])
-    problem = Problem(model, "mean", (None,), nothing, nothing, criterion=found)
-    return backend is not None and backend.refuse(problem) is None
 
 
 def _as(x: Tensor, values: Any) -> Tensor:

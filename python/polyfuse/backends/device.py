@@ -119,12 +119,12 @@ def loss_and_gradient(
     backend: Any, problem: Problem, params: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a step in which no optimizer holds the parameters computes: views [] and [P]."""
-    model, nowhere = problem.model, (None,)
+    model, nowhere, params = problem.model, (None,), params.contiguous()
     n, device = len(params), params.device
     state = backend.step(
         DeviceMap.of(model, device), device_rule((None,) * n, device),
         tables(model, (params,), *(nowhere,) * 4), problem.x, problem.y, model,
-        problem.reduction == "mean", None,
+        problem.reduction == "mean", None, problem.criterion,
     )  # fmt: skip
     return loss_in(state, n), state[n : 2 * n]
 

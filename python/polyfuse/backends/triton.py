@@ -62,7 +62,7 @@ class Triton:
         return None
 
     def evaluate(self, model: Traced, coef: Any, x: torch.Tensor) -> torch.Tensor:
-        coef = torch.as_tensor(coef, dtype=torch.float64, device=x.device)
+        coef = torch.as_tensor(coef, dtype=torch.float64, device=x.device).contiguous()
         samples = Samples(x, x, model.shift, model.scale)
         return launch.evaluate(samples, DeviceMap.identity_of(model.degree + 1, x.device), coef)
 

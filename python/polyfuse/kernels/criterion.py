@@ -54,7 +54,7 @@ def smooth_l1(prediction, target, beta):
     r = prediction - target
     size = tl.abs(r)
     value = tl.where(size < beta, (0.5 / beta) * r * r, size - 0.5 * beta)
-    return value, clamp(r, beta) * (1.0 / beta)
+    return value, tl.where(r < -beta, -1.0, tl.where(r > beta, 1.0, r / beta))
 
 
 @triton.jit

@@ -85,10 +85,12 @@ def _has_place(value: Any, t: torch.Tensor, scalar: bool) -> bool:
 def options_watched(optimizer: torch.optim.Optimizer) -> tuple[list[Any], bool]:
     """What the options of an optimizer rest on, for `_C.Watch`, and whether that is all."""
     groups = optimizer.param_groups
-    numbers = [v for g in groups for v in g.values() if isinstance(v, torch.Tensor)]
+    options = [v for g in groups for name, v in g.items() if name != "params"]
+    inner = [v for o in options if isinstance(o, (tuple, list)) for v in o]  # such as betas
+    numbers = [v for v in (*options, *inner) if isinstance(v, torch.Tensor)]
     near = [v for v in numbers if v.device.type == "cpu" and v.is_contiguous()]
     hooks = [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
-    lists = [g["params"] for g in groups]
+    lists = [*(g["params"] for g in groups), *(o for o in options if isinstance(o, list))]
     watched = [optimizer.__dict__, *hooks, *GLOBAL_HOOKS, groups, *groups, *lists, *near]
     return watched, len(near) == len(numbers)
 
