@@ -463,8 +463,8 @@ def test_an_option_that_changes_in_place():
         fresh.load_state_dict(model.state_dict())
         other = torch.optim.Adam(fresh.parameters(), lr=1e-3)
         other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-        other.param_groups[0]["betas"] = (0.1, 0.999)
         change(optimizer)
+        other.param_groups[0]["betas"] = tuple(map(float, betas))
         for m, o in ((model, optimizer), (fresh, other)):
             pf.fit(m, torch.nn.MSELoss(), o, xs, ys, epochs=5)
         for p, q in zip(model.parameters(), fresh.parameters(), strict=True):
