@@ -128,7 +128,7 @@ def test_a_polynomial_is_recognised_and_computed(name):
     assert known.traced is not None, known.reason
     x = X.clone()
     truth = model(x)
-    params = known.state(None).params
+    params = known.read()
     coef = known.traced.coefficients(params)
     u = (x - known.traced.shift) * known.traced.scale
     found = sum(c * u**k for k, c in enumerate(coef))
