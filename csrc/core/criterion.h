@@ -70,8 +70,8 @@ struct SmoothL1 {
   template <class T>
   static PF_HD ValueAndSlope<T> at(T prediction, T target, const Criterion& c) {
     const T r = prediction - target, size = abs(r);
-    const double beta = c.beta < kLeastBeta ? kLeastBeta : c.beta, per_beta = 1.0 / beta;
-    return {if_less(size, c.beta, (0.5 * per_beta) * r * r, size - 0.5 * c.beta),
+    const double beta = c.beta + kLeastBeta, per_beta = 1.0 / beta;
+    return {if_less(size, beta, (0.5 * per_beta) * r * r, size - 0.5 * beta),
             clamp(r, beta) * per_beta};
   }
 };
