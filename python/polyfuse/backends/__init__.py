@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from ..problem import Problem, Report, Schedule, State
-from .cuda import Cuda
-from .native import Cpu
-from .reference import Reference
-from .triton import Triton
 
 
 class Backend(Protocol):
@@ -49,9 +46,27 @@ class Backend(Protocol):
         """Kernel launches so far in this process."""
 
 
-REGISTRY: dict[str, Backend] = {
-    backend.name: backend for backend in (Cpu(), Cuda(), Triton(), Reference())
-}
+HOMES = {"cpu": "native", "cuda": "cuda", "triton": "triton", "reference": "reference"}
+
+if TYPE_CHECKING:  # that each is a Backend
+    from .cuda import Cuda
+    from .native import Cpu
+    from .reference import Reference
+    from .triton import Triton
+
+    CLASSES: tuple[type[Backend], ...] = (Cpu, Cuda, Triton, Reference)
+
+
+class Registry(dict[str, Backend]):
+    """The backends by name, each imported when it is first asked for."""
+
+    def __missing__(self, name: str) -> Backend:
+        module = import_module(f".{HOMES[name]}", __name__)
+        backend: Backend = getattr(module, name.capitalize())()
+        return self.setdefault(name, backend)
+
+
+REGISTRY = Registry()
 # By type of device, those that `auto` takes: the first that serves.
 AUTO = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
@@ -63,7 +78,7 @@ def backends() -> dict[str, str]:
     >>> pf.backends()["cpu"]
     'available'
     """
-    return {name: backend.missing() or "available" for name, backend in REGISTRY.items()}
+    return {name: REGISTRY[name].missing() or "available" for name in HOMES}
 
 
 def backend_of(device: torch.device, n_params: int) -> Backend | None:
@@ -76,8 +91,8 @@ def backend_of(device: torch.device, n_params: int) -> Backend | None:
 
 def choose(name: str, problem: Problem) -> Backend:
     """The backend called `name`, or for 'auto' the first compiled one of the data's device."""
-    if name != "auto" and name not in REGISTRY:
-        known = ", ".join(("auto", *REGISTRY))
+    if name not in ("auto", *HOMES, *REGISTRY):
+        known = ", ".join(("auto", *HOMES))
         raise ValueError(f"backend: expected one of {known}, got {name!r}")
     device = problem.x.device
     reasons = []
