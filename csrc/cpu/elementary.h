@@ -1,5 +1,6 @@
 // exp, log and log1p of packs: the same operations for every instruction set, errors below 1 ulp.
-// exp: Cody and Waite's reduction by log 2 and a Taylor polynomial; log: that of fdlibm.
+// exp: Cody and Waite's reduction by log 2 and a Taylor polynomial; log: that of fdlibm, in float32
+// a minimax polynomial, which takes no division.
 #pragma once
 
 #include <limits>
@@ -8,6 +9,14 @@
 
 namespace polyfuse {
 inline namespace PF_ISA {
+
+// value + (what lies above it in the table) times at, by Horner's rule
+template <class Part, class S, size_t N>
+PF_INLINE Part series(const S (&table)[N], Part at) {
+  Part sum = Part{} + table[N - 1];
+  for (int k = static_cast<int>(N) - 2; k >= 0; --k) sum = sum * at + table[k];
+  return sum;
+}
 
 // What the formulas need to know of a format. to_integer: adding it leaves an integer in the lowest
 // bits. log2_high times an exponent is exact.
@@ -28,6 +37,13 @@ struct Format<double> {
                                    1.818357216161805012e-01, 1.531383769920937332e-01,
                                    1.479819860511658591e-01};
   static constexpr Bits half_root = 0x3fe6a09e00000000;  // of 2
+
+  // log(1 + f) - f + f^2 / 2 for 1 + f between the root of 2 and its half
+  template <class Part>
+  static PF_INLINE Part beyond_square(Part f, Part half_square) {
+    const Part s = f / (f + 2.0), z = s * s;
+    return s * (half_square + z * series(odd, z));
+  }
 };
 template <>
 struct Format<float> {
@@ -37,18 +53,16 @@ struct Format<float> {
   static constexpr float log2_high = 6.9313812256e-01f, log2_low = 9.0580006145e-06f;
   static constexpr float taylor[] = {1.0f / 2,   1.0f / 6,   1.0f / 24,
                                      1.0f / 120, 1.0f / 720, 1.0f / 5040};
-  static constexpr float odd[] = {0xaaaaaa.0p-24f, 0xccce13.0p-25f, 0x91e9ee.0p-25f,
-                                  0xf89e26.0p-26f};
+  static constexpr float cubic[] = {0x1.555554p-2f,  -0x1.000226p-2f, 0x1.99a008p-3f,
+                                    -0x1.547244p-3f, 0x1.22da1cp-3f,  -0x1.0d8542p-3f,
+                                    0x1.055b6ap-3f,  -0x1.38b580p-4f};
   static constexpr Bits half_root = 0x3f3504f3;
-};
 
-// value + (what lies above it in the table) times at, by Horner's rule
-template <class Part, class S, size_t N>
-PF_INLINE Part series(const S (&table)[N], Part at) {
-  Part sum = Part{} + table[N - 1];
-  for (int k = static_cast<int>(N) - 2; k >= 0; --k) sum = sum * at + table[k];
-  return sum;
-}
+  template <class Part>
+  static PF_INLINE Part beyond_square(Part f, Part) {
+    return f * (f * f) * series(cubic, f);
+  }
+};
 
 // 2^(n / 2) twice, as 2^n may be beyond the range.
 template <class Pack, class Part = typename Pack::Part>
@@ -71,9 +85,9 @@ PF_INLINE Part exp_of(Part x) {
   return beyond ? Part{} + std::numeric_limits<S>::infinity() : scaled;
 }
 
-// log(x / 2^shift) + rest for x > 0 that is no subnormal number, rest being small
+// log((x + lost) / 2^shift) for x > 0 that is no subnormal number, lost being what x was rounded by
 template <class Pack, class Part = typename Pack::Part>
-PF_INLINE Part log_of(Part x, Part shift, Part rest) {
+PF_INLINE Part log_of(Part x, Part shift, Part lost) {
   using S = typename Pack::Scalar;
   using Unsigned = typename Pack::Unsigned;
   using F = Format<S>;
@@ -81,12 +95,14 @@ PF_INLINE Part log_of(Part x, Part shift, Part rest) {
   constexpr Bits one = Bits(F::bias) << F::mantissa;
   constexpr Bits to_integer = Bits(F::bias + F::mantissa) << F::mantissa;  // 2^mantissa
   constexpr Bits fraction = (Bits(1) << F::mantissa) - 1;
+  constexpr Bits highest = Bits(2 * F::bias + 1) << F::mantissa;
   const Unsigned bits = Unsigned(x) + (one - F::half_root);
   const Part k = Part((bits >> F::mantissa) | to_integer) -
                  (shift + S((Bits(1) << F::mantissa) + Bits(F::bias)));
-  const Part f = Part((bits & fraction) + F::half_root) - S(1);
-  const Part s = f / (f + S(2)), z = s * s, half_square = S(0.5) * f * f;
-  const Part correction = s * (half_square + z * series(F::odd, z)) + (k * F::log2_low + rest);
+  const Part per_power = Part(highest - (bits & ~fraction));  // 2^(1 - k)
+  const Part f = (Part((bits & fraction) + F::half_root) - S(1)) + S(0.5) * lost * per_power;
+  const Part half_square = S(0.5) * f * f;
+  const Part correction = F::beyond_square(f, half_square) + k * F::log2_low;
   return k * F::log2_high - ((half_square - correction) - f);
 }
 
@@ -154,7 +170,6 @@ PF_INLINE PackOf<Lanes, S> log(PackOf<Lanes, S> x) {
   });
 }
 
-// log(1 + x): what rounding loses in u = 1 + x is (x - (u - 1)) / u of the logarithm.
 template <int Lanes, class S>
 PF_INLINE PackOf<Lanes, S> log1p(PackOf<Lanes, S> x) {
   using Pack = PackOf<Lanes, S>;
@@ -162,7 +177,7 @@ PF_INLINE PackOf<Lanes, S> log1p(PackOf<Lanes, S> x) {
   return each_part<Pack>([&](auto i) PF_ALWAYS_INLINE {
     const Part at = x.part[i], u = S(1) + at;
     const Part lost = u > S(2) ? S(1) - (u - at) : at - (u - S(1));
-    return log_anywhere<S>(u, log_of<Pack>(u, Part{}, lost / u));
+    return log_anywhere<S>(u, log_of<Pack>(u, Part{}, lost));
   });
 }
 
