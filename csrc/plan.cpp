@@ -39,8 +39,6 @@ Plan::Plan(int n_params, int n_coefficients, const py::list& term_list, double s
   problem.rule = rule.data();
 }
 
-namespace {
-
 UpdateRule rule_from(py::handle options) {
   UpdateRule rule;
   if (options.is_none()) return rule;
@@ -50,8 +48,6 @@ UpdateRule rule_from(py::handle options) {
   std::copy(row.begin() + 1, row.end(), rule.option);
   return rule;
 }
-
-}  // namespace
 
 void Plan::set_rule(const py::list& options) {
   rule.clear();

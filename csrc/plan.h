@@ -12,6 +12,8 @@ namespace polyfuse {
 
 namespace py = pybind11;
 
+UpdateRule rule_from(py::handle row);  // the method's number and its options; None: none
+
 struct Plan {
   std::vector<double> factors;
   std::vector<Span> spans;

@@ -149,6 +149,22 @@ PF_INLINE PackOf<Lanes, S> abs(PackOf<Lanes, S> x) {
   });
 }
 
+template <int Lanes>
+PF_INLINE PackOf<Lanes> sqrt(PackOf<Lanes> x) {
+  return each_part<PackOf<Lanes>>([&](auto i) PF_ALWAYS_INLINE {
+    auto part = x.part[i];
+#if defined(__AVX512F__)
+    if constexpr (PackOf<Lanes>::kPartLanes == 8) return decltype(part)(_mm512_sqrt_pd(part));
+#endif
+#if defined(__AVX2__)
+    if constexpr (PackOf<Lanes>::kPartLanes == 4) return decltype(part)(_mm256_sqrt_pd(part));
+#endif
+    for (int lane = 0; lane < PackOf<Lanes>::kPartLanes; ++lane)
+      part[lane] = __builtin_sqrt(part[lane]);
+    return part;
+  });
+}
+
 template <int Lanes, class S>
 PF_INLINE PackOf<Lanes, S> exp(PackOf<Lanes, S> x) {
   using Pack = PackOf<Lanes, S>;

@@ -5,6 +5,8 @@
 
 namespace polyfuse {
 
+struct BatchPlan;
+
 constexpr int kResidentSamples = 64;
 constexpr int kResidentTerms = 8;
 
@@ -35,6 +37,8 @@ struct Passes {
   // most kResidentTerms of them: all epochs on data that never leaves the core.
   void (*resident)(const Data&, int n_terms, const LinearStep* step, bool with_momentum,
                    int64_t epochs, double* params, double* momentum);
+  // fits [begin, end)
+  void (*batch)(const BatchPlan&, int64_t begin, int64_t end);
 };
 
 extern const Passes passes_baseline;

@@ -26,6 +26,38 @@ class Criterion:
         full: bool = ..., log_target: bool = ..., per_row: bool = ...,
     ) -> None: ...  # fmt: skip
 
+class Batch:
+    """Many fits: see csrc/cpu/batch.h; addresses and strides are written, not read."""
+
+    x: Any
+    y: Any
+    w: Any
+    n: int
+    fits: int
+    n_terms: int
+    float64: Any
+    omit: bool
+    shift: float
+    scale: float
+    mean: bool
+    criterion: Criterion
+    solve: bool
+    engine: Any
+    schedule: Any
+    rule: Any
+    params: Any
+    grad: Any
+    loss: Any
+    recorded: Any
+    determination: Any
+    covariance: Any
+    counted: Any
+    epochs: Any
+    rank: Any
+    status: Any
+    def keep(self, row: int, address: int, scalar: float) -> None: ...
+    def run(self, first: int, seconds: float, threads: int) -> int: ...
+
 class Plan:
     def set_changes(self, changes: list) -> None: ...
     criterion: Criterion

@@ -14,6 +14,7 @@ import torch
 
 from . import _C, _check
 from .backends import choose
+from .batch import fit_batch, is_batch
 from .fused import Fused, fused
 from .optim.owners import Holding, holding, options_watched
 from .problem import Problem, Schedule, State
@@ -224,6 +225,15 @@ def fit(
     if callback is not None and not every:
         raise ValueError("callback: needs record_every, the epochs at which it is called")
     weights = sample_weight, mask, sigma
+    if is_batch(model):
+        unserved = {"scheduler": scheduler, "callback": callback, "progress": progress or None}
+        for name, value in unserved.items():
+            if value is not None:
+                raise ValueError(f"{name}: not for a batch of fits, got {value!r}")
+        return fit_batch(
+            model, criterion, optimizer, x, y, epochs=epochs, engine=engine, backend=backend,
+            record_every=every, tol=tolerance, nan_policy=nan_policy, weights=weights,
+        )  # fmt: skip
     known, held, problem = prepare(model, criterion, optimizer, x, y, nan_policy, weights)
     schedulers = Schedulers(scheduler, optimizer, lambda: holding(known, optimizer).rule)
     scheduled = bool(schedulers.listed)

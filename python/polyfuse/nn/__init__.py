@@ -18,9 +18,10 @@ from .criterion import (
     SmoothL1Loss,
     SoftMarginLoss,
 )
-from .module import Module, Polynomial
+from .module import Module
+from .polynomial import Polynomial
 
-hand_on(__name__, "torch.nn", own=("criterion", "module"))
+hand_on(__name__, "torch.nn", own=("criterion", "module", "polynomial"))
 
 
 def __getattr__(name: str) -> Any:

@@ -18,9 +18,12 @@ GLOBAL_HOOKS = [_base._global_optimizer_pre_hooks, _base._global_optimizer_post_
 def register(optimizer: torch.optim.Optimizer) -> None:
     """Takes note of a fused optimizer, or of a change in what it holds."""
 
-    def gone(_: Any, key: int = id(optimizer)) -> None:
-        _C.next_generation()
-        _alive.pop(key, None)
+    # As defaults: the interpreter may have cleared this module when the last optimizer goes.
+    def gone(
+        _: Any, key: int = id(optimizer), alive: Any = _alive, changed: Any = _C.next_generation
+    ) -> None:
+        changed()
+        alive.pop(key, None)
 
     _C.next_generation()
     _alive[id(optimizer)] = weakref.ref(optimizer, gone)

@@ -1,0 +1,580 @@
+#include "batch.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "../core/orthogonal.h"
+#include "passes_isa.h"
+#include "samples.h"
+
+namespace polyfuse {
+inline namespace PF_ISA {
+namespace {
+
+Pack smaller(Pack a, Pack b) { return if_less(a - b, 0.0, a, b); }
+Pack larger(Pack a, Pack b) { return if_less(b - a, 0.0, a, b); }
+
+// Eight numbers of a row [B], as float or double; lanes past the end repeat the last.
+template <class T>
+PF_INLINE Pack load_row(const T* row, int count) {
+  if (count == kLanes) return Pack::load(row);
+  double lane[kLanes];
+  for (int i = 0; i < kLanes; ++i) lane[i] = row[std::min(i, count - 1)];
+  return Pack::load(lane);
+}
+template <class T>
+PF_INLINE void store_row(Pack value, T* row, int count) {
+  if constexpr (std::is_floating_point<T>::value)
+    if (count == kLanes) return value.store(row);
+  double lane[kLanes];
+  value.store(lane);
+  for (int i = 0; i < count; ++i) row[i] = static_cast<T>(lane[i]);
+}
+Pack with_lane(Pack pack, int i, double value) {
+  double lane[kLanes];
+  pack.store(lane);
+  lane[i] = value;
+  return Pack::load(lane);
+}
+Pack load_row(const void* rows, Dtype dtype, int64_t at, int count) {
+  return dtype == Dtype::Float32 ? load_row(static_cast<const float*>(rows) + at, count)
+                                 : load_row(static_cast<const double*>(rows) + at, count);
+}
+void store_row(Pack value, void* rows, Dtype dtype, int64_t at, int count) {
+  if (dtype == Dtype::Float32)
+    store_row(value, static_cast<float*>(rows) + at, count);
+  else
+    store_row(value, static_cast<double*>(rows) + at, count);
+}
+
+// The samples of fits from `fit` on, into[pack * n + i]. Row by row where fits are neighbours in
+// memory, or else fit by fit.
+template <class T>
+void gather(const Series& series, int64_t n, int64_t fit, int count, Pack* into) {
+  const T* from = static_cast<const T*>(series.at) + fit * series.fit;
+  const int packs = (count + kLanes - 1) / kLanes;
+  if (series.fit == 1 && count == packs * kLanes) {
+    for (int64_t i = 0; i < n; ++i) {
+      const T* row = from + i * series.sample;
+      for (int p = 0; p < packs; ++p) {
+        __builtin_prefetch(row + count + p * kLanes);  // of the next tile
+        into[p * n + i] = Pack::load(row + p * kLanes);
+      }
+    }
+    return;
+  }
+  for (int lane = 0; lane < packs * kLanes; ++lane) {
+    const T* one = from + std::min(lane, count - 1) * series.fit;
+    double* to = reinterpret_cast<double*>(into + lane / kLanes * n) + lane % kLanes;
+    for (int64_t i = 0; i < n; ++i) to[i * kLanes] = one[i * series.sample];
+  }
+}
+
+// What the epochs of one fit, or the optimum, are computed from: with e = factor p - along, the
+// sum of squared residuals is rest + e^2 and its derivative 2 factor^T e, free of cancellation.
+// F is double where all fits share the factor; K terms, 0: n_terms of them.
+template <class F, int K>
+struct AtOptimum {
+  static constexpr int kTerms = K;
+  int n_terms;
+  const F* factor;
+  const Pack* along;
+  Pack rest, weight;
+
+  PF_INLINE Pack operator()(const Pack* p, Pack* grad) const {
+    const int terms = K ? K : n_terms;
+    Pack value = rest, sum[K ? K : kMaxTerms] = {};
+    for_terms<K>(terms, [&](int k) PF_ALWAYS_INLINE {
+      Pack e = -along[k];
+      for (int j = k; j < terms; ++j) e += p[j] * factor[k * terms + j];
+      value += e * e;
+      for (int j = k; j < terms; ++j) sum[j] += e * factor[k * terms + j];
+    });
+    for_terms<K>(terms, [&](int j) PF_ALWAYS_INLINE { grad[j] = sum[j] * (2.0 * weight); });
+    return value * weight;
+  }
+};
+
+// Any criterion, from the data in every epoch. U is double where all fits share x.
+template <class Rho, class U>
+struct FromData {
+  static constexpr int kTerms = 0;
+  int n_terms;
+  int64_t n;
+  const U* u;
+  const Pack *y, *w;
+  const Criterion& criterion;
+  Pack weight;
+
+  Pack operator()(const Pack* p, Pack* grad) const {
+    Pack value{};
+    for (int j = 0; j < n_terms; ++j) grad[j] = Pack{};
+    for (int64_t i = 0; i < n; ++i) {
+      Pack prediction = p[n_terms - 1];
+      for (int j = n_terms - 2; j >= 0; --j) prediction = prediction * u[i] + p[j];
+      const auto rho = Rho::at(prediction, y[i], criterion);
+      Pack slope = w ? if_zero(w[i], Pack{}, w[i] * rho.slope) : rho.slope;
+      value += w ? if_zero(w[i], Pack{}, w[i] * rho.value) : rho.value;
+      for (int j = 0; j < n_terms; ++j, slope = slope * u[i]) grad[j] += slope;
+    }
+    for (int j = 0; j < n_terms; ++j) grad[j] *= Rho::kFactor * weight;
+    return value * weight;
+  }
+};
+
+// Parameters of eight fits and what the rule keeps of them.
+struct Lanes {
+  Pack p[kMaxTerms], grad[kMaxTerms], kept[kKept][kMaxTerms];
+  Pack loss{}, epochs{}, active = Pack::all(1.0);
+  Pack start_loss{};
+};
+
+template <int K>
+PF_INLINE void update(const LinearStep& step, int n_terms, const Pack* grad, Lanes& s) {
+  for_terms<K>(n_terms, [&](int j) PF_ALWAYS_INLINE {
+    Pack &p = s.p[j], &buffer = s.kept[Sgd::kBuffer][j];
+    const Pack moved = p * step.p_p + grad[j] * step.p_g + buffer * step.p_b;
+    const Pack filled = p * step.b_p + grad[j] * step.b_g + buffer * step.b_b;
+    p = if_zero(s.active, p, moved);
+    buffer = if_zero(s.active, buffer, filled);
+  });
+}
+
+// Fit by fit, those that go on.
+void update(const UpdateRule& rule, int n_terms, const Pack* grad, Lanes& s) {
+  for (int j = 0; j < n_terms; ++j) {
+    double p[kLanes], g[kLanes], kept[kKept][kLanes];
+    s.p[j].store(p);
+    grad[j].store(g);
+    for (int r = 0; r < kKept; ++r) s.kept[r][j].store(kept[r]);
+    for (int i = 0; i < kLanes; ++i) {
+      if (s.active.lane(i) == 0.0) continue;
+      double of_one[kKept];
+      for (int r = 0; r < kKept; ++r) of_one[r] = kept[r][i];
+      polyfuse::update(rule, p[i], g[i], of_one);
+      for (int r = 0; r < kKept; ++r) kept[r][i] = of_one[r];
+    }
+    s.p[j] = Pack::load(p);
+    for (int r = 0; r < kKept; ++r) s.kept[r][j] = Pack::load(kept[r]);
+  }
+}
+
+struct Recorder {
+  double* next;  // [M, B], at the fits
+  int64_t stride;
+  int count;
+  void operator()(Pack loss) {
+    store_row(loss, next, count);
+    next += stride;
+  }
+};
+
+bool any_goes_on(const Lanes& s) {
+  bool any = false;
+  for (int i = 0; i < kLanes; ++i) any = any || s.active.lane(i) != 0.0;
+  return any;
+}
+
+// Epoch by epoch; a fit whose loss has settled stays as it is.
+template <class Objective>
+void descend(const BatchPlan& plan, const Objective& objective, Recorder record, Lanes& s) {
+  constexpr int K = Objective::kTerms;
+  const Schedule& schedule = plan.batch.schedule;
+  const int terms = K ? K : plan.batch.n_terms;
+  const Pack tol = Pack::all(schedule.tol);
+  Pack previous = Pack::all(NAN), grad[kMaxTerms];
+  for (int64_t epoch = 0;; ++epoch) {
+    const Pack loss = objective(s.p, grad);
+    s.loss = if_zero(s.active, s.loss, loss);
+    if (epoch == 0) s.start_loss = loss;
+    if (epoch == schedule.epochs) return;
+    if (records(schedule, epoch)) record(s.loss);
+    if (schedule.tol >= 0.0) {
+      const Pack change = abs(previous - loss) - tol * abs(loss);  // nan at first
+      s.active = if_less(-change, 0.0, s.active, if_zero(change - change, Pack{}, s.active));
+      previous = loss;
+      if (!any_goes_on(s)) {
+        for (++epoch; epoch < schedule.epochs; ++epoch)
+          if (records(schedule, epoch)) record(s.loss);
+        return;
+      }
+    }
+    if (plan.linear)
+      update<K>(epoch == 0 ? plan.first : plan.rest, terms, grad, s);
+    else
+      update(plan.batch.rule, terms, grad, s);
+    for (int j = 0; j < terms; ++j) s.grad[j] = if_zero(s.active, s.grad[j], grad[j]);
+    s.epochs += s.active;
+  }
+}
+
+template <class U>
+void descend_on(const BatchPlan& plan, const U* u, const Pack* y, const Pack* w, Pack weight,
+                Recorder record, Lanes& s) {
+  const Batch& batch = plan.batch;
+  const Criterion& c = batch.criterion;
+  const auto run = [&](auto rho) {
+    const FromData<decltype(rho), U> objective{batch.n_terms,    batch.n, u, y, w, c,
+                                               weight * c.weight};
+    descend(plan, objective, record, s);
+  };
+  switch (c.kind) {
+    case CriterionKind::SquaredError: return run(SquaredError{});
+    case CriterionKind::AbsoluteError: return run(AbsoluteError{});
+    case CriterionKind::SmoothL1: return run(SmoothL1{});
+    case CriterionKind::Huber: return run(Huber{});
+    case CriterionKind::SoftMargin: return run(SoftMargin{});
+    case CriterionKind::BCEWithLogits: return run(BCEWithLogits{});
+    case CriterionKind::PoissonNLL: return run(PoissonNLL{});
+    case CriterionKind::KLDiv: return run(KLDiv{});
+    case CriterionKind::GaussianNLL: return run(GaussianNLL{});
+  }
+}
+
+// SGD of fits that share their factor: the first epoch, which fills the buffers, and the last,
+// whose gradient stays behind, as they are; those between by powers of the affine map.
+template <int K>
+void leap(const BatchPlan& plan, const AtOptimum<double, K>& objective, Recorder record, Lanes& s) {
+  const Schedule& schedule = plan.batch.schedule;
+  const int terms = K ? K : plan.batch.n_terms;
+  const bool with_buffer = plan.rest.p_b != 0.0, with_decay = plan.rest.p_p != 1.0;
+  Pack optimum[K ? K : kMaxTerms];
+  Pack* const buffer = s.kept[Sgd::kBuffer];
+  back_substitute(terms, objective.factor, objective.along, optimum);
+  const int64_t last = schedule.epochs - 1, every = schedule.record_every;
+  const auto jump_to = [&](const Jump& jump) PF_ALWAYS_INLINE {
+    Pack from[K ? K : kMaxTerms], to_p[K ? K : kMaxTerms], to_b[K ? K : kMaxTerms] = {};
+    for_terms<K>(terms, [&](int j) PF_ALWAYS_INLINE { from[j] = s.p[j] - optimum[j]; });
+    const auto row = [&](int i) PF_ALWAYS_INLINE {
+      const double* entry = jump.map + i * 3 * terms;
+      Pack change{};
+      for (int j = 0; j < terms; ++j) change += from[j] * entry[j];
+      if (with_buffer)
+        for (int j = 0; j < terms; ++j) change += buffer[j] * entry[terms + j];
+      if (with_decay)
+        for (int j = 0; j < terms; ++j) change += optimum[j] * entry[2 * terms + j];
+      return change;
+    };
+    for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE { to_p[i] = row(i); });
+    if (with_buffer) for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE { to_b[i] = row(terms + i); });
+    for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE {
+      s.p[i] = (from[i] + to_p[i]) + optimum[i];
+      if (with_buffer) buffer[i] += to_b[i];
+    });
+  };
+  for (int64_t epoch = 0;;) {
+    s.loss = objective(s.p, s.grad);
+    if (epoch == 0) s.start_loss = s.loss;
+    if (epoch > last) break;
+    if (records(schedule, epoch)) record(s.loss);
+    if (epoch == 0 || epoch == last) {
+      update<K>(epoch == 0 ? plan.first : plan.rest, terms, s.grad, s);
+      if (++epoch > last) {
+        Pack unused[K ? K : kMaxTerms];
+        s.loss = objective(s.p, unused);
+        break;
+      }
+      if (epoch == last || records(schedule, epoch)) continue;
+    }
+    const int64_t next = every > 0 ? std::min(last, epoch / every * every + every) : last;
+    const Jump* jump = plan.jump;
+    while (jump->epochs != next - epoch) ++jump;
+    if (plan.batch.rule.method != Method::None) jump_to(*jump);
+    epoch = next;
+  }
+  s.epochs = Pack::all(static_cast<double>(schedule.epochs));
+}
+
+// along[k] = <q_k, y> of C columns; y becomes the residuals, whose sum of squares is returned.
+template <int C>
+Pack project_columns(int64_t n, int n_terms, const double* q, Pack* y, Pack* along) {
+  Pack sum[C] = {}, rest{};
+  for (int64_t i = 0; i < n; ++i)
+    unroll<C>([&](auto k) PF_ALWAYS_INLINE { sum[k] += y[i] * q[i * n_terms + k]; });
+  for (int64_t i = 0; i < n; ++i) {
+    Pack left = y[i];
+    unroll<C>([&](auto k) PF_ALWAYS_INLINE { left = left - sum[k] * q[i * n_terms + k]; });
+    rest += left * left;
+    y[i] = left;
+  }
+  unroll<C>([&](auto k) { along[k] = sum[k]; });
+  return rest;
+}
+
+// All columns, some at a time.
+Pack project(int64_t n, int n_terms, const double* q, Pack* y, Pack* along) {
+  Pack rest{};
+  for (int k = 0; k < n_terms;) {
+    const auto columns = [&](auto c) {
+      rest = project_columns<c()>(n, n_terms, q + k, y, along + k);
+      k += c();
+    };
+    switch (std::min(n_terms - k, 4)) {
+      case 1: columns(std::integral_constant<int, 1>{}); break;
+      case 2: columns(std::integral_constant<int, 2>{}); break;
+      case 3: columns(std::integral_constant<int, 3>{}); break;
+      default: columns(std::integral_constant<int, 4>{});
+    }
+  }
+  return rest;
+}
+
+// Memory of one thread.
+struct Workspace {
+  std::vector<Pack> x, y, w, now, before, residual, factor;
+};
+
+// One pack of fits: from y (and x, w where they are its own) to what the run leaves behind.
+template <int K>
+class EightFits {
+ public:
+  EightFits(const BatchPlan& plan, int64_t fit, int count)
+      : plan_(plan), batch_(plan.batch), fit_(fit), count_(count) {}
+
+  void shared(Pack* y) {
+    const Design& design = *plan_.design;
+    const int64_t n = batch_.n;
+    const Pack weight = Pack::all(batch_.mean ? 1.0 / static_cast<double>(n) : 1.0);
+    rank_ = Pack::all(design.rank);
+    if (streams()) return stream(design.u, y, nullptr, weight);
+    rest_ = project(n, batch_.n_terms, design.q, y, along_);
+    const AtOptimum<double, K> optimum{batch_.n_terms, design.factor, along_, rest_, weight};
+    if (!batch_.solve && batch_.engine == Engine::ClosedForm) {
+      start();
+      leap<K>(plan_, optimum, recorder(), lanes_);
+      return leave_run();
+    }
+    counted_ = Pack::all(static_cast<double>(n));
+    finish(optimum);
+  }
+
+  void own(Pack* x, Pack* y, const Pack* w, Workspace& work) {
+    const int64_t n = batch_.n;
+    const int terms = K ? K : batch_.n_terms;
+    const Pack one = Pack::all(1.0);
+    Pack low = Pack::all(INFINITY), high = Pack::all(-INFINITY), total{};
+    for (int64_t i = 0; i < n; ++i) {
+      const Pack wi = w ? w[i] : one;
+      low = smaller(if_zero(wi, low, x[i]), low);
+      high = larger(if_zero(wi, high, x[i]), high);
+      total += wi;
+      counted_ += if_zero(wi, Pack{}, one);
+    }
+    const Pack weight = batch_.mean ? 1.0 / total : one;
+    if (streams()) {
+      for (int64_t i = 0; i < n; ++i) x[i] = (x[i] - batch_.shift) * batch_.scale;
+      rank_ = if_zero(counted_, Pack{}, Pack::all(terms));
+      return stream(x, y, w, weight);
+    }
+    const Pack half = 0.5 * high - 0.5 * low;
+    const Pack middle = if_zero(counted_, Pack{}, 0.5 * low + 0.5 * high);
+    const Pack scale = if_less(-half, 0.0, 1.0 / half, one);
+    for (int64_t i = 0; i < n; ++i) {
+      const Pack t = (x[i] - middle) * scale;
+      x[i] = w ? if_zero(w[i], Pack{}, t) : t;
+    }
+    Orthogonal<Pack> q;
+    orthogonalise(n, terms, x, w, y, work.now.data(), work.before.data(), q,
+                  [](int, int64_t, const Pack&) {});
+    for (int k = 0; k < terms; ++k) along_[k] = q.along[k];
+    rest_ = q.rest;
+    rank_ = q.rank;
+    // t = (u / batch.scale + batch.shift - middle) scale
+    factorise(terms, q, batch_.scale / scale, (batch_.shift - middle) * scale, work.factor.data());
+    finish(AtOptimum<Pack, K>{terms, work.factor.data(), along_, rest_, weight});
+  }
+
+ private:
+  bool streams() const { return !batch_.solve && batch_.engine == Engine::Stream; }
+
+  template <class U>
+  void stream(const U* u, const Pack* y, const Pack* w, Pack weight) {
+    start();
+    descend_on(plan_, u, y, w, weight, recorder(), lanes_);
+    leave_run();
+  }
+
+  template <class F>
+  void finish(const AtOptimum<F, K>& optimum) {
+    if (batch_.solve) return leave_optimum(optimum);
+    start();
+    descend(plan_, optimum, recorder(), lanes_);
+    leave_run();
+  }
+
+  template <class F>
+  void leave_optimum(const AtOptimum<F, K>& optimum) {
+    const int terms = K ? K : batch_.n_terms;
+    Pack* const p = lanes_.p;
+    back_substitute(terms, optimum.factor, along_, p);
+    lanes_.loss = rest_ * optimum.weight;
+    // nan where there is no optimum
+    const Pack there = if_zero(rank_, Pack::all(NAN), rest_ - rest_);
+    for (int j = 0; j < terms; ++j) p[j] += there;
+    if (batch_.determination) {
+      Pack explained{};
+      for (int k = 1; k < terms; ++k) explained += along_[k] * along_[k];
+      store_row(1.0 - rest_ / (rest_ + explained) + there, batch_.determination + fit_, count_);
+    }
+    if (batch_.covariance) leave_covariance(optimum, there);
+    store_row(counted_, batch_.counted + fit_, count_);
+    Pack status = rest_ - rest_;  // 0 converged, 2 rank deficient, nan
+    status += if_less(rank_ - Pack::all(terms), 0.0, Pack::all(2.0), Pack{});
+    if (!finite(status.total()))
+      for (int i = 0; i < kLanes; ++i)
+        if (!finite(status.lane(i))) status = with_lane(status, i, 3.0);
+    store_row(status, reinterpret_cast<int32_t*>(batch_.status) + fit_, count_);
+    leave();
+  }
+
+  // The inverse of factor^T factor, whose columns' roots are solved for one by one; nan where the
+  // rank is less than full.
+  template <class F>
+  void leave_covariance(const AtOptimum<F, K>& optimum, Pack there) {
+    const int terms = K ? K : batch_.n_terms;
+    Pack root[kMaxTerms][kMaxTerms];
+    for (int c = 0; c < terms; ++c) {
+      Pack unit[kMaxTerms] = {};
+      unit[c] = Pack::all(1.0);
+      back_substitute(terms, optimum.factor, unit, root[c]);
+    }
+    there += if_less(rank_ - Pack::all(terms), 0.0, Pack::all(NAN), Pack{});
+    for (int i = 0; i < terms; ++i)
+      for (int j = 0; j < terms; ++j) {
+        Pack sum = there;
+        for (int c = 0; c < terms; ++c) sum += root[c][i] * root[c][j];
+        store_row(sum, batch_.covariance + (i * terms + j) * batch_.fits + fit_, count_);
+      }
+  }
+
+  void start() {
+    for (int j = 0; j < (K ? K : batch_.n_terms); ++j) {
+      const int64_t at = j * batch_.fits + fit_;
+      lanes_.p[j] = load_row(batch_.params, batch_.dtype, at, count_);
+      lanes_.grad[j] = Pack{};
+      for (int r = 0; r < kKept; ++r)
+        lanes_.kept[r][j] = batch_.kept[r] ? load_row(batch_.kept[r], batch_.dtype, at, count_)
+                                           : Pack::all(batch_.kept_scalar[r]);
+    }
+  }
+
+  Recorder recorder() const { return {batch_.recorded + fit_, batch_.fits, count_}; }
+
+  void leave_run() {
+    const Schedule& schedule = batch_.schedule;
+    const Pack all_epochs = Pack::all(static_cast<double>(schedule.epochs));
+    Pack unbounded = lanes_.loss - lanes_.loss;  // 0, or nan
+    for (int j = 0; j < (K ? K : batch_.n_terms); ++j) unbounded += lanes_.p[j] - lanes_.p[j];
+    // 1 step limit, 0 converged, nan
+    Pack status = unbounded + if_less(lanes_.epochs - all_epochs, 0.0, Pack{}, Pack::all(1.0));
+    status = if_zero(rank_, Pack::all(NAN), status);
+    if (!finite(status.total()))
+      for (int i = 0; i < kLanes; ++i) status = with_lane(status, i, status_of(i, status.lane(i)));
+    store_row(status, reinterpret_cast<int32_t*>(batch_.status) + fit_, count_);
+    if (batch_.epochs) store_row(lanes_.epochs, batch_.epochs + fit_, count_);
+    for (int j = 0; j < (K ? K : batch_.n_terms); ++j) {
+      const int64_t at = j * batch_.fits + fit_;
+      if (schedule.epochs > 0) store_row(lanes_.grad[j], batch_.grad, batch_.dtype, at, count_);
+      for (int r = 0; r < kKept; ++r)
+        if (batch_.kept[r]) store_row(lanes_.kept[r][j], batch_.kept[r], batch_.dtype, at, count_);
+    }
+    leave();
+  }
+
+  double status_of(int i, double otherwise) const {
+    const FitStatus status = rank_.lane(i) == 0.0                 ? FitStatus::RankDeficient
+                             : !finite(lanes_.start_loss.lane(i)) ? FitStatus::NonFinite
+                             : !finite(otherwise) ? FitStatus::Diverged
+                                                  : static_cast<FitStatus>(otherwise);
+    return static_cast<double>(static_cast<int>(status));
+  }
+
+  void leave() {
+    for (int j = 0; j < (K ? K : batch_.n_terms); ++j)
+      store_row(lanes_.p[j], batch_.params, batch_.dtype, j * batch_.fits + fit_, count_);
+    store_row(lanes_.loss, batch_.loss + fit_, count_);
+    store_row(rank_, batch_.rank + fit_, count_);
+  }
+
+  const BatchPlan& plan_;
+  const Batch& batch_;
+  const int64_t fit_;
+  const int count_;
+  Lanes lanes_;
+  Pack along_[kMaxTerms], rest_{}, rank_{}, counted_{};
+};
+
+// Samples with a nan or inf, or of weight 0, get weight 0 and harmless numbers; whether there are.
+bool leave_out(int64_t n, bool omit, Pack* x, Pack* y, Pack* w) {
+  Pack gaps{};
+  for (int64_t i = 0; i < n; ++i) {
+    const Pack sum = (y[i] - y[i]) + (x ? x[i] - x[i] : Pack{});  // 0, or nan
+    Pack here = w[i];
+    if (omit) here = if_zero(sum, here, Pack{});
+    gaps += if_zero(here, Pack::all(1.0), Pack{});
+    y[i] = if_zero(here, Pack{}, y[i]);
+    if (x) x[i] = if_zero(here, Pack{}, x[i]);
+    w[i] = here;
+  }
+  return gaps.total() != 0.0;
+}
+
+template <class T>
+void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work) {
+  const Batch& batch = plan.batch;
+  const int64_t n = batch.n;
+  const int count = static_cast<int>(end - begin), packs = (count + kLanes - 1) / kLanes;
+  const auto sized = [&](std::vector<Pack>& v, int64_t size) {
+    if (static_cast<int64_t>(v.size()) < size) v.resize(static_cast<size_t>(size));
+    return v.data();
+  };
+  Pack* const y = sized(work.y, packs * n);
+  gather<T>(batch.y, n, begin, count, y);
+  bool whole = plan.design != nullptr;
+  if (whole && batch.omit)  // a gap in one fit alone
+    for (int64_t i = 0; i < packs * n && whole; ++i) whole = finite((y[i] - y[i]).total());
+  Pack *x = nullptr, *w = nullptr;
+  if (!whole) {
+    x = sized(work.x, packs * n);
+    gather<T>(batch.x, n, begin, count, x);
+    sized(work.now, n), sized(work.before, n), sized(work.factor, batch.n_terms * batch.n_terms);
+    if (batch.w.at || batch.omit) {
+      w = sized(work.w, packs * n);
+      if (batch.w.at)
+        gather<T>(batch.w, n, begin, count, w);
+      else
+        std::fill(w, w + packs * n, Pack::all(1.0));
+    }
+  }
+  for (int p = 0; p < packs; ++p) {
+    const int64_t fit = begin + p * kLanes;
+    const int lanes = static_cast<int>(std::min<int64_t>(kLanes, end - fit));
+    if (w) leave_out(n, batch.omit, x + p * n, y + p * n, w + p * n);
+    with_usual_terms(batch.n_terms, [&](auto k) {
+      EightFits<k()> fits(plan, fit, lanes);
+      if (whole)
+        fits.shared(y + p * n);
+      else
+        fits.own(x + p * n, y + p * n, w ? w + p * n : nullptr, work);
+    });
+  }
+}
+
+}  // namespace
+
+void batch_fits(const BatchPlan& plan, int64_t begin, int64_t end) {
+  Workspace work;
+  // rows of a tile are read whole cache lines at a time, and stay in the second-level cache
+  const int64_t tile = plan.batch.n <= 128 ? kTileFits : plan.batch.n <= 512 ? 32 : 16;
+  for (int64_t at = begin; at < end; at += tile) {
+    const int64_t to = std::min(end, at + tile);
+    if (plan.batch.dtype == Dtype::Float32)
+      run_tile<float>(plan, at, to, work);
+    else
+      run_tile<double>(plan, at, to, work);
+  }
+}
+
+}  // namespace PF_ISA
+}  // namespace polyfuse

@@ -1,0 +1,74 @@
+// Many small fits in one launch: eight of them side by side in the lanes of a pack.
+#pragma once
+
+#include "../core/descent.h"
+#include "passes.h"
+
+namespace polyfuse {
+
+// Numbers [N, B], strides in elements; a stride of 0 between fits where all share them.
+struct Series {
+  const void* at = nullptr;
+  int64_t sample = 1, fit = 0;
+};
+
+enum class FitStatus : int32_t { Converged, StepLimit, RankDeficient, NonFinite, Diverged };
+
+// B fits of N samples and K terms.
+struct Batch {
+  Series x, y, w;  // w: none negative, a sample of weight 0 is left out; null: 1 everywhere
+  int64_t n = 0, fits = 0;
+  Dtype dtype = Dtype::Float64;
+  bool omit = false;  // leave out samples with a nan or inf
+  int32_t n_terms = 0;
+  double shift = 0.0, scale = 1.0;  // of the model's variable u
+  bool mean = true;
+  Criterion criterion;
+
+  bool solve = false;  // for the optimum, not by epochs
+  Engine engine = Engine::Moments;
+  Schedule schedule;
+  UpdateRule rule;
+  double kept_scalar[kKept] = {};  // rows of the rule's state that all fits share, and the others
+  void* kept[kKept] = {};          // [K, B] in dtype
+
+  void* params = nullptr;           // [K, B] in dtype
+  void* grad = nullptr;             // [K, B] in dtype, of the last step; null with solve
+  double* loss = nullptr;           // [B], at params
+  double* recorded = nullptr;       // [M, B]
+  double* determination = nullptr;  // [B], R^2; null: not wanted
+  double* covariance = nullptr;     // [K, K, B], of unit variance of y; null: not wanted
+  int32_t* counted = nullptr;       // [B], samples that are not left out; with solve
+  int64_t* epochs = nullptr;        // [B], done by each; null: not wanted
+  int32_t* rank = nullptr;          // [B]
+  FitStatus* status = nullptr;      // [B]
+};
+
+// What fits share that share x and weigh all samples alike: V = Q factor, Q orthonormal.
+struct Design {
+  const double* q = nullptr;       // [N, K]
+  const double* factor = nullptr;  // [K, K], upper triangular
+  const double* u = nullptr;       // [N]
+  int32_t rank = 0;
+};
+
+// All epochs but the last as one affine map of (parameters - optimum, buffer, optimum).
+struct Jump {
+  int64_t epochs = 0;           // of one application
+  const double* map = nullptr;  // [2 K, 3 K], less the identity
+};
+
+struct BatchPlan {
+  Batch batch;
+  const Design* design = nullptr;  // null where fits have x or weights of their own
+  LinearStep first, rest;          // of SGD
+  bool linear = false;
+  Jump jump[3];  // to the first recorded epoch, from one to the next, to the last
+};
+
+constexpr int kTileFits = 64;  // that are read together
+
+// Fits from `first` on, until `seconds` are over; returns the first fit that is left.
+int64_t run_batch(const Batch&, int64_t first, double seconds, int threads);
+
+}  // namespace polyfuse

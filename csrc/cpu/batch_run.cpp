@@ -1,0 +1,153 @@
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <vector>
+
+#include "../core/affine.h"
+#include "../core/orthogonal.h"
+#include "../core/team.h"
+#include "batch.h"
+
+namespace polyfuse {
+namespace {
+
+struct OwnedDesign {
+  std::vector<double> q, factor, u;
+  Design view;
+};
+
+double number(const Series& series, Dtype dtype, int64_t i) {
+  const int64_t at = i * series.sample;
+  return dtype == Dtype::Float32 ? static_cast<const float*>(series.at)[at]
+                                 : static_cast<const double*>(series.at)[at];
+}
+
+OwnedDesign design_of(const Batch& batch) {
+  const auto n = static_cast<size_t>(batch.n);
+  const int terms = batch.n_terms;
+  std::vector<double> t(n), now(n), before(n), nothing(n);
+  OwnedDesign design;
+  design.u.resize(n);
+  double low = INFINITY, high = -INFINITY;
+  for (size_t i = 0; i < n; ++i) {
+    t[i] = number(batch.x, batch.dtype, static_cast<int64_t>(i));
+    design.u[i] = (t[i] - batch.shift) * batch.scale;
+    low = std::min(low, t[i]);
+    high = std::max(high, t[i]);
+  }
+  const double half = 0.5 * high - 0.5 * low, middle = 0.5 * low + 0.5 * high;
+  const double scale = half > 0.0 ? 1.0 / half : 1.0;
+  for (double& v : t) v = (v - middle) * scale;
+  design.q.resize(n * static_cast<size_t>(terms));
+  design.factor.resize(static_cast<size_t>(terms) * static_cast<size_t>(terms));
+  Orthogonal<double> orthogonal;
+  orthogonalise(batch.n, terms, t.data(), static_cast<const double*>(nullptr), nothing.data(),
+                now.data(), before.data(), orthogonal,
+                [&](int k, int64_t i, double v) { design.q[i * terms + k] = v; });
+  double norm = orthogonal.first;
+  for (int k = 0; k < terms; ++k) {
+    if (k > 0) norm *= orthogonal.size[k];
+    for (size_t i = 0; i < n; ++i) design.q[i * terms + k] *= norm > 0.0 ? 1.0 / norm : 0.0;
+  }
+  factorise(terms, orthogonal, batch.scale / scale, (batch.shift - middle) * scale,
+            design.factor.data());
+  design.view = {design.q.data(), design.factor.data(), design.u.data(),
+                 static_cast<int32_t>(orthogonal.rank)};
+  return design;
+}
+
+// How SGD's step responds to parameter, gradient and buffer.
+LinearStep linear_step(const UpdateRule& rule, double filled) {
+  const auto respond = [&](double p, double g, double b, double& to_p, double& to_b) {
+    double kept[kKept] = {b, filled};
+    update(rule, p, g, kept);
+    to_p = p, to_b = kept[Sgd::kBuffer];
+  };
+  LinearStep step;
+  respond(1.0, 0.0, 0.0, step.p_p, step.b_p);
+  respond(0.0, 1.0, 0.0, step.p_g, step.b_g);
+  respond(0.0, 0.0, 1.0, step.p_b, step.b_b);
+  return step;
+}
+
+// One epoch of (parameters - optimum, buffer, optimum), less the identity; [3 K, 3 K + 1].
+std::vector<double> epoch_map(const Batch& batch, const Design& design, const LinearStep& step) {
+  const int terms = batch.n_terms, width = 3 * terms + 1;
+  const double weight = 2.0 * (batch.mean ? 1.0 / static_cast<double>(batch.n) : 1.0);
+  std::vector<double> map(static_cast<size_t>(affine_entries(3 * terms)));
+  for (int i = 0; i < terms; ++i) {
+    double* const p = &map[static_cast<size_t>(i * width)];
+    double* const b = &map[static_cast<size_t>((terms + i) * width)];
+    for (int j = 0; j < terms; ++j) {
+      double gram = 0.0;
+      for (int k = 0; k <= std::min(i, j); ++k)
+        gram += design.factor[k * terms + i] * design.factor[k * terms + j];
+      p[j] = step.p_g * weight * gram;
+      b[j] = step.b_g * weight * gram;
+    }
+    p[i] += step.p_p - 1.0;
+    b[i] += step.b_p;
+    p[terms + i] = step.p_b;
+    b[terms + i] = step.b_b - 1.0;
+    p[2 * terms + i] = step.p_p - 1.0;
+    b[2 * terms + i] = step.b_p;
+  }
+  return map;
+}
+
+// The maps of the jumps that the schedule makes.
+std::vector<std::vector<double>> jumps_of(BatchPlan& plan) {
+  const Schedule& schedule = plan.batch.schedule;
+  const int terms = plan.batch.n_terms, n = 3 * terms;
+  const int64_t last = schedule.epochs - 1, every = schedule.record_every;
+  const std::vector<double> epoch = epoch_map(plan.batch, *plan.design, plan.rest);
+  const int64_t lengths[3] = {every > 0 ? std::min(every, last) - 1 : last - 1, every,
+                              every > 0 ? last - last / every * every : 0};
+  std::vector<std::vector<double>> maps;
+  std::vector<double> work(static_cast<size_t>(3 * affine_entries(n)));
+  for (int i = 0; i < 3; ++i) {
+    maps.emplace_back(static_cast<size_t>(2 * terms * n));
+    plan.jump[i] = {lengths[i], maps.back().data()};
+    if (lengths[i] <= 0) continue;
+    const double* power_of = power(Alone{}, n, epoch.data(), lengths[i], work.data());
+    for (int row = 0; row < 2 * terms; ++row)
+      std::copy_n(power_of + row * (n + 1), n, maps.back().data() + row * n);
+  }
+  return maps;
+}
+
+}  // namespace
+
+int64_t run_batch(const Batch& batch, int64_t first, double seconds, int threads) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point start = Clock::now();
+  BatchPlan plan;
+  plan.batch = batch;
+  plan.linear = batch.rule.method == Method::None || batch.rule.method == Method::Sgd;
+  if (plan.linear) {
+    plan.first = linear_step(batch.rule, batch.kept_scalar[Sgd::kFilled]);
+    plan.rest = linear_step(batch.rule, 1.0);
+  }
+  OwnedDesign design;
+  std::vector<std::vector<double>> maps;
+  if (batch.x.fit == 0 && !batch.w.at) {
+    design = design_of(batch);
+    plan.design = &design.view;
+    if (!batch.solve && batch.engine == Engine::ClosedForm) maps = jumps_of(plan);
+  }
+  // A share of the fits for every thread, many times over where a look at the clock is wanted.
+  const auto pass = passes().batch;
+  const int64_t share = std::max<int64_t>(kTileFits, (1 << 15) / batch.n / kTileFits * kTileFits);
+  for (int64_t at = first; at < batch.fits;) {
+    const int64_t shares = std::min<int64_t>((batch.fits - at + share - 1) / share, 16 * threads);
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1 && shares > 1)
+    for (int64_t s = 0; s < shares; ++s)
+      pass(plan, at + s * share, std::min(batch.fits, at + (s + 1) * share));
+    at = std::min(batch.fits, at + shares * share);
+    if (at < batch.fits && std::chrono::duration<double>(Clock::now() - start).count() > seconds)
+      return at;
+  }
+  return batch.fits;
+}
+
+}  // namespace polyfuse

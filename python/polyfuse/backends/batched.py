@@ -1,0 +1,317 @@
+"""Batches of fits: how the compiled kernels and plain PyTorch run them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import _C
+from ..criteria import Criterion
+from ..rules import METHODS, STEP, Kept, Options, SgdOptions, group_of, kept_of, row_of
+from .native import ENGINE
+
+SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
+
+
+class Fits(NamedTuple):
+    """B fits of N samples and K coefficients."""
+
+    params: torch.Tensor  # [K, B], where they start
+    x: torch.Tensor  # [N, B], or [N, 1] where all fits share them; of any strides
+    y: torch.Tensor  # [N, B]
+    w: torch.Tensor | None  # [N, B] or [N, 1]
+    omit: bool
+    shift: float
+    scale: float
+
+    @property
+    def shared(self) -> bool:
+        """Whether fits share x, and weigh all samples alike."""
+        return self.x.shape[1] == 1 and self.w is None
+
+
+class Outcome(NamedTuple):
+    params: torch.Tensor  # [K, B]
+    loss: torch.Tensor  # [B] float64
+    status: torch.Tensor  # [B] int32
+    rank: torch.Tensor  # [B] int32
+    grad: Any = None  # [K, B]
+    epochs: Any = None  # [B] int64
+    recorded: Any = None  # [M, B]
+    kept: Any = ()  # tensor [K, B], float or None, by row of the rule's state
+    counted: Any = None  # [B] int32
+    weight_sum: Any = None  # [B]
+    r_squared: Any = None  # [B]
+    covariance: Any = None  # [K, K, B], of unit variance of y
+
+
+@dataclass
+class Run:
+    fits: Fits
+    parameter: torch.Tensor  # the coefficients, as the optimizer knows them
+    criterion: Criterion
+    mean: bool
+    options: Options | None  # None: the optimizer does not hold the coefficients
+    optimizer: torch.optim.Optimizer
+    engine: str
+    epochs: int
+    record_every: int
+    tol: float
+
+    def rows(self) -> list[tuple[Kept, Any]]:
+        """What the rule keeps, with its value now: a new tensor [K, B] or a number."""
+        if self.options is None:
+            return []
+        there = self.optimizer.state.get(self.parameter, {})
+        rows: list[tuple[Kept, Any]] = []
+        for kept, used in zip(METHODS[type(self.options)].kept, kept_of(self.options), strict=True):
+            value = there.get(kept.name) if used else None
+            start = 0.0 if kept.name == "momentum_buffer" else kept.start(self.options)
+            if kept.scalar:
+                rows.append((kept, start if value is None else float(value)))
+            elif used:
+                rows.append((kept, self._filled(start) if value is None else self._copy(value)))
+            else:
+                rows.append((kept, 0.0))
+        return rows
+
+    def _filled(self, value: float) -> torch.Tensor:
+        return torch.full_like(self.fits.params, value, memory_format=torch.contiguous_format)
+
+    def _copy(self, value: torch.Tensor) -> torch.Tensor:
+        p = self.fits.params
+        return value.detach().to(p.dtype).reshape(p.shape).clone()
+
+    def keep(self, out: Outcome) -> None:
+        """Writes the optimizer's state, where a rule keeps any."""
+        p = self.parameter
+        for (kept, _), value in zip(self.rows(), out.kept, strict=True):
+            if value is None:
+                continue
+            state = self.optimizer.state[p]
+            there = state.get(kept.name)
+            new = torch.as_tensor(value)
+            if kept.scalar:
+                new = new.to(torch.get_default_dtype() if there is None else there.dtype)
+            else:
+                new = new.view(p.shape)
+            if there is None:
+                state[kept.name] = new
+            else:
+                there.copy_(new)
+
+
+class Cpu:
+    name = "cpu"
+    launches: Callable[[], int] = staticmethod(_C.launches)
+
+    def refuse(self, fits: Fits) -> str | None:
+        device = fits.x.device
+        return None if device.type == "cpu" else f"the data is on {device}"
+
+    def solve(self, fits: Fits, covariance: bool) -> Outcome:
+        terms, n_fits = fits.params.shape
+        batch, out = _told(fits)
+        out = out._replace(
+            counted=torch.empty(n_fits, dtype=torch.int32),
+            r_squared=torch.empty(n_fits, dtype=torch.float64),
+        )
+        if covariance:
+            spread = torch.empty(terms, terms, n_fits, dtype=torch.float64)
+            out = out._replace(covariance=spread)
+            batch.covariance = spread.data_ptr()
+        batch.solve = True
+        batch.counted, batch.determination = out.counted.data_ptr(), out.r_squared.data_ptr()
+        _run(batch, n_fits)
+        if not covariance:
+            return out
+        if fits.w is None:
+            return out._replace(weight_sum=out.counted.double())
+        w = fits.w.double()
+        if fits.omit:
+            w = torch.where(fits.y.isfinite() & fits.x.isfinite(), w, 0.0)
+        return out._replace(weight_sum=w.sum(0).expand(n_fits))
+
+    def descend(self, run: Run) -> Outcome:
+        fits = run.fits
+        n_fits = fits.params.shape[1]
+        batch, out = _told(fits)
+        recorded = -(-run.epochs // run.record_every) if run.record_every else 0
+        out = out._replace(
+            grad=torch.empty_like(out.params),
+            epochs=torch.empty(n_fits if run.tol >= 0 else 0, dtype=torch.int64),
+            recorded=torch.empty(recorded, n_fits, dtype=torch.float64),
+        )
+        batch.criterion, batch.mean, batch.engine = run.criterion, run.mean, ENGINE[run.engine]
+        batch.schedule = run.epochs, run.record_every, run.tol
+        batch.rule = run.options and row_of(run.options)
+        batch.grad = out.grad.data_ptr()
+        if run.tol >= 0:  # or each fit does all
+            batch.epochs = out.epochs.data_ptr()
+        batch.recorded = out.recorded.data_ptr()
+        kept: list[Any] = []
+        for row, (what, value) in enumerate(run.rows()):
+            if what.scalar and what is not STEP:  # a number that follows the count of steps
+                value = run._filled(value)
+            if isinstance(value, torch.Tensor):
+                batch.keep(row, value.data_ptr(), 0.0)
+            else:
+                batch.keep(row, 0, value)
+            kept.append(value)
+        if isinstance(run.options, SgdOptions):
+            filled = "momentum_buffer" in run.optimizer.state.get(run.parameter, {})
+            batch.keep(1, 0, float(filled))
+        _run(batch, n_fits)
+        longest, done = 0, run.epochs
+        if run.tol >= 0:
+            longest = int(out.epochs.argmax())
+            done = int(out.epochs[longest])
+        else:
+            out = out._replace(epochs=torch.full((), done).expand(n_fits))
+        for row, (what, value) in enumerate(run.rows()):
+            if what is STEP:
+                kept[row] = value + done
+            elif what.scalar:
+                kept[row] = kept[row][0, longest]
+            elif not isinstance(value, torch.Tensor):
+                kept[row] = None
+        return out._replace(kept=kept)
+
+
+def _told(fits: Fits) -> tuple[Any, Outcome]:
+    """The kernels' view of the fits, and where they leave what every run leaves."""
+    terms, n_fits = fits.params.shape
+    out = Outcome(
+        fits.params.clone(memory_format=torch.contiguous_format),
+        torch.empty(n_fits, dtype=torch.float64),
+        torch.empty(n_fits, dtype=torch.int32),
+        torch.empty(n_fits, dtype=torch.int32),
+    )
+    batch = _C.Batch()
+    batch.x, batch.y = _series(fits.x), _series(fits.y)
+    batch.w = None if fits.w is None else _series(fits.w)
+    batch.n, batch.fits, batch.n_terms = fits.y.shape[0], n_fits, terms
+    batch.float64, batch.omit = fits.x.dtype == torch.float64, fits.omit
+    batch.shift, batch.scale = fits.shift, fits.scale
+    batch.params, batch.loss = out.params.data_ptr(), out.loss.data_ptr()
+    batch.status, batch.rank = out.status.data_ptr(), out.rank.data_ptr()
+    return batch, out
+
+
+def _series(t: torch.Tensor) -> tuple[int, int, int]:
+    """Address and strides of [N, B], or of [N, 1], which all fits share."""
+    return t.data_ptr(), t.stride(0), 0 if t.shape[1] == 1 else t.stride(1)
+
+
+def _run(batch: Any, n_fits: int) -> None:
+    done = 0
+    while done < n_fits:
+        done = batch.run(done, SLICE_SECONDS, torch.get_num_threads())
+
+
+class Reference:
+    """Plain PyTorch: autograd and torch's own optimizer; the definition of correct."""
+
+    name = "reference"
+
+    def refuse(self, fits: Fits) -> str | None:
+        return None
+
+    def launches(self) -> int:
+        return 0
+
+    def solve(self, fits: Fits, covariance: bool) -> Outcome:
+        x, y, w = _whole(fits)
+        u = (x - fits.shift) * fits.scale
+        terms = fits.params.shape[0]
+        powers = torch.stack([u**k for k in range(terms)], -1).transpose(0, 1)  # [B, N, K]
+        root = w.sqrt().T[..., None]
+        size = (powers * root).norm(dim=1, keepdim=True).clamp(min=1e-300)
+        inverse = torch.linalg.pinv(powers * root / size, rtol=1e-13)
+        params = (inverse @ (root * y.T[..., None]) / size.mT)[..., 0].T
+        residual = y - (powers @ params.T[..., None])[..., 0].T
+        square, total = (w * residual**2).sum(0), w.sum(0)
+        mean = (w * y).sum(0) / total
+        rank = torch.linalg.matrix_rank(powers * root / size, rtol=1e-13)
+        status = torch.where(rank < terms, 2, 0)
+        spread = None
+        if covariance:
+            spread = (inverse / size.mT) @ (inverse / size.mT).mT
+            spread = torch.where(rank[:, None, None] < terms, torch.nan, spread).permute(1, 2, 0)
+        return Outcome(
+            params.to(fits.params.dtype), square / total, status.int(), rank.int(),
+            counted=(w > 0).sum(0).int(), weight_sum=total, covariance=spread,
+            r_squared=1 - square / (w * (y - mean) ** 2).sum(0),
+        )  # fmt: skip
+
+    def descend(self, run: Run) -> Outcome:
+        fits = run.fits
+        x, y, w = _whole(fits)
+        u = (x - fits.shift) * fits.scale
+        p = fits.params.double().clone().requires_grad_()
+        terms, n_fits = p.shape
+        total = w.sum(0) if run.mean else torch.ones(n_fits, dtype=torch.float64)
+
+        def loss_of(params: torch.Tensor) -> torch.Tensor:
+            prediction = torch.stack([params[k] * u**k for k in range(terms)]).sum(0)
+            values = run.criterion.values(prediction, y) * run.criterion.factor
+            return torch.where(w > 0, w * values, 0.0).sum(0) / total
+
+        optimizer = None
+        if run.options is not None:
+            method = METHODS[type(run.options)]
+            optimizer = method.optimizer([p], **group_of(run.options))
+            filled = run.optimizer.state.get(run.parameter)
+            for what, value in run.rows() if filled else ():
+                double = value.double() if isinstance(value, torch.Tensor) else torch.tensor(value)
+                optimizer.state[p][what.name] = double
+        epochs = torch.zeros(n_fits, dtype=torch.int64)
+        previous, active = torch.full((n_fits,), torch.nan), torch.ones(n_fits, dtype=torch.bool)
+        recorded, grad = [], torch.zeros_like(p)
+        for epoch in range(run.epochs):
+            loss = loss_of(p)
+            if run.record_every and epoch % run.record_every == 0:
+                recorded.append(loss.detach().clone())
+            if run.tol >= 0:
+                active &= ~((previous - loss).abs() <= run.tol * loss.abs())
+                previous = loss.detach()
+            (p.grad,) = torch.autograd.grad(loss.sum(), p)
+            grad = torch.where(active, p.grad, grad)
+            if optimizer is not None and active.any():
+                held = {"p": p.data, **optimizer.state[p]}
+                before = {k: v.clone() for k, v in held.items() if torch.is_tensor(v) and v.ndim}
+                optimizer.step()
+                for name, old in before.items():
+                    new = p.data if name == "p" else optimizer.state[p][name]
+                    new.copy_(torch.where(active, new, old))
+            epochs += active
+        loss = loss_of(p).detach()
+        status = torch.where(epochs < run.epochs, 0, 1)
+        kept: list[Any] = []
+        for what, value in run.rows():
+            state: Any = {} if optimizer is None else optimizer.state.get(p, {})
+            there = state.get(what.name)
+            unused = there is None or not (what.scalar or isinstance(value, torch.Tensor))
+            kept.append(None if unused else there)
+        return Outcome(
+            p.detach().to(fits.params.dtype), loss, status.int(),
+            torch.full((n_fits,), terms, dtype=torch.int32),
+            grad=grad.to(fits.params.dtype), epochs=epochs, kept=kept,
+            recorded=torch.stack(recorded) if recorded else torch.empty(0, n_fits),
+        )  # fmt: skip
+
+
+def _whole(fits: Fits) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, y and weights, each [N, B] in float64; what is left out has weight 0, and is 0."""
+    y = fits.y.double()
+    x = fits.x.double().expand_as(y)
+    w = torch.ones_like(y) if fits.w is None else fits.w.double().expand_as(y)
+    if fits.omit:
+        w = torch.where(x.isfinite() & y.isfinite(), w, 0.0)
+    return torch.where(w > 0, x, 0.0), torch.where(w > 0, y, 0.0), w
+
+
+BACKENDS: dict[str, Any] = {"cpu": Cpu(), "reference": Reference()}

@@ -1,0 +1,288 @@
+"""Many small fits in one launch: what `fit` and `solve` do with a `Polynomial` of a batch."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import _check
+from .backends.batched import BACKENDS, Fits, Run
+from .criteria import Criterion
+from .nn.polynomial import Polynomial
+from .recognise import read_criterion, refuse_optimizer
+from .result import FitResult
+from .rules import Options, SgdOptions, options_of
+
+
+class FitStatus(IntEnum):
+    """How one fit of a batch ended."""
+
+    CONVERGED = 0  # solved, or the loss settled within tol
+    STEP_LIMIT = 1  # all epochs done
+    RANK_DEFICIENT = 2  # fewer distinct points than coefficients
+    NON_FINITE = 3  # nan or inf among its data
+    DIVERGED = 4
+
+
+@dataclass
+class BatchResult(FitResult):
+    """The outcome of many fits in one launch; numbers of each fit are tensors [*batch_shape].
+
+    Attributes:
+        loss: the criterion of every fit at its parameters; of a solution, the mean squared error.
+        status: `FitStatus` of every fit, int32.
+        rank: how many coefficients the data of every fit determines, int32.
+        fit_epochs: epochs done by every fit; None for a solution.
+        epochs: those of the fit that took most.
+        converged: whether every fit has converged.
+        history: the losses [M, *batch_shape] after history_epochs [M] steps.
+        r_squared: of every fit of a solution, otherwise None.
+        covariance: of the coefficients of every fit, [K, K, *batch_shape], where it was asked for.
+    """
+
+    loss: Any
+    status: torch.Tensor = field(kw_only=True, repr=False)
+    rank: torch.Tensor = field(kw_only=True, repr=False)
+    fit_epochs: torch.Tensor | None = field(default=None, kw_only=True, repr=False)
+    r_squared: torch.Tensor | None = field(default=None, kw_only=True, repr=False)
+    covariance: torch.Tensor | None = field(default=None, kw_only=True, repr=False)
+
+    def counts(self) -> dict[str, int]:
+        """How many fits ended in which way."""
+        return {s.name.lower(): n for s, n in _ways(self.status, "propagate").items()}
+
+    def __str__(self) -> str:
+        ways = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in self.counts().items())
+        return (
+            f"{self.status.numel():,} fits: {ways}; engine {self.engine} on {self.backend}, "
+            f"{self.launches} launch{'' if self.launches == 1 else 'es'}, "
+            f"{self.seconds * 1e3:.3g} ms"
+        )
+
+
+def is_batch(model: Any) -> bool:
+    return isinstance(model, Polynomial) and bool(model.batch_shape)
+
+
+def fit_batch(
+    model: Any,
+    criterion: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Any,
+    y: Any,
+    *,
+    epochs: int,
+    engine: str,
+    backend: str,
+    record_every: int,
+    tol: float,
+    nan_policy: str,
+    weights: tuple[Any, Any, Any],
+) -> BatchResult:
+    """`fit` of a batch: each fit has a loss, that of its own samples, and stops on its own."""
+    start = time.perf_counter()
+    fits = _read(model, x, y, nan_policy, weights)
+    read = read_criterion(criterion, y)
+    if isinstance(read, str):
+        raise ValueError(f"criterion: {read}")
+    kind, mean = read
+    if kind.per_row:
+        raise ValueError("criterion: expected reduction 'mean' or 'sum' for a batch of fits")
+    if reason := kind.refuse_targets(y, None if fits.w is None else fits.w.expand_as(y)):
+        raise ValueError(f"y: {reason}")
+    if reason := refuse_optimizer(optimizer):
+        raise ValueError(f"optimizer: {reason}")
+    options = _options(model.coefficients, optimizer)
+    engine = _engine(engine, kind, options, fits, epochs, tol)
+    runner = _backend(backend, fits)
+    p = model.coefficients
+    run = Run(fits, p, kind, mean, options, optimizer, engine, epochs, record_every, tol)
+    before = runner.launches()
+    out = runner.descend(run)
+    ways = _ways(out.status, nan_policy)
+    with torch.no_grad():
+        p.copy_(out.params.view(p.shape))
+    if epochs and p.requires_grad:
+        p.grad = out.grad.view(p.shape)
+        run.keep(out)
+    shape = model.batch_shape
+    done = int(out.epochs.max()) if tol >= 0 else epochs
+    at = np.arange(0, epochs, record_every) if record_every else np.zeros(0, dtype=np.int64)
+    history = out.loss[None]
+    if record_every:
+        history = torch.cat([out.recorded, history])
+    if lost := ways.get(FitStatus.DIVERGED):
+        warnings.warn(f"{lost} fits diverged to inf or nan", RuntimeWarning, stacklevel=3)
+    settled = set(ways) == {FitStatus.CONVERGED}
+    return BatchResult(
+        loss=out.loss.view(shape),
+        epochs=done,
+        converged=settled,
+        stop_reason="converged" if settled else "epochs",
+        engine=engine,
+        backend=runner.name,
+        launches=runner.launches() - before,
+        seconds=time.perf_counter() - start,
+        history_epochs=np.append(at, epochs),
+        history=history.view(-1, *shape).numpy(),
+        status=out.status.view(shape),
+        rank=out.rank.view(shape),
+        fit_epochs=out.epochs.view(shape),
+    )
+
+
+def solve_batch(
+    model: Polynomial,
+    x: Any,
+    y: Any,
+    *,
+    weights: tuple[Any, Any, Any] = (None, None, None),
+    nan_policy: str = "raise",
+    covariance: bool = False,
+    backend: str = "auto",
+) -> BatchResult:
+    """The least-squares optimum of every fit of a batch, in one read of the data."""
+    start = time.perf_counter()
+    fits = _read(model, x, y, nan_policy, weights)
+    runner = _backend(backend, fits)
+    before = runner.launches()
+    out = runner.solve(fits, covariance)
+    ways = _ways(out.status, nan_policy)
+    p, shape = model.coefficients, model.batch_shape
+    with torch.no_grad():
+        p.copy_(out.params.view(p.shape))
+    spread = None
+    if out.covariance is not None:
+        freedom = (out.counted - p.shape[0]).clamp(min=0)
+        variance = out.loss * out.weight_sum / freedom  # nan or inf without degrees of freedom
+        absolute = weights[2] is not None and weights[0] is None
+        spread = out.covariance if absolute else out.covariance * variance
+        spread = spread.view(p.shape[0], p.shape[0], *shape)
+    solved = set(ways) == {FitStatus.CONVERGED}
+    return BatchResult(
+        loss=out.loss.view(shape),
+        epochs=0,
+        converged=solved,
+        stop_reason="converged" if solved else "rank",
+        engine="solve",
+        backend=runner.name,
+        launches=runner.launches() - before,
+        seconds=time.perf_counter() - start,
+        history_epochs=np.zeros(0, dtype=np.int64),
+        history=np.zeros((0, *shape)),
+        status=out.status.view(shape),
+        rank=out.rank.view(shape),
+        r_squared=out.r_squared.view(shape),
+        covariance=spread,
+    )
+
+
+def _read(model: Polynomial, x: Any, y: Any, nan_policy: str, weights: Any) -> Fits:
+    """The data of the fits, checked."""
+    _check.one_of("nan_policy", nan_policy, _check.NAN_POLICIES)
+    _check.alike(x, y=y)
+    p, batch = model.coefficients, model.batch_shape
+    if p.dtype is not x.dtype or p.device != x.device:
+        raise TypeError(
+            f"x: expected {p.dtype} on {p.device}, as the model's coefficients, "
+            f"got {x.dtype} on {x.device}"
+        )
+    _check.n_terms("model", p.shape[0])
+    if y.shape[1:] != batch or y.ndim == 0:
+        hint = ""
+        if y.shape[:-1] == batch:
+            hint = "; samples come first: y.movedim(-1, 0), a view"
+        raise ValueError(
+            f"y: expected shape (n, {', '.join(map(str, batch))}), got {tuple(y.shape)}{hint}"
+        )
+    n = y.shape[0]
+    if n == 0:
+        raise ValueError(f"y: expected at least one sample, got shape {tuple(y.shape)}")
+    if x.shape not in ((n,), y.shape):
+        raise ValueError(
+            f"x: expected shape ({n},), shared by all fits, or that of y, {tuple(y.shape)}, "
+            f"got {tuple(x.shape)}"
+        )
+    given = [w for w in weights if isinstance(w, torch.Tensor)]
+    if given and x.ndim == 1 and all(w.shape == x.shape for w in given):
+        weight = _check.weight(x, *weights)
+    else:
+        spread = [
+            w.reshape(-1, *(1 for _ in batch)).expand_as(y)
+            if isinstance(w, torch.Tensor) and w.shape == (n,)
+            else w
+            for w in weights
+        ]
+        weight = _check.weight(y, *spread)
+    x, y, w = (None if t is None else _columns(t, n) for t in (x, y, weight))
+    omit = nan_policy == "omit"
+    if omit and x.shape[1] == 1 and not x.isfinite().all():
+        keep = x[:, 0].isfinite()
+        x, y, w = x[keep], y[keep], None if w is None else w[keep]
+    shift, scale = model.variable
+    return Fits(p.detach().reshape(p.shape[0], -1), x, y, w, omit, shift, scale)
+
+
+def _columns(t: torch.Tensor, n: int) -> torch.Tensor:
+    """[N, B], or [N, 1] of what all fits share."""
+    return t.detach().resolve_neg().reshape(n, -1)
+
+
+def _options(p: torch.Tensor, optimizer: torch.optim.Optimizer) -> Options | None:
+    for group in optimizer.param_groups:
+        if any(q is p for q in group["params"]):
+            return options_of(optimizer, group, p) if p.requires_grad else None
+    return None
+
+
+def _engine(
+    engine: str, kind: Criterion, options: Options | None, fits: Fits, epochs: int, tol: float
+) -> str:
+    _check.one_of("engine", engine, _check.ENGINES)
+    reason = closed = None
+    if not kind.squared:
+        closed = reason = f"{kind.kind.name} is no function of the moments of the data"
+    elif not fits.shared:
+        closed = "fits with x or weights of their own have no update in common; use moments"
+    elif not isinstance(options, SgdOptions | None):
+        closed = "the update is not linear in the gradient; use moments or stream"
+    elif tol >= 0:
+        closed = "tol needs the loss of every epoch; use moments or stream"
+    if engine == "auto":
+        return "stream" if reason else "moments" if closed else "closed_form"
+    refused = closed if engine == "closed_form" else reason if engine == "moments" else None
+    if refused:
+        raise ValueError(f"engine: {engine} cannot serve this case: {refused}")
+    return engine
+
+
+def _backend(name: str, fits: Fits) -> Any:
+    if name != "auto" and name not in BACKENDS:
+        known = ", ".join(("auto", *BACKENDS))
+        raise ValueError(f"backend: expected one of {known} for a batch of fits, got {name!r}")
+    runner = BACKENDS["cpu" if name == "auto" else name]
+    if reason := runner.refuse(fits):
+        raise ValueError(f"backend: {runner.name} cannot serve this batch: {reason}")
+    return runner
+
+
+def _ways(status: torch.Tensor, nan_policy: str) -> dict[FitStatus, int]:
+    """How many fits ended in which way; raises where nan_policy says so."""
+    low, high = (int(end) for end in status.aminmax())
+    if low == high:
+        counts = {FitStatus(low): status.numel()}
+    else:
+        numbers = torch.bincount(status.reshape(-1), minlength=len(FitStatus)).tolist()
+        counts = {s: n for s, n in zip(FitStatus, numbers, strict=True) if n}
+    if nan_policy == "raise" and (bad := counts.get(FitStatus.NON_FINITE)):
+        raise ValueError(
+            f"x, y: the data of {bad} fits holds nan or inf; expected finite data, or "
+            "nan_policy='omit' (leave out such samples) or 'propagate' (that fit is nan)"
+        )
+    return counts

@@ -1,0 +1,369 @@
+"""Many fits in one launch, against plain PyTorch, numpy.polyfit and fits one by one."""
+
+import numpy as np
+import polyfuse as pf
+import polyfuse.nn as nn
+import polyfuse.optim as optim
+import pytest
+import torch
+from polyfuse import _C
+from polyfuse.batch import FitStatus, solve_batch
+
+OPTIMIZERS = {
+    "sgd": lambda p: optim.SGD(p, lr=0.05),
+    "nesterov": lambda p: optim.SGD(p, lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "dampened": lambda p: optim.SGD(p, lr=0.02, momentum=0.5, dampening=0.3, maximize=True),
+    "adam": lambda p: optim.Adam(p, lr=0.02, amsgrad=True),
+    "adamw": lambda p: optim.AdamW(p, lr=0.02),
+    "asgd": lambda p: optim.ASGD(p, lr=0.02),
+    "rprop": lambda p: optim.Rprop(p, lr=0.01),
+    "rmsprop": lambda p: optim.RMSprop(p, lr=0.01, momentum=0.5, centered=True),
+    "adagrad": lambda p: optim.Adagrad(p, lr=0.02),
+    "adadelta": lambda p: optim.Adadelta(p),
+    "adamax": lambda p: optim.Adamax(p, lr=0.02),
+    "nadam": lambda p: optim.NAdam(p, lr=0.02),
+    "radam": lambda p: optim.RAdam(p, lr=0.02),
+}
+DATA = ["shared", "own", "gaps", "weights", "last"]
+
+
+def make(kind, n=12, fits=13, dtype=torch.float64):
+    """x, y and what else `fit` is told."""
+    generator = torch.Generator().manual_seed(7)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=generator, dtype=dtype)
+
+    x, y, more = 2 * rand(n) - 1, 4 * rand(n, fits) - 2, {}
+    if kind == "own":
+        x = 2 * rand(n, fits) - 1
+    if kind == "gaps":
+        y[rand(n, fits) < 0.2] = torch.nan
+        more["nan_policy"] = "omit"
+    if kind == "weights":
+        w = rand(n, fits)
+        more["sample_weight"] = torch.where(w < 0.3, 0.0, w)
+    if kind == "last":
+        y = y.mT.contiguous().mT
+    return x, y, more
+
+
+def model_of(fits=13, degree=2, dtype=torch.float64, **options):
+    model = nn.Polynomial(degree, batch_shape=(fits,), dtype=dtype, **options)
+    with torch.no_grad():
+        model.coefficients.copy_(torch.sin(torch.arange(float(model.coefficients.numel()))).view(
+            model.coefficients.shape))  # fmt: skip
+    return model
+
+
+def assert_same_run(backends, make_optimizer, criterion, x, y, parts=(23, 10), rtol=1e-8, **more):
+    outcomes = []
+    for backend in backends:
+        model = model_of(y.shape[1], dtype=y.dtype)
+        optimizer = make_optimizer(model.parameters())
+        for epochs in parts:  # the second starts from the state that the first has left
+            result = pf.fit(
+                model, criterion, optimizer, x, y, epochs=epochs, backend=backend, **more
+            )
+        state = optimizer.state.get(model.coefficients, {})
+        outcomes.append((result, model.coefficients, state))
+    (a, p, state), (b, q, wanted) = outcomes
+    close = {"rtol": rtol, "atol": rtol * 1e-2}
+    torch.testing.assert_close(p, q, **close)
+    torch.testing.assert_close(p.grad, q.grad, **close)
+    torch.testing.assert_close(a.loss, b.loss, **close)
+    np.testing.assert_allclose(a.history, b.history, **close)
+    assert torch.equal(a.fit_epochs, b.fit_epochs)
+    assert torch.equal(a.status, b.status)
+    assert state.keys() == wanted.keys()
+    for name, value in wanted.items():
+        if value is not None:
+            torch.testing.assert_close(state[name].double(), value.double(), **close)
+    return a
+
+
+@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_is_torchs(name, kind):
+    x, y, more = make(kind)
+    for engine in ("auto", "moments", "stream"):
+        for every in (None, 1, 7):
+            assert_same_run(
+                ("cpu", "reference"), OPTIMIZERS[name], nn.MSELoss(), x, y,
+                engine=engine, record_every=every, **more,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        nn.MSELoss(reduction="sum"),
+        nn.L1Loss(),
+        nn.SmoothL1Loss(reduction="sum"),
+        nn.HuberLoss(delta=0.5),
+    ],
+    ids=lambda c: type(c).__name__,
+)
+def test_every_criterion_is_torchs(criterion, kind):
+    x, y, more = make(kind)
+    assert_same_run(("cpu", "reference"), OPTIMIZERS["sgd"], criterion, x, y, **more)
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_classes_and_counts(kind):
+    x, y, more = make(kind)
+    labels = torch.where(y.isnan(), y, (y > 0).double())
+    logits = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(2.0, dtype=torch.float64))
+    assert_same_run(("cpu", "reference"), OPTIMIZERS["adam"], logits, x, labels, **more)
+    counts = torch.where(y.isnan(), y, (y + 2).round())
+    assert_same_run(("cpu", "reference"), OPTIMIZERS["sgd"], nn.PoissonNLLLoss(), x, counts, **more)
+
+
+@pytest.mark.parametrize("engine", ["moments", "stream"])
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "adam"])
+def test_each_fit_stops_on_its_own(name, engine):
+    x, y, _ = make("own")
+    result = assert_same_run(
+        ("cpu", "reference"), OPTIMIZERS[name], nn.MSELoss(), x, y, parts=(60,), engine=engine,
+        tol=1e-3,
+    )  # fmt: skip
+    assert len(set(result.fit_epochs.tolist())) > 3
+    assert set(result.counts()) == {"converged", "step_limit"}
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_float32_data(kind):
+    x, y, more = make(kind, dtype=torch.float32)
+    assert_same_run(
+        ("cpu", "reference"), OPTIMIZERS["nesterov"], nn.MSELoss(), x, y, rtol=3e-5, **more
+    )
+
+
+@pytest.mark.parametrize("fits", [1, 7, 8, 9, 65, 1003])
+def test_a_batch_is_what_its_fits_are(fits):
+    x, y, _ = make("shared", fits=fits)
+    model = model_of(fits)
+    start = model.coefficients.detach().clone()
+    before = _C.launches()
+    result = pf.fit(model, nn.MSELoss(), optim.SGD(model.parameters(), lr=0.05), x, y, epochs=500)
+    assert (result.engine, result.launches) == ("closed_form", 1)
+    assert _C.launches() == before + 1
+    for b in {0, fits // 2, fits - 1}:
+        one = nn.Polynomial(2, dtype=torch.float64)
+        with torch.no_grad():
+            one.coefficients.copy_(start[:, b])
+        alone = pf.fit(one, nn.MSELoss(), optim.SGD(one.parameters(), lr=0.05), x, y[:, b],
+                       epochs=500)  # fmt: skip
+        torch.testing.assert_close(model.coefficients[:, b], one.coefficients, rtol=1e-10, atol=0)
+        assert result.loss[b].item() == pytest.approx(alone.loss, rel=1e-10)
+
+
+def test_the_loss_of_a_loop_is_the_sum_over_fits():
+    x, y, _ = make("shared")
+    fitted, looped = model_of(), model_of()
+    pf.fit(fitted, nn.MSELoss(), optim.SGD(fitted.parameters(), lr=0.05), x, y, epochs=40)
+    optimizer = torch.optim.SGD(looped.parameters(), lr=0.05)
+    for _ in range(40):
+        optimizer.zero_grad()
+        ((looped(x) - y) ** 2).mean(0).sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(fitted.coefficients, looped.coefficients, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(fitted.coefficients.grad, looped.coefficients.grad)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_bits_for_any_number_of_threads(threads):
+    x, y, _ = make("own", n=40, fits=5000, dtype=torch.float32)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for count in (threads, 1):
+            torch.set_num_threads(count)
+            model = model_of(5000, dtype=torch.float32)
+            solve_batch(model, x, y)
+            found.append(model.coefficients.detach().clone())
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("degree", [0, 1, 2, 5, 9])
+@pytest.mark.parametrize("n", [3, 20, 129, 1003])
+def test_solutions_are_numpys(n, degree, dtype):
+    x, y, _ = make("shared", n=n, fits=11, dtype=dtype)
+    own = x[:, None].expand_as(y).contiguous()
+    for data in (x, own):
+        model = nn.Polynomial(degree, batch_shape=(11,), dtype=dtype)
+        result = solve_batch(model, data, y)
+        assert (result.rank == min(n, degree + 1)).all()
+        if n <= degree:
+            assert result.counts() == {"rank_deficient": 11}
+            continue
+        assert result.counts() == {"converged": 11}
+        powers = np.polynomial.polynomial.polyvander(x.double().numpy(), degree)
+        wanted, *_ = np.linalg.lstsq(powers, y.double().numpy(), rcond=None)
+        found = model.coefficients.detach().double().numpy()
+        scale = np.abs(wanted).max(0)
+        eps = np.finfo(np.float32).eps if dtype == torch.float32 else 1e-10
+        assert (np.abs(found - wanted) <= eps * scale).all()
+        rest = ((powers @ wanted - y.double().numpy()) ** 2).mean(0)
+        np.testing.assert_allclose(result.loss, rest, rtol=1e-9, atol=1e-26)
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_solutions_with_statistics(kind):
+    x, y, more = make(kind)
+    weights = (more.get("sample_weight"), None, None)
+    policy = more.get("nan_policy", "raise")
+    found, wanted = (
+        solve_batch(model, x, y, weights=weights, nan_policy=policy, covariance=True,
+                    backend=backend)
+        for model, backend in ((model_of(), "cpu"), (model_of(), "reference"))
+    )  # fmt: skip
+    for name in ("loss", "r_squared", "covariance", "rank", "status"):
+        torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=1e-8, atol=0)
+    y0 = y[:, 0].numpy()
+    keep = np.isfinite(y0)
+    x0 = (x if x.ndim == 1 else x[:, 0]).numpy()
+    w = np.sqrt(weights[0][:, 0].numpy()) if weights[0] is not None else None
+    if w is None:
+        _, spread = np.polyfit(x0[keep], y0[keep], 2, cov=True)
+        np.testing.assert_allclose(found.covariance[..., 0], spread[::-1, ::-1], rtol=1e-8)
+
+
+def test_sigma_is_absolute():
+    x, y, _ = make("shared")
+    sigma = torch.full_like(y, 0.5)
+    result = solve_batch(model_of(), x, y, weights=(None, None, sigma), covariance=True)
+    _, spread = np.polyfit(x, y[:, 0], 2, w=1 / sigma[:, 0], cov="unscaled")
+    np.testing.assert_allclose(result.covariance[..., 0], spread[::-1, ::-1], rtol=1e-8)
+
+
+def test_x_far_from_zero():
+    start = 1.7e9  # seconds of Unix time; float32 would not tell neighbours apart
+    seconds = torch.arange(0.0, 3600.0, 60.0, dtype=torch.float64)
+    level = torch.linspace(-5, 5, 9, dtype=torch.float64)
+    slope = torch.linspace(-1e-2, 1e-2, 9, dtype=torch.float64)
+    y = level + slope * seconds[:, None]
+    model = nn.Polynomial(1, batch_shape=(9,), domain=(start, start + 3600), dtype=torch.float64)
+    solve_batch(model, start + seconds, y)
+    torch.testing.assert_close(model(start + seconds), y, rtol=0, atol=1e-10)
+    plain = nn.Polynomial(1, batch_shape=(9,), dtype=torch.float64)
+    solve_batch(plain, start + seconds, y)
+    torch.testing.assert_close(plain.coefficients[1], slope, rtol=1e-9, atol=1e-12)
+
+
+def test_a_fit_that_cannot_be_leaves_the_others_alone():
+    x, y, _ = make("own", n=6)
+    good = model_of()
+    solve_batch(good, x, y)
+    x[:, 1] = 0.3  # one distinct point
+    y[2, 2] = torch.nan
+    w = torch.ones_like(y)
+    w[:, 3] = 0.0
+    w[2:, 4] = 0.0  # two points for three coefficients
+    model = model_of()
+    result = solve_batch(model, x, y, weights=(w, None, None), nan_policy="propagate")
+    status = result.status.tolist()
+    deficient = int(FitStatus.RANK_DEFICIENT)
+    assert status[:5] == [0, deficient, int(FitStatus.NON_FINITE), deficient, deficient]
+    assert result.rank.tolist()[1:5:2] == [1, 0]
+    assert not any(status[5:])
+    assert model.coefficients[:, [2, 3]].isnan().all()
+    assert model.coefficients[0, 1].item() == pytest.approx(y[:, 1].mean().item())
+    keep = [0, *range(5, 13)]
+    torch.testing.assert_close(model.coefficients[:, keep], good.coefficients[:, keep])
+
+
+def test_a_diverging_fit_is_reported():
+    x, y, _ = make("own")
+    x[:, 3] *= 100
+    model = model_of()
+    optimizer = optim.SGD(model.parameters(), lr=0.05)
+    with pytest.warns(RuntimeWarning, match="1 fits diverged"):
+        result = pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=300)
+    assert result.counts() == {"step_limit": 12, "diverged": 1}
+
+
+def test_images_and_other_layouts():
+    x = torch.linspace(0, 1, 30)
+    cube = torch.rand(30, 5, 7, generator=torch.Generator().manual_seed(1))
+    model = nn.Polynomial(1, batch_shape=(5, 7))
+    result = solve_batch(model, x, cube)
+    assert result.loss.shape == result.status.shape == (5, 7)
+    assert model.coefficients.shape == (2, 5, 7)
+    last = cube.movedim(0, -1).contiguous()
+    again = nn.Polynomial(1, batch_shape=(5, 7))
+    solve_batch(again, x, last.movedim(-1, 0))
+    assert torch.equal(again.coefficients, model.coefficients)
+    torch.testing.assert_close(
+        model(x), model.coefficients[0] + model.coefficients[1] * x.view(-1, 1, 1)
+    )
+
+
+def test_bad_input_changes_nothing():
+    x, y, _ = make("shared")
+    model = model_of()
+    optimizer = optim.SGD(model.parameters(), lr=0.05)
+    before = model.coefficients.detach().clone()
+    criterion = nn.MSELoss()
+    bad = y.clone()
+    bad[3, 4] = torch.inf
+    cases = [
+        ({"y": y.T}, r"y: expected shape \(n, 13\), got \(13, 12\); samples come first"),
+        ({"y": y[:, :5]}, r"y: expected shape \(n, 13\), got \(12, 5\)"),
+        ({"x": x[:5]}, r"x: expected shape \(12,\), shared by all fits, or that of y, \(12, 13\)"),
+        ({"y": bad}, "the data of 1 fits holds nan or inf"),
+        ({"sample_weight": -x}, "sample_weight: expected finite numbers >= 0"),
+        ({"sigma": 0 * y}, "sigma: expected finite standard deviations > 0"),
+        ({"engine": "closed_form", "x": x[:, None].expand_as(y)}, "engine: closed_form cannot"),
+        ({"engine": "magic"}, "engine: expected one of"),
+        ({"backend": "cuda"}, "backend: expected one of auto, cpu, reference for a batch"),
+        ({"callback": print, "record_every": 1}, "callback: not for a batch of fits"),
+        ({"criterion": nn.KLDivLoss(reduction="batchmean"), "y": y.abs()}, "criterion: expected"),
+    ]
+    for change, message in cases:
+        arguments = {"x": x, "y": y, "criterion": criterion, "epochs": 5} | change
+        criterion_of, xs, ys = (arguments.pop(k) for k in ("criterion", "x", "y"))
+        with pytest.raises(ValueError, match=message):
+            pf.fit(model, criterion_of, optimizer, xs, ys, **arguments)
+    with pytest.raises(TypeError, match=r"x: expected torch\.float64 on cpu"):
+        pf.fit(model, criterion, optimizer, x.float(), y.float(), epochs=5)
+    assert torch.equal(model.coefficients, before)
+    assert model.coefficients.grad is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_shape": (0,)}, "batch_shape: expected a tuple of sizes >= 1"),
+        ({"batch_shape": 5}, "batch_shape: expected a tuple"),
+        ({"domain": (1, 1)}, "domain: expected two finite numbers, low < high"),
+        ({"domain": 3}, "domain: expected two finite numbers"),
+    ],
+)
+def test_bad_models(options, message):
+    with pytest.raises(ValueError, match=message):
+        nn.Polynomial(2, **options)
+
+
+def test_a_domain_is_fused():
+    x = torch.linspace(1000.0, 1010.0, 50, dtype=torch.float64)
+    model = nn.Polynomial(3, domain=(1000, 1010), dtype=torch.float64)
+    optimizer = optim.SGD(model.parameters(), lr=0.3)
+    result = pf.fit(model, nn.MSELoss(), optimizer, x, torch.sin(x / 3), epochs=100_000)
+    wanted = np.polynomial.Polynomial.fit(x, torch.sin(x / 3), 3, domain=(1000, 1010))
+    np.testing.assert_allclose(model.coefficients.detach(), wanted.coef, rtol=1e-6)
+    assert result.engine == "closed_form"
+
+
+def test_a_frozen_batch_stays():
+    x, y, _ = make("shared")
+    model = model_of()
+    model.coefficients.requires_grad_(False)
+    before = model.coefficients.clone()
+    result = pf.fit(model, nn.MSELoss(), optim.SGD([model.coefficients], lr=0.1), x, y, epochs=9)
+    assert torch.equal(model.coefficients, before)
+    torch.testing.assert_close(result.loss, ((model(x) - y) ** 2).mean(0))
