@@ -19,10 +19,10 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-Series series(std::optional<std::tuple<Address, int64_t, int64_t>> of) {
+Series series(std::optional<std::tuple<Address, int64_t, int64_t, bool>> of) {
   if (!of) return {};
-  const auto [address, sample, fit] = *of;
-  return {at<const void>(address), sample, fit};
+  const auto [address, sample, fit, float64] = *of;
+  return {at<const void>(address), sample, fit, float64 ? Dtype::Float64 : Dtype::Float32};
 }
 
 }  // namespace
@@ -34,9 +34,10 @@ void bind_batch(py::module_& m) {
     };
   };
   const auto of_series = [](Series Batch::* member) {
-    return [member](Batch& batch, std::optional<std::tuple<Address, int64_t, int64_t>> value) {
-      batch.*member = series(value);
-    };
+    return
+        [member](Batch& batch, std::optional<std::tuple<Address, int64_t, int64_t, bool>> value) {
+          batch.*member = series(value);
+        };
   };
   const auto unread = [](const Batch&) { return py::none(); };
   py::class_<Batch>(m, "Batch")

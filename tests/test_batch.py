@@ -24,7 +24,7 @@ OPTIMIZERS = {
     "nadam": lambda p: optim.NAdam(p, lr=0.02),
     "radam": lambda p: optim.RAdam(p, lr=0.02),
 }
-DATA = ["shared", "own", "gaps", "weights", "last"]
+DATA = ["shared", "own", "gaps", "weights", "shared weights", "last"]
 
 
 def make(kind, n=12, fits=13, dtype=torch.float64):
@@ -43,6 +43,10 @@ def make(kind, n=12, fits=13, dtype=torch.float64):
     if kind == "weights":
         w = rand(n, fits)
         more["sample_weight"] = torch.where(w < 0.3, 0.0, w)
+    if kind == "shared weights":
+        w = rand(n)
+        more["sample_weight"] = torch.where(w < 0.3, 0.0, w)
+        y[more["sample_weight"] == 0] = 1e30
     if kind == "last":
         y = y.mT.contiguous().mT
     return x, y, more
@@ -227,7 +231,7 @@ def test_solutions_with_statistics(kind):
     y0 = y[:, 0].numpy()
     keep = np.isfinite(y0)
     x0 = (x if x.ndim == 1 else x[:, 0]).numpy()
-    w = np.sqrt(weights[0][:, 0].numpy()) if weights[0] is not None else None
+    w = weights[0]
     if w is None:
         _, spread = np.polyfit(x0[keep], y0[keep], 2, cov=True)
         np.testing.assert_allclose(found.covariance[..., 0], spread[::-1, ::-1], rtol=1e-8)

@@ -51,7 +51,7 @@ void store_row(Pack value, void* rows, Dtype dtype, int64_t at, int count) {
 // The samples of fits from `fit` on, into[pack * n + i]. Row by row where fits are neighbours in
 // memory, or else fit by fit.
 template <class T>
-void gather(const Series& series, int64_t n, int64_t fit, int count, Pack* into) {
+void gather_of(const Series& series, int64_t n, int64_t fit, int count, Pack* into) {
   const T* from = static_cast<const T*>(series.at) + fit * series.fit;
   const int packs = (count + kLanes - 1) / kLanes;
   if (series.fit == 1 && count == packs * kLanes) {
@@ -69,6 +69,13 @@ void gather(const Series& series, int64_t n, int64_t fit, int count, Pack* into)
     double* to = reinterpret_cast<double*>(into + lane / kLanes * n) + lane % kLanes;
     for (int64_t i = 0; i < n; ++i) to[i * kLanes] = one[i * series.sample];
   }
+}
+
+void gather(const Series& series, int64_t n, int64_t fit, int count, Pack* into) {
+  if (series.dtype == Dtype::Float32)
+    gather_of<float>(series, n, fit, count, into);
+  else
+    gather_of<double>(series, n, fit, count, into);
 }
 
 // What the epochs of one fit, or the optimum, are computed from: with e = factor p - along, the
@@ -335,7 +342,7 @@ class EightFits {
   void shared(Pack* y) {
     const Design& design = *plan_.design;
     const int64_t n = batch_.n;
-    const Pack weight = Pack::all(batch_.mean ? 1.0 / static_cast<double>(n) : 1.0);
+    const Pack weight = Pack::all(batch_.mean ? 1.0 / design.weight : 1.0);
     rank_ = Pack::all(design.rank);
     if (streams()) return stream(design.u, y, nullptr, weight);
     rest_ = project(n, batch_.n_terms, design.q, y, along_);
@@ -345,7 +352,7 @@ class EightFits {
       leap<K>(plan_, optimum, recorder(), lanes_);
       return leave_run();
     }
-    counted_ = Pack::all(static_cast<double>(n));
+    counted_ = Pack::all(design.counted);
     finish(optimum);
   }
 
@@ -520,7 +527,6 @@ bool leave_out(int64_t n, bool omit, Pack* x, Pack* y, Pack* w) {
   return gaps.total() != 0.0;
 }
 
-template <class T>
 void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work) {
   const Batch& batch = plan.batch;
   const int64_t n = batch.n;
@@ -530,19 +536,25 @@ void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work
     return v.data();
   };
   Pack* const y = sized(work.y, packs * n);
-  gather<T>(batch.y, n, begin, count, y);
+  gather(batch.y, n, begin, count, y);
   bool whole = plan.design != nullptr;
+  if (whole && plan.design->root)
+    for (int64_t i = 0; i < packs * n; ++i) {
+      const double root = plan.design->root[i % n];
+      y[i] = root == 0.0 ? Pack{} : y[i] * root;
+    }
   if (whole && batch.omit)  // a gap in one fit alone
     for (int64_t i = 0; i < packs * n && whole; ++i) whole = finite((y[i] - y[i]).total());
   Pack *x = nullptr, *w = nullptr;
   if (!whole) {
+    if (plan.design && plan.design->root) gather(batch.y, n, begin, count, y);
     x = sized(work.x, packs * n);
-    gather<T>(batch.x, n, begin, count, x);
+    gather(batch.x, n, begin, count, x);
     sized(work.now, n), sized(work.before, n), sized(work.factor, batch.n_terms * batch.n_terms);
     if (batch.w.at || batch.omit) {
       w = sized(work.w, packs * n);
       if (batch.w.at)
-        gather<T>(batch.w, n, begin, count, w);
+        gather(batch.w, n, begin, count, w);
       else
         std::fill(w, w + packs * n, Pack::all(1.0));
     }
@@ -569,10 +581,7 @@ void batch_fits(const BatchPlan& plan, int64_t begin, int64_t end) {
   const int64_t tile = plan.batch.n <= 128 ? kTileFits : plan.batch.n <= 512 ? 32 : 16;
   for (int64_t at = begin; at < end; at += tile) {
     const int64_t to = std::min(end, at + tile);
-    if (plan.batch.dtype == Dtype::Float32)
-      run_tile<float>(plan, at, to, work);
-    else
-      run_tile<double>(plan, at, to, work);
+    run_tile(plan, at, to, work);
   }
 }
 

@@ -10,6 +10,7 @@ namespace polyfuse {
 struct Series {
   const void* at = nullptr;
   int64_t sample = 1, fit = 0;
+  Dtype dtype = Dtype::Float64;
 };
 
 enum class FitStatus : int32_t { Converged, StepLimit, RankDeficient, NonFinite, Diverged };
@@ -18,8 +19,8 @@ enum class FitStatus : int32_t { Converged, StepLimit, RankDeficient, NonFinite,
 struct Batch {
   Series x, y, w;  // w: none negative, a sample of weight 0 is left out; null: 1 everywhere
   int64_t n = 0, fits = 0;
-  Dtype dtype = Dtype::Float64;
-  bool omit = false;  // leave out samples with a nan or inf
+  Dtype dtype = Dtype::Float64;  // of params, grad, kept
+  bool omit = false;             // leave out samples with a nan or inf
   int32_t n_terms = 0;
   double shift = 0.0, scale = 1.0;  // of the model's variable u
   bool mean = true;
@@ -44,12 +45,14 @@ struct Batch {
   FitStatus* status = nullptr;      // [B]
 };
 
-// What fits share that share x and weigh all samples alike: V = Q factor, Q orthonormal.
+// What fits share that share x and weights: W^1/2 V = Q factor, Q orthonormal.
 struct Design {
   const double* q = nullptr;       // [N, K]
   const double* factor = nullptr;  // [K, K], upper triangular
   const double* u = nullptr;       // [N]
-  int32_t rank = 0;
+  const double* root = nullptr;    // [N], of the weights; null: 1
+  double weight = 0.0;             // sum of the weights
+  double counted = 0.0, rank = 0.0;
 };
 
 // All epochs but the last as one affine map of (parameters - optimum, buffer, optimum).

@@ -12,47 +12,64 @@ namespace polyfuse {
 namespace {
 
 struct OwnedDesign {
-  std::vector<double> q, factor, u;
+  std::vector<double> q, factor, u, root;
   Design view;
 };
 
-double number(const Series& series, Dtype dtype, int64_t i) {
+double number(const Series& series, int64_t i) {
   const int64_t at = i * series.sample;
-  return dtype == Dtype::Float32 ? static_cast<const float*>(series.at)[at]
-                                 : static_cast<const double*>(series.at)[at];
+  return series.dtype == Dtype::Float32 ? static_cast<const float*>(series.at)[at]
+                                        : static_cast<const double*>(series.at)[at];
 }
 
 OwnedDesign design_of(const Batch& batch) {
   const auto n = static_cast<size_t>(batch.n);
   const int terms = batch.n_terms;
-  std::vector<double> t(n), now(n), before(n), nothing(n);
+  std::vector<double> t(n), w, now(n), before(n), nothing(n);
   OwnedDesign design;
   design.u.resize(n);
   double low = INFINITY, high = -INFINITY;
+  design.view.weight = design.view.counted = static_cast<double>(n);
+  if (batch.w.at) {
+    w.resize(n), design.root.resize(n);
+    design.view.weight = design.view.counted = 0.0;
+    for (size_t i = 0; i < n; ++i) {
+      w[i] = number(batch.w, static_cast<int64_t>(i));
+      design.root[i] = std::sqrt(w[i]);
+      design.view.weight += w[i];
+      design.view.counted += w[i] > 0.0 ? 1.0 : 0.0;
+    }
+  }
   for (size_t i = 0; i < n; ++i) {
-    t[i] = number(batch.x, batch.dtype, static_cast<int64_t>(i));
+    t[i] = number(batch.x, static_cast<int64_t>(i));
     design.u[i] = (t[i] - batch.shift) * batch.scale;
+    if (!w.empty() && w[i] == 0.0) continue;
     low = std::min(low, t[i]);
     high = std::max(high, t[i]);
   }
   const double half = 0.5 * high - 0.5 * low, middle = 0.5 * low + 0.5 * high;
   const double scale = half > 0.0 ? 1.0 / half : 1.0;
-  for (double& v : t) v = (v - middle) * scale;
+  for (size_t i = 0; i < n; ++i) t[i] = w.empty() || w[i] > 0.0 ? (t[i] - middle) * scale : 0.0;
   design.q.resize(n * static_cast<size_t>(terms));
   design.factor.resize(static_cast<size_t>(terms) * static_cast<size_t>(terms));
   Orthogonal<double> orthogonal;
-  orthogonalise(batch.n, terms, t.data(), static_cast<const double*>(nullptr), nothing.data(),
+  orthogonalise(batch.n, terms, t.data(), w.empty() ? nullptr : w.data(), nothing.data(),
                 now.data(), before.data(), orthogonal,
                 [&](int k, int64_t i, double v) { design.q[i * terms + k] = v; });
   double norm = orthogonal.first;
   for (int k = 0; k < terms; ++k) {
     if (k > 0) norm *= orthogonal.size[k];
-    for (size_t i = 0; i < n; ++i) design.q[i * terms + k] *= norm > 0.0 ? 1.0 / norm : 0.0;
+    for (size_t i = 0; i < n; ++i)
+      design.q[i * terms + k] *=
+          (w.empty() ? 1.0 : design.root[i]) * (norm > 0.0 ? 1.0 / norm : 0.0);
   }
   factorise(terms, orthogonal, batch.scale / scale, (batch.shift - middle) * scale,
             design.factor.data());
-  design.view = {design.q.data(), design.factor.data(), design.u.data(),
-                 static_cast<int32_t>(orthogonal.rank)};
+  design.view.q = design.q.data();
+  design.view.factor = design.factor.data();
+  design.view.u = design.u.data();
+  design.view.root = w.empty() ? nullptr : design.root.data();
+  design.view.rank = orthogonal.rank;
   return design;
 }
 
@@ -73,7 +90,7 @@ LinearStep linear_step(const UpdateRule& rule, double filled) {
 // One epoch of (parameters - optimum, buffer, optimum), less the identity; [3 K, 3 K + 1].
 std::vector<double> epoch_map(const Batch& batch, const Design& design, const LinearStep& step) {
   const int terms = batch.n_terms, width = 3 * terms + 1;
-  const double weight = 2.0 * (batch.mean ? 1.0 / static_cast<double>(batch.n) : 1.0);
+  const double weight = 2.0 * (batch.mean ? 1.0 / design.weight : 1.0);
   std::vector<double> map(static_cast<size_t>(affine_entries(3 * terms)));
   for (int i = 0; i < terms; ++i) {
     double* const p = &map[static_cast<size_t>(i * width)];
@@ -130,7 +147,8 @@ int64_t run_batch(const Batch& batch, int64_t first, double seconds, int threads
   }
   OwnedDesign design;
   std::vector<std::vector<double>> maps;
-  if (batch.x.fit == 0 && !batch.w.at) {
+  const bool streams = !batch.solve && batch.engine == Engine::Stream;
+  if (batch.x.fit == 0 && (!batch.w.at || (batch.w.fit == 0 && !streams))) {
     design = design_of(batch);
     plan.design = &design.view;
     if (!batch.solve && batch.engine == Engine::ClosedForm) maps = jumps_of(plan);

@@ -20,7 +20,8 @@ class Fits(NamedTuple):
     """B fits of N samples and K coefficients."""
 
     params: torch.Tensor  # [K, B], where they start
-    x: torch.Tensor  # [N, B], or [N, 1] where all fits share them; of any strides
+    # [N, B], or [N, 1] where all fits share them; of any strides, float32 or float64
+    x: torch.Tensor
     y: torch.Tensor  # [N, B]
     w: torch.Tensor | None  # [N, B] or [N, 1]
     omit: bool
@@ -29,8 +30,8 @@ class Fits(NamedTuple):
 
     @property
     def shared(self) -> bool:
-        """Whether fits share x, and weigh all samples alike."""
-        return self.x.shape[1] == 1 and self.w is None
+        """Whether fits share x and weights."""
+        return self.x.shape[1] == 1 and (self.w is None or self.w.shape[1] == 1)
 
 
 class Outcome(NamedTuple):
@@ -194,16 +195,21 @@ def _told(fits: Fits) -> tuple[Any, Outcome]:
     batch.x, batch.y = _series(fits.x), _series(fits.y)
     batch.w = None if fits.w is None else _series(fits.w)
     batch.n, batch.fits, batch.n_terms = fits.y.shape[0], n_fits, terms
-    batch.float64, batch.omit = fits.x.dtype == torch.float64, fits.omit
+    batch.float64, batch.omit = fits.params.dtype == torch.float64, fits.omit
     batch.shift, batch.scale = fits.shift, fits.scale
     batch.params, batch.loss = out.params.data_ptr(), out.loss.data_ptr()
     batch.status, batch.rank = out.status.data_ptr(), out.rank.data_ptr()
     return batch, out
 
 
-def _series(t: torch.Tensor) -> tuple[int, int, int]:
-    """Address and strides of [N, B], or of [N, 1], which all fits share."""
-    return t.data_ptr(), t.stride(0), 0 if t.shape[1] == 1 else t.stride(1)
+def _series(t: torch.Tensor) -> tuple[int, int, int, bool]:
+    """Address, strides and dtype of [N, B], or of [N, 1], which all fits share."""
+    return (
+        t.data_ptr(),
+        t.stride(0),
+        0 if t.shape[1] == 1 else t.stride(1),
+        t.dtype is torch.float64,
+    )
 
 
 def _run(batch: Any, n_fits: int) -> None:
