@@ -543,8 +543,11 @@ void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work
       const double root = plan.design->root[i % n];
       y[i] = root == 0.0 ? Pack{} : y[i] * root;
     }
-  if (whole && batch.omit)  // a gap in one fit alone
-    for (int64_t i = 0; i < packs * n && whole; ++i) whole = finite((y[i] - y[i]).total());
+  if (whole && batch.omit) {  // a gap in some fit
+    Pack nothing{};
+    for (int64_t i = 0; i < packs * n; ++i) nothing += y[i] - y[i];
+    whole = finite(nothing.total());
+  }
   Pack *x = nullptr, *w = nullptr;
   if (!whole) {
     if (plan.design && plan.design->root) gather(batch.y, n, begin, count, y);

@@ -127,8 +127,6 @@ class Cpu:
         batch.solve = True
         batch.counted, batch.determination = out.counted.data_ptr(), out.r_squared.data_ptr()
         _run(batch, n_fits)
-        if not covariance:
-            return out
         if fits.w is None:
             return out._replace(weight_sum=out.counted.double())
         w = fits.w.double()
