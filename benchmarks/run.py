@@ -22,6 +22,7 @@ import torch
 from polyfuse import _C
 
 from cases import Case, cases  # isort: skip
+from batch_cases import batch_cases  # isort: skip
 
 
 def measure(case: Case, budget: float) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8, help="budget of a case")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     args = parser.parse_args()
-    chosen = cases
+    chosen = lambda quick: [*cases(quick), *batch_cases(quick)]  # noqa: E731
     if args.gpu:
         from gpu.cases import cases as chosen
     report: dict[str, Any] = {

@@ -15,8 +15,8 @@ inline namespace PF_ISA {
 
 using std::sqrt;
 
-// Monic polynomials whose mean square on points in [-1, 1] is less are rounding alone: the points
-// are fewer than the terms.
+// Monic polynomials that are smaller on the points, relative to powers of the points' standard
+// deviation, are rounding alone: the points are fewer than the terms.
 constexpr double kDetermined = 1e-26;
 
 template <class V>
@@ -29,48 +29,79 @@ struct Orthogonal {
   V rank;
 };
 
-// Points t in [-1, 1] with weights w (null: 1), values r, which become the residuals. keep(k, i, v)
-// is given the monic polynomials, v of degree k at point i.
+// Points t about zero with weights w (null: 1), values r, which become the residuals; memory for
+// two polynomials. keep(k, i, v) is given the monic polynomials, v of degree k at point i.
 template <class V, class Keep>
 PF_HD void orthogonalise(int64_t n, int n_terms, const V* t, const V* w, V* r, V* now, V* before,
                          Orthogonal<V>& result, Keep&& keep) {
   V square{}, weighted{}, along{};  // <p, p>, <t p, p>, <r, p>
   for (int64_t i = 0; i < n; ++i) {
-    const V one = like(t[i], 1.0), wi = w ? w[i] : one;
-    now[i] = one;
-    before[i] = V{};
-    square += wi;
-    weighted += wi * t[i];
-    along += wi * r[i];
-    keep(0, i, one);
+    weighted += w ? w[i] * t[i] : t[i];
+    along += w ? w[i] * r[i] : r[i];
+    if (w) square += w[i];
+    keep(0, i, like(t[i], 1.0));
   }
-  const V least = kDetermined * square;
-  V former{}, determined = like(square, 1.0), size{};
+  if (!w) square = like(square, static_cast<double>(n));
+  const V total = square;
+  V determined = like(square, 1.0), least{}, variance{}, norm{}, former{};
   result.rank = result.rest = V{};
   for (int k = 0; k < n_terms; ++k) {
+    if (k == 1) {
+      const V centre = result.mean[0];
+      variance = square * former;
+      least = kDetermined * (square + centre * centre * total);
+    } else if (k > 1) {
+      least = (k == 2 ? kDetermined * total * variance : least) * variance;
+    }
     determined = if_less(least - square, 0.0, determined, V{});
-    const V per_square = if_zero(determined, V{}, 1.0 / square);
-    const V step = k > 0 ? if_zero(determined, V{}, square * former) : V{};
-    size = k > 0 ? sqrt(step) : V{};
-    former = per_square;
-    const V mean = weighted * per_square, slope = along * per_square;
-    if (k == 0) result.first = if_zero(determined, V{}, sqrt(square));
-    result.mean[k] = mean;
-    result.size[k] = size;
-    result.along[k] = if_zero(determined, V{}, along * sqrt(per_square));
+    const V per_square = if_zero(determined, V{}, 1.0 / square), step = square * former;
+    const V size = sqrt(k == 0 ? square : step);
+    norm = if_zero(determined, V{}, k == 0 ? size : norm * size);
+    if (k == 0) result.first = norm;
+    result.mean[k] = weighted * per_square;
+    result.size[k] = k == 0 ? V{} : if_zero(determined, V{}, size);
+    result.along[k] = along * norm * per_square;
     result.rank += determined;
+    const V mean = result.mean[k], slope = along * per_square;
+    former = per_square;
     square = weighted = along = result.rest = V{};
-    for (int64_t i = 0; i < n; ++i) {
-      const V residual = r[i] - slope * now[i], next = (t[i] - mean) * now[i] - step * before[i];
-      const V wi = w ? w[i] : like(next, 1.0), of_next = wi * next;
-      r[i] = residual;
-      before[i] = now[i];
-      now[i] = next;
-      result.rest += wi * residual * residual;
-      square += of_next * next;
-      weighted += of_next * (next * t[i]);
-      along += of_next * residual;
-      if (k + 1 < n_terms) keep(k + 1, i, next);
+    const auto pass = [&](auto&& polynomial, auto&& next_of) {
+      V rest{}, squares{}, times_t{}, times_r{};
+      for (int64_t i = 0; i < n; ++i) {
+        const V p = polynomial(i), residual = r[i] - slope * p;
+        r[i] = residual;
+        rest += w ? w[i] * residual * residual : residual * residual;
+        const V next = next_of(i, p), of_next = w ? w[i] * next : next;
+        squares += of_next * next;
+        times_t += of_next * (next * t[i]);
+        times_r += of_next * residual;
+        keep(k + 1, i, next);
+      }
+      result.rest = rest, square = squares, weighted = times_t, along = times_r;
+    };
+    const auto one = [&](int64_t i) { return like(t[i], 1.0); };
+    const auto stored = [&](int64_t i) { return now[i]; };
+    if (k + 1 == n_terms) {
+      V rest{};
+      for (int64_t i = 0; i < n; ++i) {
+        const V residual = r[i] - slope * (k == 0 ? like(slope, 1.0) : now[i]);
+        r[i] = residual;
+        rest += w ? w[i] * residual * residual : residual * residual;
+      }
+      result.rest = rest;
+    } else if (k == 0) {
+      pass(one, [&](int64_t i, const V&) { return now[i] = t[i] - mean; });
+    } else if (k == 1) {
+      pass(stored, [&](int64_t i, const V& p) {
+        before[i] = p;
+        return now[i] = (t[i] - mean) * p - step;
+      });
+    } else {
+      pass(stored, [&](int64_t i, const V& p) {
+        const V next = (t[i] - mean) * p - step * before[i];
+        before[i] = p;
+        return now[i] = next;
+      });
     }
   }
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 #include <vector>
 
 #include "../core/orthogonal.h"
@@ -11,9 +12,6 @@
 namespace polyfuse {
 inline namespace PF_ISA {
 namespace {
-
-Pack smaller(Pack a, Pack b) { return if_less(a - b, 0.0, a, b); }
-Pack larger(Pack a, Pack b) { return if_less(b - a, 0.0, a, b); }
 
 // Eight numbers of a row [B], as float or double; lanes past the end repeat the last.
 template <class T>
@@ -332,6 +330,17 @@ struct Workspace {
   std::vector<Pack> x, y, w, now, before, residual, factor;
 };
 
+// Of the points that count: their middle, and how far it is from one end to the other.
+std::pair<Pack, Pack> centre_and_range(int64_t n, const Pack* x, const Pack* w) {
+  Pack low = Pack::all(INFINITY), high = Pack::all(-INFINITY), any{};
+  for (int64_t i = 0; i < n; ++i) {
+    low = if_zero(w[i], low, if_less(x[i] - low, 0.0, x[i], low));
+    high = if_zero(w[i], high, if_less(high - x[i], 0.0, x[i], high));
+    any += w[i];
+  }
+  return {if_zero(any, Pack{}, 0.5 * low + 0.5 * high), if_zero(any, Pack{}, high - low)};
+}
+
 // One pack of fits: from y (and x, w where they are its own) to what the run leaves behind.
 template <int K>
 class EightFits {
@@ -360,13 +369,14 @@ class EightFits {
     const int64_t n = batch_.n;
     const int terms = K ? K : batch_.n_terms;
     const Pack one = Pack::all(1.0);
-    Pack low = Pack::all(INFINITY), high = Pack::all(-INFINITY), total{};
-    for (int64_t i = 0; i < n; ++i) {
-      const Pack wi = w ? w[i] : one;
-      low = smaller(if_zero(wi, low, x[i]), low);
-      high = larger(if_zero(wi, high, x[i]), high);
-      total += wi;
-      counted_ += if_zero(wi, Pack{}, one);
+    if (w)
+      for (int64_t i = 0; i < n; ++i) counted_ += if_zero(w[i], Pack{}, one);
+    else
+      counted_ = Pack::all(static_cast<double>(n));
+    Pack total = counted_;
+    if (w) {
+      total = Pack{};
+      for (int64_t i = 0; i < n; ++i) total += w[i];
     }
     const Pack weight = batch_.mean ? 1.0 / total : one;
     if (streams()) {
@@ -374,11 +384,12 @@ class EightFits {
       rank_ = if_zero(counted_, Pack{}, Pack::all(terms));
       return stream(x, y, w, weight);
     }
-    const Pack half = 0.5 * high - 0.5 * low;
-    const Pack middle = if_zero(counted_, Pack{}, 0.5 * low + 0.5 * high);
-    const Pack scale = if_less(-half, 0.0, 1.0 / half, one);
+    // About any point of the fit, and of the order of 1.
+    Pack centre = x[0], range = abs(x[n - 1] - x[0]);
+    if (w) std::tie(centre, range) = centre_and_range(n, x, w);
+    const Pack scale = if_less(-range, 0.0, 1.0 / range, one);
     for (int64_t i = 0; i < n; ++i) {
-      const Pack t = (x[i] - middle) * scale;
+      const Pack t = (x[i] - centre) * scale;
       x[i] = w ? if_zero(w[i], Pack{}, t) : t;
     }
     Orthogonal<Pack> q;
@@ -387,8 +398,8 @@ class EightFits {
     for (int k = 0; k < terms; ++k) along_[k] = q.along[k];
     rest_ = q.rest;
     rank_ = q.rank;
-    // t = (u / batch.scale + batch.shift - middle) scale
-    factorise(terms, q, batch_.scale / scale, (batch_.shift - middle) * scale, work.factor.data());
+    // t = (u / batch.scale + batch.shift - centre) scale
+    factorise(terms, q, batch_.scale / scale, (batch_.shift - centre) * scale, work.factor.data());
     finish(AtOptimum<Pack, K>{terms, work.factor.data(), along_, rest_, weight});
   }
 
