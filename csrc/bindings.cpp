@@ -182,6 +182,7 @@ PYBIND11_MODULE(_C, m) {
   });
 
   pf::bind_batch(m);
+  pf::bind_surface(m);
 
   m.def("generation", &pf::generation);
   m.def("next_generation", &pf::next_generation);

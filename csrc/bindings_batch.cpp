@@ -1,11 +1,13 @@
 #include "bindings_batch.h"
 
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <optional>
 #include <tuple>
 
 #include "cpu/batch.h"
+#include "cpu/surface.h"
 #include "plan.h"
 #include "step.h"
 
@@ -25,7 +27,92 @@ Series series(std::optional<std::tuple<Address, int64_t, int64_t, bool>> of) {
   return {at<const void>(address), sample, fit, float64 ? Dtype::Float64 : Dtype::Float32};
 }
 
+using SeriesTuple = std::optional<std::tuple<Address, int64_t, int64_t, bool>>;
+using Array = py::array_t<double, py::array::c_style>;
+
+// A surface with the memory that its plain struct points to.
+struct OwnedSurface {
+  std::vector<Term> terms;
+  std::vector<Product> pairs;
+  std::vector<int32_t> moment_of;
+  std::vector<double> shift, scale;
+  Surface view;
+
+  OwnedSurface(const OwnedSurface&) = delete;
+  OwnedSurface& operator=(const OwnedSurface&) = delete;
+  OwnedSurface(const std::vector<std::pair<int, int>>& of_terms,
+               const std::vector<std::tuple<int, int, int>>& of_pairs, std::vector<int32_t> moments,
+               std::vector<double> shifts, std::vector<double> scales)
+      : moment_of(std::move(moments)), shift(std::move(shifts)), scale(std::move(scales)) {
+    for (const auto& [parent, variable] : of_terms) terms.push_back({parent, variable});
+    for (const auto& [a, b, moment] : of_pairs) pairs.push_back({a, b, moment});
+    view.n_variables = static_cast<int32_t>(shift.size());
+    view.n_terms = static_cast<int32_t>(terms.size());
+    view.n_pairs = static_cast<int32_t>(pairs.size());
+    view.shift = shift.data();
+    view.scale = scale.data();
+    view.terms = terms.data();
+    view.pairs = pairs.data();
+    view.moment_of = moment_of.data();
+  }
+  // x [N, v], its strides those between samples and between variables
+  void read(SeriesTuple x, SeriesTuple y, SeriesTuple w, int64_t n, bool omit) {
+    view.x = series(x);
+    view.y = series(y);
+    view.w = series(w);
+    view.n = n;
+    view.omit = omit;
+  }
+};
+
+py::tuple descend_surface(const OwnedSurface& surface, int engine, const SurfaceMoments* moments,
+                          const py::list& rows, int64_t first_epoch, int64_t epochs,
+                          int64_t record_every, double tol, double seconds, double previous,
+                          int threads, Array params, Array kept, Array grad) {
+  std::vector<UpdateRule> rule;
+  for (py::handle row : rows) rule.push_back(rule_from(row));
+  const State state{params.mutable_data(), kept.mutable_data(), grad.mutable_data()};
+  Report out;
+  count_launch();
+  {
+    py::gil_scoped_release release;
+    out = descend(surface.view, static_cast<Engine>(engine), moments, rule.data(),
+                  {first_epoch, epochs, record_every, tol, seconds, previous}, threads, state);
+  }
+  const Array recorded(static_cast<py::ssize_t>(out.recorded.size()), out.recorded.data());
+  return py::make_tuple(out.epochs, out.converged, out.loss, recorded, out.previous);
+}
+
 }  // namespace
+
+void bind_surface(py::module_& m) {
+  py::class_<SurfaceMoments>(m, "SurfaceMoments")
+      .def_readonly("square", &SurfaceMoments::square)
+      .def_readonly("weight", &SurfaceMoments::weight);
+  py::class_<OwnedSurface>(m, "Surface")
+      .def(py::init<const std::vector<std::pair<int, int>>&,
+                    const std::vector<std::tuple<int, int, int>>&, std::vector<int32_t>,
+                    std::vector<double>, std::vector<double>>())
+      .def("read", &OwnedSurface::read)
+      .def_property(
+          "criterion", [](const OwnedSurface& s) { return s.view.criterion; },
+          [](OwnedSurface& s, const Criterion& criterion) { s.view.criterion = criterion; })
+      .def_property(
+          "mean", [](const OwnedSurface& s) { return s.view.mean; },
+          [](OwnedSurface& s, bool mean) { s.view.mean = mean; })
+      .def("accumulate",
+           [](const OwnedSurface& s, int threads) {
+             py::gil_scoped_release release;
+             return accumulate(s.view, threads);
+           })
+      .def("descend", &descend_surface)
+      .def("evaluate", [](const OwnedSurface& s, const Array& coef, int threads, Address y) {
+        count_launch();
+        const double* c = coef.data();
+        py::gil_scoped_release release;
+        evaluate(s.view, c, threads, at<void>(y));
+      });
+}
 
 void bind_batch(py::module_& m) {
   const auto address = [](auto Batch::* member) {

@@ -4,6 +4,7 @@
 
 namespace polyfuse {
 
-void bind_batch(pybind11::module_& m);  // class Batch
+void bind_batch(pybind11::module_& m);    // class Batch
+void bind_surface(pybind11::module_& m);  // classes Surface, SurfaceMoments
 
 }  // namespace polyfuse

@@ -10,8 +10,8 @@ inline namespace PF_ISA {
 PF_HD int closed_form_work(int n_params) { return 4 * affine_entries(2 * n_params) + 8 * n_params; }
 
 // One epoch as an affine map of (params - origin, momentum buffers).
-template <class Team>
-PF_HD void one_epoch(const Team& team, MomentsObjective& objective, const Descent& descent,
+template <class Team, class Objective>
+PF_HD void one_epoch(const Team& team, Objective& objective, const Descent& descent,
                      const double* origin, double* epoch, double* work /* [3 P] */) {
   const int n = descent.n_params, width = 2 * n + 1;
   double *at_zero = work, *shifted = work + n, *point = work + 2 * n;
@@ -40,16 +40,16 @@ PF_HD void one_epoch(const Team& team, MomentsObjective& objective, const Descen
 }
 
 // All epochs from here to just before the last.
-template <class Team, class Record>
-PF_HD void jump_ahead(const Team& team, MomentsObjective& objective, const Descent& descent,
-                      Outcome& out, State s, Record&& record, double* work) {
+template <class Team, class Objective, class Record>
+PF_HD void jump_ahead(const Team& team, Objective& objective, const Descent& descent, Outcome& out,
+                      State s, Record&& record, double* work) {
   const int n = descent.n_params;
   double *const epoch = work, *const powers = epoch + affine_entries(2 * n);
   double *const origin = powers + 3 * affine_entries(2 * n), *const state = origin + n;
   double *const change = state + 2 * n, *const rest = change + 2 * n;
   double *const buffer = s.kept + Sgd::kBuffer * n, *const filled = s.kept + Sgd::kFilled * n;
   team.one([&] {
-    const bool near = objective.map->identity && objective.reference(origin);
+    const bool near = objective.identity() && objective.reference(origin);
     PF_ROLLED
     for (int i = 0; i < n; ++i) {
       if (!near || descent.rule[i].method == Method::None) origin[i] = s.params[i];
@@ -83,9 +83,9 @@ PF_HD void jump_ahead(const Team& team, MomentsObjective& objective, const Desce
 
 // The first step is taken apart because it fills the momentum buffers, the last because its
 // gradient stays behind.
-template <class Team, class Record>
-PF_HD void closed_form(const Team& team, MomentsObjective& objective, const Descent& descent,
-                       Outcome& out, State s, Record&& record, double* work) {
+template <class Team, class Objective, class Record>
+PF_HD void closed_form(const Team& team, Objective& objective, const Descent& descent, Outcome& out,
+                       State s, Record&& record, double* work) {
   const int64_t epochs = descent.schedule.epochs;
   for (;;) {
     look(team, objective, descent, out, s);

@@ -75,6 +75,8 @@ struct MomentsObjective {
     pull_back(team, params, grad);
   }
 
+  PF_HD bool identity() const { return map->identity; }
+
   // The coefficients of the model that give the reference polynomial.
   PF_HD bool reference(double* into) const {
     const int terms = moments->n_terms;

@@ -6,6 +6,7 @@
 namespace polyfuse {
 
 struct BatchPlan;
+struct Surface;
 
 constexpr int kResidentSamples = 64;
 constexpr int kResidentTerms = 8;
@@ -39,6 +40,12 @@ struct Passes {
                    int64_t epochs, double* params, double* momentum);
   // fits [begin, end)
   void (*batch)(const BatchPlan&, int64_t begin, int64_t end);
+  // Of several variables. out: [value, sum of w, K sums of w slope phi]
+  void (*surface_loss)(const Surface&, const double* coef, int64_t begin, int64_t end, double* out);
+  // out: [sum w r^2, sum of w, K sums of w phi r, M sums of w phi phi]
+  void (*surface_moments)(const Surface&, const double* coef, int64_t begin, int64_t end,
+                          double* out);
+  void (*surface_evaluate)(const Surface&, const double* coef, int64_t begin, int64_t end, void* y);
 };
 
 extern const Passes passes_baseline;

@@ -11,6 +11,9 @@ void loss(const Data&, const Criterion&, const double* coef, int n_terms, bool s
 void resident(const Data&, int n_terms, const LinearStep* step, bool with_momentum, int64_t epochs,
               double* params, double* momentum);
 void batch_fits(const BatchPlan&, int64_t begin, int64_t end);
+void surface_loss(const Surface&, const double* coef, int64_t begin, int64_t end, double* out);
+void surface_moments(const Surface&, const double* coef, int64_t begin, int64_t end, double* out);
+void surface_evaluate(const Surface&, const double* coef, int64_t begin, int64_t end, void* y);
 
 }  // namespace PF_ISA
 }  // namespace polyfuse

@@ -37,6 +37,21 @@ def data(x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return flat(x), flat(y)
 
 
+def columns(x: Any, y: Any, variables: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [..., variables] and y [...] as [N, variables] and [N], of one dtype and device."""
+    alike(x, y=y)
+    for name, value in (("x", x), ("y", y)):
+        if not _has_memory(value):
+            raise TypeError(f"{name}: expected a dense tensor with memory, got {value.layout}")
+    if x.ndim == 0 or x.shape[-1] != variables:
+        raise ValueError(f"x: expected shape (..., {variables}), got {tuple(x.shape)}")
+    if y.shape != x.shape[:-1]:
+        raise ValueError(f"y: expected shape {tuple(x.shape[:-1])}, got {tuple(y.shape)}")
+    if y.numel() == 0:
+        raise ValueError(f"y: expected at least one sample, got shape {tuple(y.shape)}")
+    return x.detach().resolve_neg().reshape(-1, variables), flat(y)
+
+
 def weight(x: torch.Tensor, sample_weight: Any, mask: Any, sigma: Any) -> torch.Tensor | None:
     """The weights of the samples, [N] in the dtype of x; None where all count alike."""
     given = {"sample_weight": sample_weight, "sigma": sigma, "mask": mask}

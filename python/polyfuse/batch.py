@@ -98,7 +98,7 @@ def fit_batch(
         raise ValueError(f"y: {reason}")
     if reason := refuse_optimizer(optimizer):
         raise ValueError(f"optimizer: {reason}")
-    options = _options(model.coefficients, optimizer)
+    options = options_held(model.coefficients, optimizer)
     engine = _engine(engine, kind, options, fits, epochs, tol)
     runner = _backend(backend, fits)
     p = model.coefficients
@@ -225,7 +225,7 @@ def _read(model: Polynomial, x: Any, y: Any, nan_policy: str, weights: Any) -> F
     if omit and x.shape[1] == 1 and not x.isfinite().all():
         keep = x[:, 0].isfinite()
         x, y, w = x[keep], y[keep], None if w is None else w[keep]
-    shift, scale = model.variable
+    ((shift, scale),) = model.variable
     return Fits(p.detach().reshape(p.shape[0], -1), x, y, w, omit, shift, scale)
 
 
@@ -234,7 +234,8 @@ def _columns(t: torch.Tensor, n: int) -> torch.Tensor:
     return t.detach().resolve_neg().reshape(n, -1)
 
 
-def _options(p: torch.Tensor, optimizer: torch.optim.Optimizer) -> Options | None:
+def options_held(p: torch.Tensor, optimizer: torch.optim.Optimizer) -> Options | None:
+    """The options that an optimizer updates p with; None where it does not."""
     for group in optimizer.param_groups:
         if any(q is p for q in group["params"]):
             return options_of(optimizer, group, p) if p.requires_grad else None

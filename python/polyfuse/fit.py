@@ -27,6 +27,7 @@ from .recognise import (
 from .result import FitResult
 from .rules import SgdOptions, is_sgd
 from .schedulers import Schedulers
+from .surface import fit_surface, is_surface
 from .watching import watched
 
 SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
@@ -225,12 +226,14 @@ def fit(
     if callback is not None and not every:
         raise ValueError("callback: needs record_every, the epochs at which it is called")
     weights = sample_weight, mask, sigma
-    if is_batch(model):
+    if is_batch(model) or is_surface(model):
         unserved = {"scheduler": scheduler, "callback": callback, "progress": progress or None}
         for name, value in unserved.items():
             if value is not None:
-                raise ValueError(f"{name}: not for a batch of fits, got {value!r}")
-        return fit_batch(
+                what = "a batch of fits" if is_batch(model) else "several variables"
+                raise ValueError(f"{name}: not for {what}, got {value!r}")
+        fit_all = fit_batch if is_batch(model) else fit_surface
+        return fit_all(
             model, criterion, optimizer, x, y, epochs=epochs, engine=engine, backend=backend,
             record_every=every, tol=tolerance, nan_policy=nan_policy, weights=weights,
         )  # fmt: skip

@@ -18,9 +18,10 @@ from .backends.native import make_plan
 from .backends.reference import coefficients
 from .criteria import Criterion
 from .device_loop import DeviceLoop
+from .optim.kept import read_kept, write_kept
 from .optim.owners import Holding
 from .problem import State
-from .rules import METHODS, Rule, SgdOptions, kept_of, rows_of
+from .rules import Rule, rows_of
 from .symbolic import NotPolynomial, Traced
 from .tracing import trace
 from .watching import Contents, watched
@@ -131,20 +132,8 @@ class Fused:
         if not optimizer.state and isinstance(optimizer, torch.optim.SGD):
             return state  # SGD keeps nothing before its first step
         for t, options in held.tensors.items():
-            at = self.at[t]
             there = optimizer.state.get(self.tensors[t], {})
-            if isinstance(options, SgdOptions):
-                if (buffer := there.get("momentum_buffer")) is not None:
-                    state.momentum[at] = buffer.reshape(-1).tolist()
-                    state.has_momentum[at] = 1.0
-                continue
-            for row, kept in enumerate(METHODS[type(options)].kept):
-                value = there.get(kept.name)
-                state.kept[row, at] = (
-                    kept.start(options)
-                    if value is None
-                    else value.detach().double().cpu().reshape(-1).numpy()
-                )
+            state.kept[:, self.at[t]] = read_kept(options, there, self.sizes[t])
         return state
 
     def read(self) -> np.ndarray:
@@ -231,20 +220,7 @@ class Fused:
             p.grad = None  # as zero_grad leaves what the loss does not depend on
         for t, options in held.tensors.items() if held.keeps else ():
             tensor = self.tensors[t]
-            for row, kept in enumerate(kept_of(options)):
-                if kept is None:
-                    continue
-                values = torch.from_numpy(state.kept[row, self.at[t]])
-                kept_there = held.optimizer.state[tensor]
-                there = kept_there.get(kept.name)
-                if there is None and kept.scalar:
-                    kept_there[kept.name] = values[0].to(torch.get_default_dtype())
-                elif there is None:
-                    with np.errstate(over="ignore"):
-                        new = values.to(tensor.dtype).to(tensor.device).view(tensor.shape)
-                    kept_there[kept.name] = new
-                else:
-                    there.copy_(values[0] if kept.scalar else values.view(there.shape))
+            write_kept(options, held.optimizer.state[tensor], state.kept[:, self.at[t]], tensor)
 
 
 # Of modules that have no slot for them, the last few: what is watched may lead back to the module.

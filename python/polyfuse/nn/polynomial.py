@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import combinations_with_replacement
 from typing import Any
 
 import torch
@@ -11,27 +13,33 @@ from .module import Module
 
 
 class Polynomial(Module):
-    """A polynomial of one variable, ``sum_k coefficients[k] * u**k``, evaluated by Horner's rule.
+    """A polynomial, ``sum_k coefficients[k] * u**k``, or one of several variables.
 
     With a batch_shape, as many independent polynomials, which `polyfuse.fit` and `polyfuse.solve`
     fit in one launch, each with a loss and a status of its own.
 
     Args:
-        degree: highest power, >= 0.
-        batch_shape: shape of the batch of polynomials; () for a single one.
+        degree: highest power, >= 0; of several variables the highest total degree, or, with
+            total_degree=False, one degree for each variable (or for all).
+        variables: how many variables.
+        batch_shape: shape of the batch of polynomials of one variable; () for a single one.
         domain: (low, high), the range of x that is mapped to u from -1 to 1, as in
-            `numpy.polynomial`; None: u is x. Give one where x is far from zero (Unix time,
-            wavelengths): coefficients in x would lose what float32 cannot hold.
-        dtype, device: of the one parameter ``coefficients`` [degree + 1, *batch_shape], which
-            starts at zero.
+            `numpy.polynomial`; of several variables a sequence of one for each. None: u is x. Give
+            one where x is far from zero (Unix time, wavelengths): coefficients in x would lose what
+            float32 cannot hold.
+        total_degree: whether degree bounds the sum of the powers of a term, or each of them.
+        intercept: whether the constant is a term; of several variables.
+        dtype, device: of the one parameter ``coefficients`` [K, *batch_shape], which starts at
+            zero. Its terms are those of ``exponents`` [K][variables], in the order of
+            `sklearn.preprocessing.PolynomialFeatures`.
 
-    Shapes: a single polynomial takes x of any shape, and gives the shape of x. A batch takes x [N],
-    shared by all, or [N, *batch_shape], and gives [N, *batch_shape]: samples come first, as in
+    Shapes: a single polynomial of one variable takes x of any shape, and gives the shape of x. One
+    of several variables takes x [..., variables], and gives [...]. A batch takes x [N], shared by
+    all, or [N, *batch_shape], and gives [N, *batch_shape]: samples come first, as in
     `numpy.polyfit`. Data that has them last is handed over as ``y.movedim(-1, 0)``, a view.
 
     Raises:
-        ValueError: when degree is not an int >= 0, batch_shape not of sizes >= 1, or domain not two
-            finite numbers, the lower first.
+        ValueError: naming the argument, what came and what was expected.
 
     Example:
         >>> import torch, polyfuse.nn as nn
@@ -41,58 +49,127 @@ class Polynomial(Module):
         >>> pixels = nn.Polynomial(1, batch_shape=(480, 640), domain=(0, 3600))
         >>> pixels(torch.arange(0.0, 3600.0, 60.0)).shape
         torch.Size([60, 480, 640])
+        >>> nn.Polynomial(2, variables=2).exponents
+        ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))
     """
 
     def __init__(
         self,
-        degree: int,
+        degree: int | Sequence[int],
         *,
+        variables: int = 1,
         batch_shape: tuple[int, ...] = (),
-        domain: tuple[float, float] | None = None,
+        domain: Any = None,
+        total_degree: bool = True,
+        intercept: bool = True,
         dtype: Any = None,
         device: Any = None,
     ):
         super().__init__()
-        if isinstance(degree, bool) or not isinstance(degree, int) or degree < 0:
-            raise ValueError(f"degree: expected an int >= 0, got {degree!r}")
+        if not _is_int(variables) or variables < 1:
+            raise ValueError(f"variables: expected an int >= 1, got {variables!r}")
         shape = tuple(batch_shape) if isinstance(batch_shape, (tuple, list)) else None
-        if shape is None or not all(type(s) is int and s >= 1 for s in shape):
+        if shape is None or not all(_is_int(s) and s >= 1 for s in shape):
             raise ValueError(f"batch_shape: expected a tuple of sizes >= 1, got {batch_shape!r}")
-        self.batch_shape = shape
-        self.domain = None if domain is None else _interval(domain)
+        if variables > 1 and shape:
+            raise ValueError(f"batch_shape: expected () for {variables} variables, got {shape}")
+        if not intercept and variables == 1:
+            raise ValueError("intercept: expected True for one variable, got False")
+        several = isinstance(degree, (tuple, list)) and not total_degree
+        degrees: Any = tuple(degree) if several else (degree,) * variables  # type: ignore[arg-type]
+        if len(degrees) != variables or not all(_is_int(d) and d >= 0 for d in degrees):
+            wanted = "an int >= 0" if total_degree else f"an int >= 0 or {variables} of them"
+            raise ValueError(f"degree: expected {wanted}, got {degree!r}")
+        self.variables, self.batch_shape = variables, shape
+        self.domain = _domain(domain, variables)
+        self.exponents = _exponents(degrees, total_degree, intercept)
         self.coefficients = torch.nn.Parameter(
-            torch.zeros(degree + 1, *shape, dtype=dtype, device=device)
+            torch.zeros(len(self.exponents), *shape, dtype=dtype, device=device)
         )
 
     @property
     def degree(self) -> int:
-        return self.coefficients.shape[0] - 1
+        """The highest total degree."""
+        return max(sum(powers) for powers in self.exponents)
 
     @property
-    def variable(self) -> tuple[float, float]:
-        """(shift, scale) of u = (x - shift) * scale."""
+    def variable(self) -> tuple[tuple[float, float], ...]:
+        """(shift, scale) of every variable, u = (x - shift) * scale."""
         if self.domain is None:
-            return 0.0, 1.0
-        low, high = self.domain
-        return 0.5 * low + 0.5 * high, 2.0 / (high - low)
+            return ((0.0, 1.0),) * self.variables
+        return tuple((0.5 * low + 0.5 * high, 2.0 / (high - low)) for low, high in self.domain)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.variables > 1:
+            return self._of_several(x)
         if self.batch_shape and x.ndim == 1:
             x = x.reshape(-1, *(1 for _ in self.batch_shape))
-        shift, scale = self.variable
+        ((shift, scale),) = self.variable
         u = x if self.domain is None else (x - shift) * scale
         y = self.coefficients[-1] * torch.ones_like(u)
         for k in range(self.degree - 1, -1, -1):
             y = y * u + self.coefficients[k]
         return y
 
+    def _of_several(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim == 0 or x.shape[-1] != self.variables:
+            raise ValueError(f"x: expected shape (..., {self.variables}), got {tuple(x.shape)}")
+        u = [(x[..., v] - shift) * scale for v, (shift, scale) in enumerate(self.variable)]
+        features: dict[tuple[int, ...], torch.Tensor] = {}
+        for powers in self.exponents:
+            parent, v = parent_of(powers)
+            if v is None:
+                features[powers] = torch.ones_like(u[0])
+            else:
+                features[powers] = features[parent] * u[v] if parent in features else u[v]
+        return torch.stack([features[powers] for powers in self.exponents], -1) @ self.coefficients
+
     def extra_repr(self) -> str:
         parts = [f"degree={self.degree}"]
+        if self.variables > 1:
+            parts.append(f"variables={self.variables}")
         if self.batch_shape:
             parts.append(f"batch_shape={self.batch_shape}")
         if self.domain is not None:
-            parts.append(f"domain={self.domain}")
+            parts.append(f"domain={self.domain[0] if self.variables == 1 else self.domain}")
         return ", ".join(parts)
+
+
+def parent_of(powers: tuple[int, ...]) -> tuple[tuple[int, ...], int | None]:
+    """The term that this one is u_v times, and v; of the constant, v is None."""
+    v = next((i for i in range(len(powers) - 1, -1, -1) if powers[i]), None)
+    if v is None:
+        return powers, None
+    return (*powers[:v], powers[v] - 1, *powers[v + 1 :]), v
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _exponents(
+    degrees: tuple[int, ...], total: bool, intercept: bool
+) -> tuple[tuple[int, ...], ...]:
+    """Powers of the variables in every term: by total degree, then as combinations of variables."""
+    n = len(degrees)
+    highest = degrees[0] if total else sum(degrees)
+    terms = []
+    for d in range(0 if intercept else 1, highest + 1):
+        for chosen in combinations_with_replacement(range(n), d):
+            powers = tuple(chosen.count(v) for v in range(n))
+            if total or all(p <= most for p, most in zip(powers, degrees, strict=True)):
+                terms.append(powers)
+    return tuple(terms)
+
+
+def _domain(domain: Any, variables: int) -> tuple[tuple[float, float], ...] | None:
+    if domain is None:
+        return None
+    if variables == 1:
+        return (_interval(domain),)
+    if not isinstance(domain, (tuple, list)) or len(domain) != variables:
+        raise ValueError(f"domain: expected {variables} pairs (low, high), got {domain!r}")
+    return tuple(_interval(one) for one in domain)
 
 
 def _interval(domain: Any) -> tuple[float, float]:

@@ -1,0 +1,53 @@
+// Polynomials of several variables, and any model that is linear in its parameters: terms
+// phi_k = phi_parent * u_variable, the parameters being their coefficients.
+#pragma once
+
+#include <vector>
+
+#include "batch.h"
+#include "run.h"
+
+namespace polyfuse {
+
+constexpr int kMaxVariables = 64;
+constexpr int kMaxSurfaceTerms = 256;
+
+// phi[k] = (parent < 0 ? 1 : phi[parent]) * (variable < 0 ? 1 : u[variable]), parent < k
+struct Term {
+  int32_t parent, variable;
+};
+// Entry `moment` of the moments is sum w phi[a] phi[b].
+struct Product {
+  int32_t a, b, moment;
+};
+
+struct Surface {
+  Series x;     // [N, v]: `fit` is the stride between variables
+  Series y, w;  // [N]; w.at null: 1 everywhere, a sample of weight 0 is left out
+  int64_t n = 0;
+  bool omit = false;  // leave out samples with a nan or inf
+  int32_t n_variables = 0, n_terms = 0, n_pairs = 0;
+  const double* shift = nullptr;  // [v] of u = (x - shift) * scale
+  const double* scale = nullptr;
+  const Term* terms = nullptr;
+  const Product* pairs = nullptr;         // one of each moment, those with the same a together
+  const int32_t* moment_of = nullptr;  // [K, K]
+  Criterion criterion;
+  bool mean = true;
+};
+
+// About reference coefficients, with r = V reference - y.
+struct SurfaceMoments {
+  std::vector<double> reference, power, cross;  // [K], [M]: sum w phi phi, [K]: sum w phi r
+  double square = 0.0, weight = 0.0;            // sum w r^2, sum w
+};
+
+SurfaceMoments accumulate(const Surface&, int threads);
+
+Report descend(const Surface&, Engine, const SurfaceMoments*, const UpdateRule* rule,
+               const Schedule&, int threads, State);
+
+// y[i] = V coef, contiguous, in the dtype of x
+void evaluate(const Surface&, const double* coef, int threads, void* y);
+
+}  // namespace polyfuse

@@ -1,0 +1,197 @@
+"""Polynomials of several variables: what `fit` does with a `Polynomial` of more than one."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import _C, _check
+from .backends.batched import SLICE_SECONDS
+from .backends.native import ENGINE
+from .batch import options_held
+from .criteria import Criterion
+from .nn.polynomial import Polynomial, parent_of
+from .optim.kept import read_kept, write_kept
+from .recognise import read_criterion, refuse_optimizer
+from .result import FitResult
+from .rules import KEPT, Options, SgdOptions, kept_of, row_of
+
+MAX_TERMS, MAX_VARIABLES = 256, 64  # as csrc/cpu/surface.h has them
+
+
+def is_surface(model: Any) -> bool:
+    return isinstance(model, Polynomial) and model.variables > 1
+
+
+@lru_cache(maxsize=64)
+def layout(exponents: tuple[tuple[int, ...], ...]) -> tuple[list, list, list]:
+    """What the kernels are told of the terms: (parent, variable) of each; one pair of terms for
+    every moment, (a, b, moment); and the moment of every pair [K * K]."""
+    number = {powers: k for k, powers in enumerate(exponents)}
+    terms = []
+    for powers in exponents:
+        parent, v = parent_of(powers)
+        terms.append((-1 if v is None else number.get(parent, -1), -1 if v is None else v))
+    moments: dict[tuple[int, ...], int] = {}
+    products, moment_of = [], []
+    for a, first in enumerate(exponents):
+        for b, second in enumerate(exponents):
+            power = tuple(p + q for p, q in zip(first, second, strict=True))
+            if power not in moments:
+                moments[power] = len(moments)
+                products.append((a, b, moments[power]))
+            moment_of.append(moments[power])
+    return terms, products, moment_of
+
+
+class Surfaces:
+    """The compiled kernels of a model on data."""
+
+    def __init__(self, model: Polynomial, x: Any, y: Any, weight: Any, omit: bool):
+        shift, scale = zip(*model.variable, strict=True)
+        self.kernels = _C.Surface(*layout(model.exponents), list(shift), list(scale))
+        self.data = x, y, weight  # which the kernels point to
+        self.kernels.read(
+            (x.data_ptr(), x.stride(0), x.stride(1), x.dtype is torch.float64),
+            None if y is None else _series(y),
+            None if weight is None else _series(weight),
+            x.shape[0],
+            omit,
+        )
+
+
+def _series(t: torch.Tensor) -> tuple[int, int, int, bool]:
+    return t.data_ptr(), t.stride(0), 0, t.dtype is torch.float64
+
+
+def fit_surface(
+    model: Any,
+    criterion: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Any,
+    y: Any,
+    *,
+    epochs: int,
+    engine: str,
+    backend: str,
+    record_every: int,
+    tol: float,
+    nan_policy: str,
+    weights: tuple[Any, Any, Any],
+) -> FitResult:
+    """`fit` of a polynomial of several variables."""
+    start = time.perf_counter()
+    _check.one_of("backend", backend, ("auto", "cpu"))
+    xs, ys = _check.columns(x, y, model.variables)
+    p = model.coefficients
+    if p.dtype is not xs.dtype or xs.device.type != "cpu" or p.device != xs.device:
+        raise TypeError(
+            f"x: expected {p.dtype} on a CPU, as the model's coefficients, "
+            f"got {xs.dtype} on {xs.device}"
+        )
+    if p.numel() > MAX_TERMS or model.variables > MAX_VARIABLES:
+        raise ValueError(
+            f"model: expected at most {MAX_TERMS} terms and {MAX_VARIABLES} variables, "
+            f"got {p.numel()} and {model.variables}"
+        )
+    read = read_criterion(criterion, y)
+    if isinstance(read, str):
+        raise ValueError(f"criterion: {read}")
+    kind, mean = read
+    weight = _check.weight(y, *weights)
+    if reason := kind.refuse_targets(ys, weight):
+        raise ValueError(f"y: {reason}")
+    if reason := refuse_optimizer(optimizer):
+        raise ValueError(f"optimizer: {reason}")
+    options = options_held(p, optimizer)
+    engine = _engine(engine, kind, options, epochs, tol, p.numel())
+    if nan_policy == "raise":
+        _refuse_nonfinite(xs, ys, weight)
+    surfaces = Surfaces(model, xs, ys, weight, nan_policy == "omit")
+    kernels = surfaces.kernels
+    kernels.criterion, kernels.mean = kind.over_rows_of(y), mean
+    before, threads = _C.launches(), torch.get_num_threads()
+    moments = kernels.accumulate(threads) if engine != "stream" else None
+    params, kept = p.detach().double().reshape(-1).numpy().copy(), np.zeros((KEPT, p.numel()))
+    if options is not None:
+        kept = read_kept(options, optimizer.state.get(p, {}), p.numel())
+    grad = np.zeros(p.numel())
+    rows = [None if options is None else row_of(options)] * p.numel()
+    done, converged, loss, previous = 0, False, math.nan, math.nan
+    history: list[float] = []
+    while True:
+        done_now, converged, loss, recorded, previous = kernels.descend(
+            ENGINE[engine], moments, rows, done, epochs - done, record_every, tol,
+            SLICE_SECONDS, previous, threads, params, kept, grad,
+        )  # fmt: skip
+        done += done_now
+        history += recorded.tolist()
+        if converged or done >= epochs:
+            break
+    at = list(range(0, len(history) * record_every, record_every)) if record_every else []
+    with torch.no_grad(), np.errstate(over="ignore"):
+        p.copy_(torch.from_numpy(params).view(p.shape))
+        if done and p.requires_grad:
+            p.grad = torch.from_numpy(grad).to(p.dtype).view(p.shape)
+    if done and options is not None and any(kept_of(options)):
+        write_kept(options, optimizer.state[p], kept, p)
+    if at[-1:] != [done]:
+        at.append(done)
+        history.append(loss)
+    reason = "converged" if converged else "epochs"
+    if not (math.isfinite(loss) and np.isfinite(params).all()):
+        reason = "diverged"
+        warnings.warn("the fit diverged to inf or nan", RuntimeWarning, stacklevel=3)
+    return FitResult(
+        loss=loss,
+        epochs=done,
+        converged=converged,
+        stop_reason=reason,
+        engine=engine,
+        backend="cpu",
+        launches=_C.launches() - before,
+        seconds=time.perf_counter() - start,
+        history_epochs=np.array(at, dtype=np.int64),
+        history=np.array(history),
+    )
+
+
+def _engine(
+    engine: str, kind: Criterion, options: Options | None, epochs: int, tol: float, n_terms: int
+) -> str:
+    _check.one_of("engine", engine, _check.ENGINES)
+    moments = closed = None
+    if not kind.squared:
+        closed = moments = f"{kind.kind.name} is no function of the moments of the data"
+    elif not isinstance(options, SgdOptions | None):
+        closed = "the update is not linear in the gradient; use moments or stream"
+    elif tol >= 0:
+        closed = "tol needs the loss of every epoch; use moments or stream"
+    if engine == "auto":
+        power = 2 * (2 * n_terms + 1) ** 3 * math.log2(epochs + 2)  # operations; see fit
+        if epochs == 1 or moments:
+            return "stream"
+        return "moments" if closed or power > epochs * 2 * n_terms**2 else "closed_form"
+    refused = {"closed_form": closed, "moments": moments}.get(engine)
+    if refused:
+        raise ValueError(f"engine: {engine} cannot serve this case: {refused}")
+    return engine
+
+
+def _refuse_nonfinite(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None) -> None:
+    if math.isfinite(float(x.sum())) and math.isfinite(float(y.sum())):
+        return
+    bad = ~(x.isfinite().all(1) & y.isfinite())
+    if weight is not None:
+        bad &= weight != 0
+    if count := int(bad.sum()):
+        raise ValueError(
+            f"x, y: {count} sample{'s hold' if count > 1 else ' holds'} nan or inf; "
+            "expected finite data, or nan_policy='omit' or 'propagate'"
+        )
