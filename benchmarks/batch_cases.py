@@ -174,6 +174,56 @@ def cube(quick: bool) -> Case:
     )  # fmt: skip
 
 
+def surface(quick: bool) -> Case:
+    n, epochs, lr = 20_000 if quick else 10_000_000, 1000, 0.1
+    generator = torch.Generator().manual_seed(0)
+    x = 2 * torch.rand(n, 2, generator=generator) - 1
+    y = torch.sin(x[:, 0] - 2 * x[:, 1])
+    model = pf.nn.Polynomial(4, variables=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    criterion = torch.nn.MSELoss()
+
+    def fit() -> None:
+        with torch.no_grad():
+            model.coefficients.zero_()
+        pf.fit(model, criterion, optimizer, x, y, epochs=epochs)
+
+    # The operations of one read: a multiply-add for every moment, and a matrix product, which runs
+    # at the machine's peak, of as many.
+    side = 512 if quick else 2048
+    a = torch.rand(side, side, dtype=torch.float64)
+    multiply_adds = n * (45 + 15)
+
+    def peak() -> None:
+        for _ in range(max(1, round(multiply_adds / side**3))):
+            a @ a
+
+    def check() -> None:
+        u = x.double()
+        powers = torch.stack([u[:, 0] ** p * u[:, 1] ** q for p, q in model.exponents], 1)
+        gram, right = powers.T @ powers / n, powers.T @ y.double() / n
+        truth = torch.zeros(len(right), dtype=torch.float64)
+        for _ in range(epochs):
+            truth -= lr * 2 * (gram @ truth - right)
+        expect(model.coefficients.detach(), truth, 1e-5)
+
+    return Case(
+        f"surface of total degree 4, n = {n:,} float32, {epochs:,} epochs",
+        {
+            "polyfuse.fit": fit,
+            "reading the data once (torch.sum)": lambda: (x.sum(), y.sum()),
+            "as many multiply-adds in float64 (matrix product)": peak,
+        },
+        {"all": check}, {}, 12 * n, "3 x one read, or 3 x the multiply-adds",
+    )  # fmt: skip
+
+
 def batch_cases(quick: bool) -> list[Callable[[], Case]]:
     degrees = [lambda d=d: one_thread(quick, d) for d in (1, 3, 5, 9)]
-    return [lambda: trained(quick), lambda: solved(quick), *degrees, lambda: cube(quick)]
+    return [
+        lambda: trained(quick),
+        lambda: solved(quick),
+        *degrees,
+        lambda: cube(quick),
+        lambda: surface(quick),
+    ]

@@ -33,7 +33,7 @@ using Array = py::array_t<double, py::array::c_style>;
 // A surface with the memory that its plain struct points to.
 struct OwnedSurface {
   std::vector<Term> terms;
-  std::vector<Product> pairs;
+  std::vector<Product> products;
   std::vector<int32_t> moment_of;
   std::vector<double> shift, scale;
   Surface view;
@@ -41,18 +41,18 @@ struct OwnedSurface {
   OwnedSurface(const OwnedSurface&) = delete;
   OwnedSurface& operator=(const OwnedSurface&) = delete;
   OwnedSurface(const std::vector<std::pair<int, int>>& of_terms,
-               const std::vector<std::tuple<int, int, int>>& of_pairs, std::vector<int32_t> moments,
-               std::vector<double> shifts, std::vector<double> scales)
+               const std::vector<std::tuple<int, int, int>>& of_products,
+               std::vector<int32_t> moments, std::vector<double> shifts, std::vector<double> scales)
       : moment_of(std::move(moments)), shift(std::move(shifts)), scale(std::move(scales)) {
     for (const auto& [parent, variable] : of_terms) terms.push_back({parent, variable});
-    for (const auto& [a, b, moment] : of_pairs) pairs.push_back({a, b, moment});
+    for (const auto& [a, b, moment] : of_products) products.push_back({a, b, moment});
     view.n_variables = static_cast<int32_t>(shift.size());
     view.n_terms = static_cast<int32_t>(terms.size());
-    view.n_pairs = static_cast<int32_t>(pairs.size());
+    view.n_products = static_cast<int32_t>(products.size());
     view.shift = shift.data();
     view.scale = scale.data();
     view.terms = terms.data();
-    view.pairs = pairs.data();
+    view.products = products.data();
     view.moment_of = moment_of.data();
   }
   // x [N, v], its strides those between samples and between variables
@@ -105,13 +105,7 @@ void bind_surface(py::module_& m) {
              py::gil_scoped_release release;
              return accumulate(s.view, threads);
            })
-      .def("descend", &descend_surface)
-      .def("evaluate", [](const OwnedSurface& s, const Array& coef, int threads, Address y) {
-        count_launch();
-        const double* c = coef.data();
-        py::gil_scoped_release release;
-        evaluate(s.view, c, threads, at<void>(y));
-      });
+      .def("descend", &descend_surface);
 }
 
 void bind_batch(py::module_& m) {

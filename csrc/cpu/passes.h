@@ -45,7 +45,6 @@ struct Passes {
   // out: [sum w r^2, sum of w, K sums of w phi r, M sums of w phi phi]
   void (*surface_moments)(const Surface&, const double* coef, int64_t begin, int64_t end,
                           double* out);
-  void (*surface_evaluate)(const Surface&, const double* coef, int64_t begin, int64_t end, void* y);
 };
 
 extern const Passes passes_baseline;

@@ -12,71 +12,111 @@ inline namespace PF_ISA {
 namespace {
 
 constexpr int kPacks = 16;  // whose terms stay in the first-level cache
+constexpr int kSamples = kPacks * kLanes;
 
+// Samples [i, i + count) of a column, as float64; what is past them is 0.
 template <class T>
-PF_INLINE Pack load_eight(const Series& series, int64_t i, int count) {
-  const T* from = static_cast<const T*>(series.at) + i * series.sample;
-  if (count == kLanes && series.sample == 1) return Pack::load(from);
-  double lane[kLanes];
-  for (int j = 0; j < kLanes; ++j) lane[j] = from[std::min(j, count - 1) * series.sample];
-  return Pack::load(lane);
+void load_column(const T* from, int64_t stride, int count, double* into) {
+  if (stride == 1)
+    for (int j = 0; j < count; ++j) into[j] = from[j];
+  else
+    for (int j = 0; j < count; ++j) into[j] = from[j * stride];
+  std::fill(into + count, into + kSamples, 0.0);
 }
-PF_INLINE Pack load_eight(const Series& series, int64_t i, int count) {
-  return series.dtype == Dtype::Float32 ? load_eight<float>(series, i, count)
-                                        : load_eight<double>(series, i, count);
-}
-
-// Eight samples: y, weight (0 for what is left out) and terms, phi[k * stride].
-PF_INLINE void load_terms(const Surface& s, int64_t i, int64_t end, Pack& y, Pack& w, Pack* phi,
-                          int stride) {
-  const int count = static_cast<int>(std::min<int64_t>(kLanes, end - i));
-  Pack u[kMaxVariables];
-  w = s.w.at ? load_eight(s.w, i, count) : Pack::all(1.0);
-  if (count < kLanes) {
-    double lane[kLanes];
-    w.store(lane);
-    std::fill(lane + count, lane + kLanes, 0.0);
-    w = Pack::load(lane);
-  }
-  y = s.y.at ? load_eight(s.y, i, count) : Pack{};
-  Pack nothing = y - y;  // 0, or nan
-  for (int j = 0; j < s.n_variables; ++j) {
-    const Series column{
-        static_cast<const char*>(s.x.at) + j * s.x.fit * (s.x.dtype == Dtype::Float32 ? 4 : 8),
-        s.x.sample, 0, s.x.dtype};
-    u[j] = (load_eight(column, i, count) - s.shift[j]) * s.scale[j];
-    nothing += u[j] - u[j];
-  }
-  if (s.omit) w = if_zero(nothing, w, Pack{});
-  if (s.omit || s.w.at) {
-    y = if_zero(w, Pack{}, y);
-    for (int j = 0; j < s.n_variables; ++j) u[j] = if_zero(w, Pack{}, u[j]);
-  }
-  for (int k = 0; k < s.n_terms; ++k) {
-    const Term term = s.terms[k];
-    Pack value = term.parent < 0 ? Pack::all(1.0) : phi[term.parent * stride];
-    if (term.variable >= 0) value *= u[term.variable];
-    phi[k * stride] = value;
-  }
+void load_column(const Series& series, int64_t i, int64_t column, int count, double* into) {
+  const int64_t at = i * series.sample + column * series.fit;
+  if (series.dtype == Dtype::Float32)
+    load_column(static_cast<const float*>(series.at) + at, series.sample, count, into);
+  else
+    load_column(static_cast<const double*>(series.at) + at, series.sample, count, into);
 }
 
-PF_INLINE Pack predict(const Pack* phi, int stride, const double* coef, int n_terms) {
-  Pack value{};
-  for (int k = 0; k < n_terms; ++k) value += phi[k * stride] * coef[k];
-  return value;
-}
+// Samples side by side: [kPacks] of y and of weights (0 for what is left out), and terms
+// [K, kPacks].
+struct Block {
+  Pack y[kPacks], w[kPacks], u[kMaxVariables][kPacks];
+  std::vector<Pack> phi;
+
+  explicit Block(const Surface& s) : phi(static_cast<size_t>(s.n_terms * kPacks)) {}
+
+  void load(const Surface& s, int64_t i, int64_t end) {
+    const int count = static_cast<int>(std::min<int64_t>(kSamples, end - i));
+    const auto lanes = [](Pack* packs) { return reinterpret_cast<double*>(packs); };
+    if (s.w.at) {
+      load_column(s.w, i, 0, count, lanes(w));
+    } else {
+      std::fill(lanes(w), lanes(w) + count, 1.0);
+      std::fill(lanes(w) + count, lanes(w) + kSamples, 0.0);
+    }
+    if (s.y.at) load_column(s.y, i, 0, count, lanes(y));
+    for (int j = 0; j < s.n_variables; ++j) {
+      load_column(s.x, i, j, count, lanes(u[j]));
+      for (Pack& v : u[j]) v = (v - s.shift[j]) * s.scale[j];
+    }
+    if (s.omit || s.w.at || count < kSamples) leave_out(s);
+    for (int k = 0; k < s.n_terms; ++k) {
+      const Term term = s.terms[k];
+      Pack* const into = &phi[static_cast<size_t>(k * kPacks)];
+      const Pack* const parent = &phi[static_cast<size_t>(std::max(term.parent, 0) * kPacks)];
+      const Pack* const factor = u[std::max(term.variable, 0)];
+      if (term.variable < 0)
+        for (int p = 0; p < kPacks; ++p) into[p] = Pack::all(1.0);
+      else if (term.parent < 0)
+        for (int p = 0; p < kPacks; ++p) into[p] = factor[p];
+      else
+        for (int p = 0; p < kPacks; ++p) into[p] = parent[p] * factor[p];
+    }
+  }
+
+  // V coef
+  void predict(const Surface& s, const double* coef, Pack* value) const {
+    for (int p = 0; p < kPacks; p += 4) {
+      Pack sum[4] = {};
+      for (int k = 0; k < s.n_terms; ++k)
+        unroll<4>([&](auto q) PF_ALWAYS_INLINE { sum[q] += phi[k * kPacks + p + q] * coef[k]; });
+      unroll<4>([&](auto q) PF_ALWAYS_INLINE { value[p + q] = sum[q]; });
+    }
+  }
+
+  // sums += V^T g
+  void project(const Surface& s, const Pack* g, Pack* sums) const {
+    for (int k = 0; k < s.n_terms; ++k) {
+      Pack sum[4] = {};
+      const Pack* const at = &phi[static_cast<size_t>(k * kPacks)];
+      for (int p = 0; p < kPacks; p += 4)
+        unroll<4>([&](auto q) PF_ALWAYS_INLINE { sum[q] += at[p + q] * g[p + q]; });
+      sums[k] += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    }
+  }
+
+ private:
+  void leave_out(const Surface& s) {
+    for (int p = 0; p < kPacks; ++p) {
+      Pack nothing = y[p] - y[p];  // 0, or nan
+      for (int j = 0; j < s.n_variables; ++j) nothing += u[j][p] - u[j][p];
+      if (s.omit) w[p] = if_zero(nothing, w[p], Pack{});
+      y[p] = if_zero(w[p], Pack{}, y[p]);
+      for (int j = 0; j < s.n_variables; ++j) u[j][p] = if_zero(w[p], Pack{}, u[j][p]);
+    }
+  }
+};
 
 template <class Rho>
 void loss_of(const Surface& s, const double* coef, int64_t begin, int64_t end, double* out) {
-  Pack phi[kMaxSurfaceTerms], sums[kMaxSurfaceTerms] = {}, value{}, count{};
-  for (int64_t i = begin; i < end; i += kLanes) {
-    Pack y, w;
-    load_terms(s, i, end, y, w, phi, 1);
-    const auto rho = Rho::at(predict(phi, 1, coef, s.n_terms), y, s.criterion);
-    const Pack slope = if_zero(w, Pack{}, w * rho.slope);
-    value += if_zero(w, Pack{}, w * rho.value);
-    count += w;
-    for (int k = 0; k < s.n_terms; ++k) sums[k] += slope * phi[k];
+  Block block(s);
+  std::vector<Pack> sums(static_cast<size_t>(s.n_terms));
+  Pack value{}, count{}, prediction[kPacks], slope[kPacks];
+  for (int64_t i = begin; i < end; i += kSamples) {
+    block.load(s, i, end);
+    block.predict(s, coef, prediction);
+    for (int p = 0; p < kPacks; ++p) {
+      const auto rho = Rho::at(prediction[p], block.y[p], s.criterion);
+      const Pack w = block.w[p];
+      slope[p] = if_zero(w, Pack{}, w * rho.slope);
+      value += if_zero(w, Pack{}, w * rho.value);
+      count += w;
+    }
+    block.project(s, slope, sums.data());
   }
   out[0] = value.total();
   out[1] = count.total();
@@ -84,16 +124,34 @@ void loss_of(const Surface& s, const double* coef, int64_t begin, int64_t end, d
 }
 
 // Moments that share phi[a], up to four of them.
-template <int C>
+template <int C, bool Weighted>
 PF_INLINE void add_products(const Product* product, const Pack* phi, const Pack* w, Pack* sums) {
   Pack sum[C];
-  unroll<C>([&](auto c) PF_ALWAYS_INLINE { sum[c] = sums[product[c].moment]; });
-  const Pack* a = phi + product->a * kPacks;
+  const Pack *const a = phi + product->a * kPacks, *b[C];
+  unroll<C>([&](auto c) PF_ALWAYS_INLINE {
+    sum[c] = sums[product[c].moment];
+    b[c] = phi + product[c].b * kPacks;
+  });
   for (int p = 0; p < kPacks; ++p) {
-    const Pack weighted = w[p] * a[p];
-    unroll<C>([&](auto c) PF_ALWAYS_INLINE { sum[c] += weighted * phi[product[c].b * kPacks + p]; });
+    const Pack of_a = Weighted ? w[p] * a[p] : a[p];
+    unroll<C>([&](auto c) PF_ALWAYS_INLINE { sum[c] += of_a * b[c][p]; });
   }
   unroll<C>([&](auto c) PF_ALWAYS_INLINE { sums[product[c].moment] = sum[c]; });
+}
+
+template <bool Weighted>
+void add_all_products(const Surface& s, const Pack* phi, const Pack* w, Pack* sums) {
+  for (const Product *product = s.products, *last = product + s.n_products; product != last;) {
+    int same = 1;
+    while (same < 4 && product + same != last && product[same].a == product->a) ++same;
+    switch (same) {
+      case 1: add_products<1, Weighted>(product, phi, w, sums); break;
+      case 2: add_products<2, Weighted>(product, phi, w, sums); break;
+      case 3: add_products<3, Weighted>(product, phi, w, sums); break;
+      default: add_products<4, Weighted>(product, phi, w, sums);
+    }
+    product += same;
+  }
 }
 
 }  // namespace
@@ -117,60 +175,27 @@ void surface_loss(const Surface& s, const double* coef, int64_t begin, int64_t e
 void surface_moments(const Surface& s, const double* coef, int64_t begin, int64_t end,
                      double* out) {
   const int terms = s.n_terms;
-  std::vector<Pack> memory(static_cast<size_t>((terms + 1) * kPacks + s.n_pairs + terms));
-  Pack* const phi = memory.data();
-  Pack* const rest = phi + terms * kPacks;
-  Pack *const sums = rest + kPacks, *const cross = sums + s.n_pairs;
-  Pack square{}, count{}, w[kPacks];
-  for (int64_t at = begin; at < end; at += kPacks * kLanes) {
+  Block block(s);
+  std::vector<Pack> sums(static_cast<size_t>(s.n_products)), cross(static_cast<size_t>(terms));
+  Pack square{}, count{}, rest[kPacks];
+  for (int64_t i = begin; i < end; i += kSamples) {
+    block.load(s, i, end);
+    block.predict(s, coef, rest);
     for (int p = 0; p < kPacks; ++p) {
-      const int64_t i = at + p * kLanes;
-      Pack y{};
-      w[p] = Pack{};
-      if (i < end) {
-        load_terms(s, i, end, y, w[p], phi + p, kPacks);
-        const Pack r = predict(phi + p, kPacks, coef, terms) - y;
-        rest[p] = w[p] * r;
-        square += rest[p] * r;
-        count += w[p];
-      } else {
-        for (int k = 0; k < terms; ++k) phi[k * kPacks + p] = Pack{};
-        rest[p] = Pack{};
-      }
+      const Pack r = rest[p] - block.y[p];
+      rest[p] = block.w[p] * r;
+      square += rest[p] * r;
+      count += block.w[p];
     }
-    for (int k = 0; k < terms; ++k)
-      for (int p = 0; p < kPacks; ++p) cross[k] += phi[k * kPacks + p] * rest[p];
-    for (const Product *product = s.pairs, *last = product + s.n_pairs; product != last;) {
-      int same = 1;
-      while (same < 4 && product + same != last && product[same].a == product->a) ++same;
-      switch (same) {
-        case 1: add_products<1>(product, phi, w, sums); break;
-        case 2: add_products<2>(product, phi, w, sums); break;
-        case 3: add_products<3>(product, phi, w, sums); break;
-        default: add_products<4>(product, phi, w, sums);
-      }
-      product += same;
-    }
+    block.project(s, rest, cross.data());
+    const bool weighted = s.omit || s.w.at || end - i < kSamples;
+    const auto add = weighted ? add_all_products<true> : add_all_products<false>;
+    add(s, block.phi.data(), block.w, sums.data());
   }
   out[0] = square.total();
   out[1] = count.total();
   for (int k = 0; k < terms; ++k) out[2 + k] = cross[k].total();
-  for (int m = 0; m < s.n_pairs; ++m) out[2 + terms + m] = sums[m].total();
-}
-
-void surface_evaluate(const Surface& s, const double* coef, int64_t begin, int64_t end, void* out) {
-  Pack phi[kMaxSurfaceTerms];
-  for (int64_t i = begin; i < end; i += kLanes) {
-    Pack y, w;
-    load_terms(s, i, end, y, w, phi, 1);
-    double lane[kLanes];
-    predict(phi, 1, coef, s.n_terms).store(lane);
-    for (int j = 0; j < std::min<int64_t>(kLanes, end - i); ++j)
-      if (s.x.dtype == Dtype::Float32)
-        static_cast<float*>(out)[i + j] = static_cast<float>(lane[j]);
-      else
-        static_cast<double*>(out)[i + j] = lane[j];
-  }
+  for (int m = 0; m < s.n_products; ++m) out[2 + terms + m] = sums[m].total();
 }
 
 }  // namespace PF_ISA

@@ -26,11 +26,11 @@ struct Surface {
   Series y, w;  // [N]; w.at null: 1 everywhere, a sample of weight 0 is left out
   int64_t n = 0;
   bool omit = false;  // leave out samples with a nan or inf
-  int32_t n_variables = 0, n_terms = 0, n_pairs = 0;
+  int32_t n_variables = 0, n_terms = 0, n_products = 0;
   const double* shift = nullptr;  // [v] of u = (x - shift) * scale
   const double* scale = nullptr;
   const Term* terms = nullptr;
-  const Product* pairs = nullptr;         // one of each moment, those with the same a together
+  const Product* products = nullptr;   // one of each moment, those with the same a together
   const int32_t* moment_of = nullptr;  // [K, K]
   Criterion criterion;
   bool mean = true;
@@ -46,8 +46,5 @@ SurfaceMoments accumulate(const Surface&, int threads);
 
 Report descend(const Surface&, Engine, const SurfaceMoments*, const UpdateRule* rule,
                const Schedule&, int threads, State);
-
-// y[i] = V coef, contiguous, in the dtype of x
-void evaluate(const Surface&, const double* coef, int threads, void* y);
 
 }  // namespace polyfuse

@@ -34,7 +34,7 @@ std::vector<double> reduce(int64_t n, int n_sums, int threads, Pass&& pass) {
 SurfaceMoments accumulate_about(const Surface& s, std::vector<double> reference, int threads) {
   const int terms = s.n_terms;
   const auto sums =
-      reduce(s.n, 2 + terms + s.n_pairs, threads, [&](int64_t begin, int64_t end, double* out) {
+      reduce(s.n, 2 + terms + s.n_products, threads, [&](int64_t begin, int64_t end, double* out) {
         passes().surface_moments(s, reference.data(), begin, end, out);
       });
   SurfaceMoments moments;
@@ -167,13 +167,6 @@ Report descend(const Surface& s, Engine engine, const SurfaceMoments* moments,
   std::vector<double> work(static_cast<size_t>(closed_form_work(s.n_terms)));
   closed_form(Alone{}, objective, descent, out, state, record, work.data());
   return out;
-}
-
-void evaluate(const Surface& s, const double* coef, int threads, void* y) {
-  const int64_t block = block_of(s.n), n_blocks = (s.n + block - 1) / block;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && n_blocks > 1)
-  for (int64_t b = 0; b < n_blocks; ++b)
-    passes().surface_evaluate(s, coef, b * block, std::min(s.n, (b + 1) * block), y);
 }
 
 }  // namespace polyfuse

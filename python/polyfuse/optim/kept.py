@@ -11,7 +11,7 @@ from ..rules import KEPT, METHODS, Options, SgdOptions, kept_of
 
 
 def read_kept(options: Options, there: dict[str, Any], n: int) -> np.ndarray:
-    """Torch's state of a tensor of n elements -> float64 [KEPT, n]; where it has none, its start."""
+    """Torch's state of a tensor of n elements, or its start -> float64 [KEPT, n]."""
     values = np.zeros((KEPT, n))
     if isinstance(options, SgdOptions):
         if (buffer := there.get("momentum_buffer")) is not None:
