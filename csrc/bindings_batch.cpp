@@ -145,6 +145,12 @@ void bind_batch(py::module_& m) {
                       b.schedule = {0, epochs, record_every, tol, 0.0, NAN};
                     })
       .def_property("rule", unread, [](Batch& b, py::handle row) { b.rule = rule_from(row); })
+      .def_property("basis", unread,
+                    [](Batch& b, std::tuple<Address, Address, Address> rows) {
+                      const auto [alpha, beta, gamma] = rows;
+                      b.basis = {at<const double>(alpha), at<const double>(beta),
+                                 at<const double>(gamma)};
+                    })
       .def("keep",
            [](Batch& b, int row, Address all, double scalar) {
              b.kept[row] = at<void>(all);

@@ -1,4 +1,4 @@
-// Monomial basis: phi_k(u) = u^k, evaluated by Horner's rule and by running powers.
+// Bases: powers, evaluated by Horner's rule; others by their recurrences.
 #pragma once
 
 #include "macros.h"
@@ -6,6 +6,20 @@
 
 namespace polyfuse {
 inline namespace PF_ISA {
+
+// phi_0 = 1, phi_{j+1} = (alpha_j u + beta_j) phi_j + gamma_j phi_{j-1}; null: powers of u.
+struct Recurrence {
+  const double* alpha = nullptr;  // [K]
+  const double* beta = nullptr;
+  const double* gamma = nullptr;
+};
+
+// phi_{j+1}
+template <class T>
+PF_HD T next_of(const Recurrence& basis, int j, T u, T phi, T before) {
+  if (!basis.alpha) return phi * u;
+  return (u * basis.alpha[j] + basis.beta[j]) * phi + before * basis.gamma[j];
+}
 
 // sum_k coef[k] u^k
 template <class T>

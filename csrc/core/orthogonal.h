@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "basis.h"
 #include "criterion.h"
 #include "macros.h"
 #include "problem.h"
@@ -106,10 +107,11 @@ PF_HD void orthogonalise(int64_t n, int n_terms, const V* t, const V* w, V* r, V
   }
 }
 
-// factor[k, j] = <q_k, u^j> with t = slope u + offset, upper triangular: the QR factorisation of
-// the design matrix of powers of u.
+// factor[k, j] = <q_k, phi_j(u)> with t = slope u + offset, upper triangular: the QR factorisation
+// of the design matrix.
 template <class V>
-PF_HD void factorise(int n_terms, const Orthogonal<V>& q, V per_slope, V offset, V* factor) {
+PF_HD void factorise(int n_terms, const Recurrence& basis, const Orthogonal<V>& q, V per_slope,
+                     V offset, V* factor) {
   const auto at = [&](int k, int j) -> V& { return factor[k * n_terms + j]; };
   for (int k = 0; k < n_terms; ++k) at(k, 0) = k == 0 ? q.first : V{};
   for (int j = 0; j + 1 < n_terms; ++j)
@@ -117,7 +119,12 @@ PF_HD void factorise(int n_terms, const Orthogonal<V>& q, V per_slope, V offset,
       V sum = (q.mean[k] - offset) * at(k, j);
       if (k > 0) sum += q.size[k] * at(k - 1, j);
       if (k + 1 < n_terms) sum += q.size[k + 1] * at(k + 1, j);
-      at(k, j + 1) = k <= j + 1 ? sum * per_slope : V{};
+      sum = sum * per_slope;
+      if (basis.alpha) {
+        sum = sum * basis.alpha[j] + at(k, j) * basis.beta[j];
+        if (j > 0) sum += at(k, j - 1) * basis.gamma[j];
+      }
+      at(k, j + 1) = k <= j + 1 ? sum : V{};
     }
 }
 

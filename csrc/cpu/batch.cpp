@@ -110,18 +110,36 @@ struct FromData {
   const U* u;
   const Pack *y, *w;
   const Criterion& criterion;
+  const Recurrence& basis;
   Pack weight;
+
+  template <class F>
+  PF_INLINE void each_term(const U& at, F&& f) const {
+    U phi = like(at, 1.0), before{};
+    for (int j = 0;; ++j) {
+      f(j, phi);
+      if (j + 1 == n_terms) return;
+      const U next = next_of(basis, j, at, phi, before);
+      before = phi;
+      phi = next;
+    }
+  }
 
   Pack operator()(const Pack* p, Pack* grad) const {
     Pack value{};
     for (int j = 0; j < n_terms; ++j) grad[j] = Pack{};
     for (int64_t i = 0; i < n; ++i) {
-      Pack prediction = p[n_terms - 1];
-      for (int j = n_terms - 2; j >= 0; --j) prediction = prediction * u[i] + p[j];
+      Pack prediction{};
+      if (basis.alpha) {
+        each_term(u[i], [&](int j, const U& phi) { prediction += p[j] * phi; });
+      } else {
+        prediction = p[n_terms - 1];
+        for (int j = n_terms - 2; j >= 0; --j) prediction = prediction * u[i] + p[j];
+      }
       const auto rho = Rho::at(prediction, y[i], criterion);
-      Pack slope = w ? if_zero(w[i], Pack{}, w[i] * rho.slope) : rho.slope;
+      const Pack slope = w ? if_zero(w[i], Pack{}, w[i] * rho.slope) : rho.slope;
       value += w ? if_zero(w[i], Pack{}, w[i] * rho.value) : rho.value;
-      for (int j = 0; j < n_terms; ++j, slope = slope * u[i]) grad[j] += slope;
+      each_term(u[i], [&](int j, const U& phi) { grad[j] += slope * phi; });
     }
     for (int j = 0; j < n_terms; ++j) grad[j] *= Rho::kFactor * weight;
     return value * weight;
@@ -220,8 +238,7 @@ void descend_on(const BatchPlan& plan, const U* u, const Pack* y, const Pack* w,
   const Batch& batch = plan.batch;
   const Criterion& c = batch.criterion;
   const auto run = [&](auto rho) {
-    const FromData<decltype(rho), U> objective{batch.n_terms,    batch.n, u, y, w, c,
-                                               weight * c.weight};
+    const FromData<decltype(rho), U> objective{batch.n_terms, batch.n, u, y, w, c, batch.basis, weight * c.weight};
     descend(plan, objective, record, s);
   };
   switch (c.kind) {
@@ -399,7 +416,7 @@ class EightFits {
     rest_ = q.rest;
     rank_ = q.rank;
     // t = (u / batch.scale + batch.shift - centre) scale
-    factorise(terms, q, batch_.scale / scale, (batch_.shift - centre) * scale, work.factor.data());
+    factorise(terms, batch_.basis, q, batch_.scale / scale, (batch_.shift - centre) * scale, work.factor.data());
     finish(AtOptimum<Pack, K>{terms, work.factor.data(), along_, rest_, weight});
   }
 

@@ -1,6 +1,7 @@
 // Many small fits in one launch: eight of them side by side in the lanes of a pack.
 #pragma once
 
+#include "../core/basis.h"
 #include "../core/descent.h"
 #include "passes.h"
 
@@ -23,6 +24,7 @@ struct Batch {
   bool omit = false;             // leave out samples with a nan or inf
   int32_t n_terms = 0;
   double shift = 0.0, scale = 1.0;  // of the model's variable u
+  Recurrence basis;
   bool mean = true;
   Criterion criterion;
 

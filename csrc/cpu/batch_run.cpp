@@ -63,7 +63,7 @@ OwnedDesign design_of(const Batch& batch) {
       design.q[i * terms + k] *=
           (w.empty() ? 1.0 : design.root[i]) * (norm > 0.0 ? 1.0 / norm : 0.0);
   }
-  factorise(terms, orthogonal, batch.scale / scale, (batch.shift - middle) * scale,
+  factorise(terms, batch.basis, orthogonal, batch.scale / scale, (batch.shift - middle) * scale,
             design.factor.data());
   design.view.q = design.q.data();
   design.view.factor = design.factor.data();

@@ -41,6 +41,7 @@ class Batch:
     scale: float
     mean: bool
     criterion: Criterion
+    basis: Any
     solve: bool
     engine: Any
     schedule: Any

@@ -67,7 +67,8 @@ class BatchResult(FitResult):
 
 
 def is_batch(model: Any) -> bool:
-    return isinstance(model, Polynomial) and bool(model.batch_shape)
+    """Whether a model is fitted as a batch: also one series that is not expanded in powers."""
+    return isinstance(model, Polynomial) and bool(model.batch_shape or model.refuse_powers())
 
 
 def fit_batch(
@@ -121,7 +122,7 @@ def fit_batch(
         warnings.warn(f"{lost} fits diverged to inf or nan", RuntimeWarning, stacklevel=3)
     settled = set(ways) == {FitStatus.CONVERGED}
     return BatchResult(
-        loss=out.loss.view(shape),
+        loss=out.loss.view(shape) if shape else float(out.loss),
         epochs=done,
         converged=settled,
         stop_reason="converged" if settled else "epochs",
@@ -166,7 +167,7 @@ def solve_batch(
         spread = spread.view(p.shape[0], p.shape[0], *shape)
     solved = set(ways) == {FitStatus.CONVERGED}
     return BatchResult(
-        loss=out.loss.view(shape),
+        loss=out.loss.view(shape) if shape else float(out.loss),
         epochs=0,
         converged=solved,
         stop_reason="converged" if solved else "rank",
@@ -226,7 +227,7 @@ def _read(model: Polynomial, x: Any, y: Any, nan_policy: str, weights: Any) -> F
         keep = x[:, 0].isfinite()
         x, y, w = x[keep], y[keep], None if w is None else w[keep]
     ((shift, scale),) = model.variable
-    return Fits(p.detach().reshape(p.shape[0], -1), x, y, w, omit, shift, scale)
+    return Fits(p.detach().reshape(p.shape[0], -1), x, y, w, omit, shift, scale, model.basis)
 
 
 def _columns(t: torch.Tensor, n: int) -> torch.Tensor:

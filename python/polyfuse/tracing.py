@@ -17,6 +17,8 @@ def trace(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> 
     for m in module.modules():
         if has_hooks(m):
             raise NotPolynomial(f"{type(m).__name__} has hooks")
+        if reason := getattr(m, "refuse_powers", lambda: None)():
+            raise NotPolynomial(reason)
     recorder = Recorder(module, dtype, device)
     before = [dict(m.__dict__) for m in module.modules()]
     contents = Contents(module)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _C
+from ..bases import recurrence_of
 from ..criteria import Criterion
 from ..rules import METHODS, STEP, Kept, Options, SgdOptions, group_of, kept_of, row_of
 from .native import ENGINE
@@ -27,6 +28,14 @@ class Fits(NamedTuple):
     omit: bool
     shift: float
     scale: float
+    basis: str = "monomial"
+
+    def columns(self, u: torch.Tensor) -> list[torch.Tensor]:
+        """phi_k(u) of every term."""
+        phi = [torch.ones_like(u)]
+        for alpha, beta, gamma in recurrence_of(self.basis, self.params.shape[0]).T.tolist():
+            phi.append((alpha * u + beta) * phi[-1] + (gamma * phi[-2] if len(phi) > 1 else 0.0))
+        return phi[:-1]
 
     @property
     def shared(self) -> bool:
@@ -195,6 +204,9 @@ def _told(fits: Fits) -> tuple[Any, Outcome]:
     batch.n, batch.fits, batch.n_terms = fits.y.shape[0], n_fits, terms
     batch.float64, batch.omit = fits.params.dtype == torch.float64, fits.omit
     batch.shift, batch.scale = fits.shift, fits.scale
+    if fits.basis != "monomial":
+        rows = recurrence_of(fits.basis, terms)
+        batch.basis = tuple(row.ctypes.data for row in rows)
     batch.params, batch.loss = out.params.data_ptr(), out.loss.data_ptr()
     batch.status, batch.rank = out.status.data_ptr(), out.rank.data_ptr()
     return batch, out
@@ -231,7 +243,7 @@ class Reference:
         x, y, w = _whole(fits)
         u = (x - fits.shift) * fits.scale
         terms = fits.params.shape[0]
-        powers = torch.stack([u**k for k in range(terms)], -1).transpose(0, 1)  # [B, N, K]
+        powers = torch.stack(fits.columns(u), -1).transpose(0, 1)  # [B, N, K]
         root = w.sqrt().T[..., None]
         size = (powers * root).norm(dim=1, keepdim=True).clamp(min=1e-300)
         inverse = torch.linalg.pinv(powers * root / size, rtol=1e-13)
@@ -254,13 +266,15 @@ class Reference:
     def descend(self, run: Run) -> Outcome:
         fits = run.fits
         x, y, w = _whole(fits)
-        u = (x - fits.shift) * fits.scale
+        columns = fits.columns((x - fits.shift) * fits.scale)
         p = fits.params.double().clone().requires_grad_()
         terms, n_fits = p.shape
         total = w.sum(0) if run.mean else torch.ones(n_fits, dtype=torch.float64)
 
         def loss_of(params: torch.Tensor) -> torch.Tensor:
-            prediction = torch.stack([params[k] * u**k for k in range(terms)]).sum(0)
+            prediction = torch.stack([c * phi for c, phi in zip(params, columns, strict=True)]).sum(
+                0
+            )
             values = run.criterion.values(prediction, y) * run.criterion.factor
             return torch.where(w > 0, w * values, 0.0).sum(0) / total
 

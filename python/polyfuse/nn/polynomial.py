@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from itertools import combinations_with_replacement
 from typing import Any
 
+import numpy as np
 import torch
 
+from ..bases import BASES, name_of
 from .module import Module
+
+MOST_EXPANDED = 8  # degree of a series in another basis whose powers of u keep its digits
 
 
 class Polynomial(Module):
@@ -23,10 +27,12 @@ class Polynomial(Module):
             total_degree=False, one degree for each variable (or for all).
         variables: how many variables.
         batch_shape: shape of the batch of polynomials of one variable; () for a single one.
-        domain: (low, high), the range of x that is mapped to u from -1 to 1, as in
-            `numpy.polynomial`; of several variables a sequence of one for each. None: u is x. Give
-            one where x is far from zero (Unix time, wavelengths): coefficients in x would lose what
-            float32 cannot hold.
+        basis: ``monomial``, ``chebyshev``, ``legendre``, ``hermite``, ``hermite_e`` or
+            ``laguerre``, as in `numpy.polynomial`; of one variable.
+        domain: (low, high), the range of x that is mapped to the window of the basis as in
+            `numpy.polynomial`: u from -1 to 1, for ``laguerre`` from 0 to 1; of several variables a
+            sequence of one for each. None: u is x. Give one where x is far from zero (Unix time,
+            wavelengths): coefficients in x would lose what float32 cannot hold.
         total_degree: whether degree bounds the sum of the powers of a term, or each of them.
         intercept: whether the constant is a term; of several variables.
         dtype, device: of the one parameter ``coefficients`` [K, *batch_shape], which starts at
@@ -59,6 +65,7 @@ class Polynomial(Module):
         *,
         variables: int = 1,
         batch_shape: tuple[int, ...] = (),
+        basis: str = "monomial",
         domain: Any = None,
         total_degree: bool = True,
         intercept: bool = True,
@@ -80,7 +87,9 @@ class Polynomial(Module):
         if len(degrees) != variables or not all(_is_int(d) and d >= 0 for d in degrees):
             wanted = "an int >= 0" if total_degree else f"an int >= 0 or {variables} of them"
             raise ValueError(f"degree: expected {wanted}, got {degree!r}")
-        self.variables, self.batch_shape = variables, shape
+        if basis not in (known := BASES if variables == 1 else ("monomial",)):
+            raise ValueError(f"basis: expected one of {', '.join(known)}, got {basis!r}")
+        self.variables, self.batch_shape, self.basis = variables, shape, basis
         self.domain = _domain(domain, variables)
         self.exponents = _exponents(degrees, total_degree, intercept)
         self.coefficients = torch.nn.Parameter(
@@ -97,7 +106,13 @@ class Polynomial(Module):
         """(shift, scale) of every variable, u = (x - shift) * scale."""
         if self.domain is None:
             return ((0.0, 1.0),) * self.variables
-        return tuple((0.5 * low + 0.5 * high, 2.0 / (high - low)) for low, high in self.domain)
+        first, last = BASES[self.basis].window
+        scales = [(last - first) / (high - low) for low, high in self.domain]
+        middle, centre = (
+            0.5 * first + 0.5 * last,
+            [0.5 * low + 0.5 * high for low, high in self.domain],
+        )
+        return tuple((c - middle / s, s) for c, s in zip(centre, scales, strict=True))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.variables > 1:
@@ -106,10 +121,84 @@ class Polynomial(Module):
             x = x.reshape(-1, *(1 for _ in self.batch_shape))
         ((shift, scale),) = self.variable
         u = x if self.domain is None else (x - shift) * scale
-        y = self.coefficients[-1] * torch.ones_like(u)
+        one = torch.ones_like(u)
+        if self.basis == "monomial":
+            y = self.coefficients[-1] * one
+            for k in range(self.degree - 1, -1, -1):
+                y = y * u + self.coefficients[k]
+            return y
+        # Clenshaw's recurrence, from the highest term down.
+        y, above = self.coefficients[-1] * one, None
+        gammas = [BASES[self.basis].recurrence(k) for k in range(self.degree + 1)]
         for k in range(self.degree - 1, -1, -1):
-            y = y * u + self.coefficients[k]
+            alpha, beta, _ = gammas[k]
+            new = y * (alpha * u + beta) + self.coefficients[k]
+            if above is not None:
+                new = new + gammas[k + 1][2] * above
+            y, above = new, y
         return y
+
+    def refuse_powers(self) -> str | None:
+        """None, or why powers of u would not serve this model."""
+        if self.basis == "monomial" or self.degree <= MOST_EXPANDED:
+            return None
+        return f"a {self.basis} series of degree {self.degree}, whose powers of u would lose digits"
+
+    def to_numpy(self) -> Any:
+        """The same as an object of `numpy.polynomial`, in float64.
+
+        Example:
+            >>> import polyfuse.nn as nn
+            >>> nn.Polynomial(2, basis="legendre", domain=(0, 10)).to_numpy().domain.tolist()
+            [0.0, 10.0]
+        """
+        if self.variables > 1 or self.batch_shape:
+            raise ValueError("to_numpy: expected a single polynomial of one variable")
+        series, window = BASES[self.basis].series, BASES[self.basis].window
+        coefficients = self.coefficients.detach().double().cpu().numpy()
+        domain = window if self.domain is None else self.domain[0]
+        return series(coefficients, domain=domain, window=window)
+
+    @classmethod
+    def from_numpy(cls, series: Any, *, dtype: Any = None, device: Any = None) -> Polynomial:
+        """A model from an object of `numpy.polynomial`.
+
+        Raises:
+            TypeError: where it is none; ValueError: where its window is not that of its class.
+
+        Example:
+            >>> import numpy as np, polyfuse.nn as nn
+            >>> nn.Polynomial.from_numpy(np.polynomial.Chebyshev([1.0, 2.0])).basis
+            'chebyshev'
+        """
+        basis = name_of(series)
+        window = BASES[basis].window
+        if tuple(series.window) != window:
+            raise ValueError(f"series: expected the window {window}, got {tuple(series.window)}")
+        domain = tuple(float(end) for end in series.domain)
+        model = cls(
+            len(series.coef) - 1, basis=basis, domain=None if domain == window else domain,
+            dtype=dtype, device=device,
+        )  # fmt: skip
+        with torch.no_grad():
+            model.coefficients.copy_(torch.from_numpy(np.asarray(series.coef, dtype=np.float64)))
+        return model
+
+    def deriv(self, m: int = 1) -> Polynomial:
+        """The m-th derivative by x, as a new model."""
+        return self._from(self.to_numpy().deriv(m))
+
+    def integ(self, m: int = 1) -> Polynomial:
+        """The m-th integral over x, as a new model."""
+        return self._from(self.to_numpy().integ(m))
+
+    def _from(self, series: Any) -> Polynomial:
+        p = self.coefficients
+        return type(self).from_numpy(series, dtype=p.dtype, device=p.device)
+
+    def roots(self) -> Any:
+        """The x where it is zero, complex, in a numpy array."""
+        return self.to_numpy().roots()
 
     def _of_several(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim == 0 or x.shape[-1] != self.variables:
@@ -130,6 +219,8 @@ class Polynomial(Module):
             parts.append(f"variables={self.variables}")
         if self.batch_shape:
             parts.append(f"batch_shape={self.batch_shape}")
+        if self.basis != "monomial":
+            parts.append(f"basis={self.basis!r}")
         if self.domain is not None:
             parts.append(f"domain={self.domain[0] if self.variables == 1 else self.domain}")
         return ", ".join(parts)

@@ -1,0 +1,52 @@
+"""Bases of polynomials, each by its three-term recurrence, as `numpy.polynomial` defines them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy import polynomial
+
+
+class Basis(NamedTuple):
+    """phi_0 = 1, phi_{j+1} = (alpha u + beta) phi_j + gamma phi_{j-1}."""
+
+    series: Any  # numpy's class
+    recurrence: Callable[[int], tuple[float, float, float]]  # j -> alpha, beta, gamma
+
+    @property
+    def window(self) -> tuple[float, float]:
+        """Where the basis is at home: what a domain is mapped to."""
+        low, high = self.series.window
+        return float(low), float(high)
+
+
+BASES = {
+    "monomial": Basis(polynomial.Polynomial, lambda j: (1.0, 0.0, 0.0)),
+    "chebyshev": Basis(polynomial.Chebyshev, lambda j: (2.0, 0.0, -1.0) if j else (1.0, 0.0, 0.0)),
+    "legendre": Basis(polynomial.Legendre, lambda j: ((2 * j + 1) / (j + 1), 0.0, -j / (j + 1))),
+    "hermite": Basis(polynomial.Hermite, lambda j: (2.0, 0.0, -2.0 * j)),
+    "hermite_e": Basis(polynomial.HermiteE, lambda j: (1.0, 0.0, -1.0 * j)),
+    "laguerre": Basis(
+        polynomial.Laguerre,
+        lambda j: (-1 / (j + 1), (2 * j + 1) / (j + 1), -j / (j + 1)),
+    ),
+}
+
+
+@cache  # kernels point to it
+def recurrence_of(name: str, n_terms: int) -> np.ndarray:
+    """alpha, beta, gamma [3, K]."""
+    rows = [BASES[name].recurrence(j) for j in range(n_terms)]
+    return np.ascontiguousarray(np.array(rows, dtype=np.float64).T)
+
+
+def name_of(series: Any) -> str:
+    """The name of a basis, of numpy's class or an object of it."""
+    cls = series if isinstance(series, type) else type(series)
+    for name, basis in BASES.items():
+        if basis.series is cls:
+            return name
+    raise TypeError(f"series: expected one of numpy.polynomial's classes, got {cls.__name__}")

@@ -1,0 +1,123 @@
+"""Series in other bases than powers, against numpy.polynomial and plain PyTorch."""
+
+import numpy as np
+import polyfuse as pf
+import polyfuse.nn as nn
+import polyfuse.optim as optim
+import pytest
+import torch
+from polyfuse.bases import BASES
+from polyfuse.batch import solve_batch
+
+from .test_batch import assert_same_run
+
+DOMAIN = (1000.0, 1020.0)
+
+
+def points(n=50):
+    generator = torch.Generator().manual_seed(5)
+    x = DOMAIN[0] + 20 * torch.rand(n, generator=generator, dtype=torch.float64)
+    return x, torch.sin(x / 3) + 0.1 * torch.rand(n, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 5, 9, 20])
+@pytest.mark.parametrize("basis", BASES)
+def test_values_are_numpys(basis, degree):
+    model = nn.Polynomial(degree, basis=basis, domain=DOMAIN, dtype=torch.float64)
+    with torch.no_grad():
+        model.coefficients.copy_(torch.cos(torch.arange(degree + 1.0)))
+    x, _ = points()
+    wanted = model.to_numpy()(x.numpy())
+    size = BASES[basis].series(
+        np.abs(model.to_numpy().coef), domain=DOMAIN, window=BASES[basis].window
+    )
+    scale = np.abs(size(np.array(DOMAIN))).max() + np.abs(wanted).max()
+    with torch.no_grad():
+        np.testing.assert_allclose(model(x), wanted, rtol=1e-12, atol=1e-13 * scale)
+        torch.testing.assert_close(torch.nn.Module.__call__(model, x), model(x), rtol=1e-11,
+                                   atol=1e-13 * scale)  # fmt: skip
+
+
+@pytest.mark.parametrize("degree", [0, 2, 5, 12, 25])
+@pytest.mark.parametrize("basis", BASES)
+def test_solutions_are_numpys(basis, degree):
+    if basis not in ("chebyshev", "legendre") and degree > 5:
+        pytest.skip("numpy's own design matrix has no digits left")
+    x, y = points(80)
+    both = torch.stack([y, y**2], 1)
+    model = nn.Polynomial(degree, batch_shape=(2,), basis=basis, domain=DOMAIN, dtype=torch.float64)
+    result = solve_batch(model, x, both)
+    assert result.counts() == {"converged": 2}
+    for b in range(2):
+        wanted = BASES[basis].series.fit(
+            x.numpy(), both[:, b].numpy(), degree, domain=DOMAIN, window=BASES[basis].window
+        )
+        found = wanted.copy()
+        found.coef = model.coefficients[:, b].detach().numpy()
+        np.testing.assert_allclose(found(x.numpy()), wanted(x.numpy()), rtol=1e-7, atol=1e-9)
+        if degree <= 5:
+            np.testing.assert_allclose(found.coef, wanted.coef, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_training_is_torchs(basis, monkeypatch):
+    x, y = torch.linspace(-1, 1, 12, dtype=torch.float64), points(12)[1]
+    ys = torch.stack([y + 0.1 * b for b in range(13)], 1)
+    from . import test_batch
+
+    plain = test_batch.model_of
+    monkeypatch.setattr(test_batch, "model_of", lambda *a, **k: plain(*a, **k, basis=basis))
+    for criterion in (nn.MSELoss(), nn.HuberLoss(delta=0.5)):
+        for engine in ("auto", "stream"):
+            assert_same_run(
+                ("cpu", "reference"), lambda p: optim.SGD(p, lr=0.01, momentum=0.5), criterion,
+                x, ys, engine=engine,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_a_single_series_is_fused(basis):
+    x, y = points()
+    fused = nn.Polynomial(3, basis=basis, domain=DOMAIN, dtype=torch.float64)
+    looped = nn.Polynomial(3, basis=basis, domain=DOMAIN, dtype=torch.float64)
+    result = pf.fit(fused, nn.MSELoss(), optim.SGD(fused.parameters(), lr=1e-3), x, y, epochs=40)
+    assert result.engine in ("moments", "closed_form")
+    optimizer = torch.optim.SGD(looped.parameters(), lr=1e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        ((torch.nn.Module.__call__(looped, x) - y) ** 2).mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(fused.coefficients, looped.coefficients, rtol=1e-9, atol=1e-12)
+
+
+def test_a_long_series_keeps_its_digits():
+    x, y = points(200)
+    model = nn.Polynomial(20, basis="chebyshev", domain=DOMAIN, dtype=torch.float64)
+    optimizer = optim.SGD(model.parameters(), lr=0.4)
+    result = pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=20_000)
+    wanted = np.polynomial.Chebyshev.fit(x.numpy(), y.numpy(), 20, domain=DOMAIN)
+    np.testing.assert_allclose(model.coefficients.detach(), wanted.coef, rtol=1e-6, atol=1e-9)
+    rest = np.mean((wanted(x.numpy()) - y.numpy()) ** 2)
+    assert result.loss == pytest.approx(rest, rel=1e-9)
+    assert isinstance(result.loss, float)
+    assert "series of degree 20" in pf.explain(model)
+
+
+def test_numpys_objects_go_both_ways():
+    series = np.polynomial.Legendre([1.0, -2.0, 0.5], domain=[3.0, 7.0])
+    model = nn.Polynomial.from_numpy(series, dtype=torch.float64)
+    back = model.to_numpy()
+    assert back == series
+    x = np.linspace(3, 7, 9)
+    at = torch.from_numpy(x)
+    np.testing.assert_allclose(model.deriv()(at).detach(), series.deriv()(x), rtol=1e-12)
+    np.testing.assert_allclose(model.integ(2)(at).detach(), series.integ(2)(x), rtol=1e-12)
+    np.testing.assert_allclose(model.roots(), series.roots())
+    with pytest.raises(TypeError, match=r"series: expected one of numpy\.polynomial's classes"):
+        nn.Polynomial.from_numpy([1.0, 2.0])
+    with pytest.raises(ValueError, match="series: expected the window"):
+        nn.Polynomial.from_numpy(np.polynomial.Polynomial([1.0], window=[0, 1]))
+    with pytest.raises(ValueError, match="to_numpy: expected a single polynomial"):
+        nn.Polynomial(1, batch_shape=(3,)).to_numpy()
+    with pytest.raises(ValueError, match="basis: expected one of monomial, chebyshev"):
+        nn.Polynomial(2, basis="fourier")
