@@ -7,6 +7,7 @@
 #include <optional>
 #include <utility>
 
+#include "bindings_solve.h"
 #include "loop.h"
 
 namespace py = pybind11;
@@ -179,6 +180,8 @@ PYBIND11_MODULE(_C, m) {
     }
     return out;
   });
+
+  pf::bind_solve(m);
 
   m.def("generation", &pf::generation);
   m.def("next_generation", &pf::next_generation);

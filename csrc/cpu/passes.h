@@ -14,6 +14,16 @@ struct LinearStep {
   double b_p, b_g, b_b;
 };
 
+// A design of any kind: N rows of K numbers from which a shift is subtracted, column by column.
+struct Columns {
+  const double* x = nullptr;      // [K, N]
+  const double* y = nullptr;      // [N]
+  const double* w = nullptr;      // [N]; null: 1 everywhere
+  const double* shift = nullptr;  // [K]
+  int64_t n = 0;
+  int n_terms = 0;
+};
+
 struct Passes {
   const char* isa;
 
@@ -35,6 +45,13 @@ struct Passes {
   // most kResidentTerms of them: all epochs on data that never leaves the core.
   void (*resident)(const Data&, int n_terms, const LinearStep* step, bool with_momentum,
                    int64_t epochs, double* params, double* momentum);
+  // As moments, in double-double arithmetic: hi and lo of each.
+  void (*extended_moments)(const Data&, const double* coef, int n_terms, int64_t begin, int64_t end,
+                           double* out);
+  // out: hi and lo of [the lower triangle of V^T W V by rows, K of V^T W r, r^T W r], r = V coef -
+  // y
+  void (*extended_gram)(const Columns&, const double* coef, int64_t begin, int64_t end,
+                        double* out);
 };
 
 extern const Passes passes_baseline;

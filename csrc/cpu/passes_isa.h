@@ -10,6 +10,9 @@ void loss(const Data&, const Criterion&, const double* coef, int n_terms, bool s
           int64_t begin, int64_t end, double* out);
 void resident(const Data&, int n_terms, const LinearStep* step, bool with_momentum, int64_t epochs,
               double* params, double* momentum);
+void extended_moments(const Data&, const double* coef, int n_terms, int64_t begin, int64_t end,
+                      double* out);
+void extended_gram(const Columns&, const double* coef, int64_t begin, int64_t end, double* out);
 
 }  // namespace PF_ISA
 }  // namespace polyfuse
