@@ -239,9 +239,9 @@ Solution solve(const NormalEquations& sums, const Matrix& jacobian, const Matrix
   for (int i = 0; i < hat.rows; ++i) solution.degrees += hat(i, i).hi;
   Matrix params = b.back * z, coefficients = b.basis * z + fixed;
   const Matrix step = coefficients - sums.reference;
-  solution.sum_of_squares = std::max(
-      0.0, rounded(sums.square +
-                   (step.transposed() * (sums.gram * step + sums.cross + sums.cross))(0, 0)));
+  const Matrix slope = sums.gram * step + sums.cross + sums.cross;
+  const double squares = rounded(sums.square + (step.transposed() * slope)(0, 0));
+  solution.sum_of_squares = squares < 0.0 ? 0.0 : squares;  // nan stays
   solution.total = rounded(total(sums, false));
   solution.total_centred = rounded(total(sums, true));
 

@@ -10,18 +10,21 @@ from .explain import explain
 from .fit import fit
 from .fuse import FusedStep, fuse
 from .result import FitResult
+from .solve import Solution, solve
 from .static import static
 
 __version__ = "0.1.0"
 __all__ = [
     "FitResult",
     "FusedStep",
+    "Solution",
     "backends",
     "explain",
     "fit",
     "fuse",
     "nn",
     "optim",
+    "solve",
     "static",
 ]
 

@@ -15,6 +15,7 @@ import torch
 from . import _C, _check
 from .backends import choose
 from .fused import Fused, fused
+from .linear import Held
 from .optim.owners import Holding, holding, options_watched
 from .problem import Problem, Schedule, State
 from .recognise import (
@@ -29,6 +30,8 @@ from .schedulers import Schedulers
 from .watching import watched
 
 SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
+
+OR_ELSE = ", or nan_policy='omit' or 'propagate'"
 
 Callback = Callable[[int, float], Any]
 
@@ -231,7 +234,7 @@ def fit(
     runner = choose(backend, problem)
     before = runner.launches()
     if nan_policy == "raise" and engine == "stream":
-        _refuse_nonfinite(runner.nonfinite(problem))
+        _check.finite(runner.nonfinite(problem), OR_ELSE)
     if nan_policy == "omit" and runner.nonfinite(problem) == _counted(problem):
         raise ValueError("x, y: no sample is left after nan_policy='omit'")
 
@@ -261,7 +264,7 @@ def fit(
             moments, previous = run.moments, run.previous
             if moments is not None and not math.isfinite(moments.square):
                 if nan_policy == "raise":
-                    _refuse_nonfinite(runner.nonfinite(problem))
+                    _check.finite(runner.nonfinite(problem), OR_ELSE)
                 if done == 0 and run.epochs:  # the data overflows its moments: read it every epoch
                     if requested != "auto":
                         warnings.warn(
@@ -324,6 +327,9 @@ def fit(
         seconds=time.perf_counter() - start,
         history_epochs=np.array(history_epochs, dtype=np.int64),
         history=np.array(history, dtype=np.float64),
+        _data=Held.of(problem),
+        _params=state.params,
+        _module=known.module,
     )
 
 
@@ -331,14 +337,6 @@ def _counted(problem: Problem) -> int:
     """Samples that are not left out."""
     w = problem.weight
     return problem.x.numel() if w is None else int(torch.count_nonzero(w))
-
-
-def _refuse_nonfinite(count: int) -> None:
-    if count:
-        raise ValueError(
-            f"x, y: {count} sample{'s hold' if count > 1 else ' holds'} nan or inf; "
-            "expected finite data, or nan_policy='omit' or 'propagate'"
-        )
 
 
 def largest_stable_lr(problem: Problem) -> float | None:

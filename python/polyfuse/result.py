@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from .fisher import statistics_of_run
+from .linear import Held
+from .report import Reported
+
 
 @dataclass
-class FitResult:
+class FitResult(Reported):
     """The outcome of `polyfuse.fit`.
 
     Attributes:
@@ -20,6 +25,8 @@ class FitResult:
         stop_reason: "epochs", "converged", "callback", "interrupted" or "diverged".
         engine, backend: what computed the run; launches: kernel launches it took.
         seconds: wall time of the call.
+        statistics: covariance, errors, tests and bands at the parameters that the fit left, from
+            its data, which it keeps alive.
     """
 
     loss: float
@@ -32,6 +39,12 @@ class FitResult:
     seconds: float
     history_epochs: np.ndarray = field(repr=False)
     history: np.ndarray = field(repr=False)
+    _data: Held = field(repr=False)
+    _params: np.ndarray = field(repr=False)  # [P]
+    _module: Any = field(repr=False)
+
+    def _statistics(self) -> Any:
+        return statistics_of_run(self._data, self._params, self._module())
 
     def __str__(self) -> str:
         return (
