@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <optional>
 
 #include "cpu/least_squares.h"
@@ -70,6 +71,7 @@ py::tuple polyfit(const Array& x, const Array& y, const std::optional<Array>& w,
   const Matrix map =
       jacobian ? Matrix::of(jacobian->data(), n_terms, n_params) : Matrix::identity(n_terms);
   int rank = 0;
+  bool finite = true;
   count_launch();
   {
     auto c = coef.mutable_unchecked<2>();
@@ -84,6 +86,7 @@ py::tuple polyfit(const Array& x, const Array& y, const std::optional<Array>& w,
       const auto place = [&](int k) { return falling ? n_params - 1 - k : k; };
       for (int k = 0; k < n_params; ++k) c(place(k), m) = found.params[k];
       left(m) = found.sum_of_squares;
+      finite = finite && std::isfinite(found.sum_of_squares);
       rank = found.rank;
       if (with_covariance && m == 0)
         for (int i = 0; i < n_params; ++i)
@@ -91,6 +94,7 @@ py::tuple polyfit(const Array& x, const Array& y, const std::optional<Array>& w,
             spread[place(i) * n_params + place(k)] = found.covariance[i * n_params + k];
     }
   }
+  if (!finite) throw py::value_error("x, y, w: expected finite data, got nan, inf or an overflow");
   return py::make_tuple(coef, rank, residuals, covariance);
 }
 

@@ -9,6 +9,7 @@ from .backends import backends
 from .explain import explain
 from .fit import fit
 from .fuse import FusedStep, fuse
+from .polyfit import Polynomial, polyfit
 from .result import FitResult
 from .solve import Solution, solve
 from .static import static
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FitResult",
     "FusedStep",
+    "Polynomial",
     "Solution",
     "backends",
     "explain",
@@ -24,6 +26,7 @@ __all__ = [
     "fuse",
     "nn",
     "optim",
+    "polyfit",
     "solve",
     "static",
 ]
