@@ -6,6 +6,7 @@ from typing import Any
 from . import _compile as _compile
 from . import nn, optim
 from .backends import backends
+from .degree import DegreeSelection, select_degree
 from .explain import explain
 from .fit import fit
 from .fuse import FusedStep, fuse
@@ -16,6 +17,7 @@ from .static import static
 
 __version__ = "0.1.0"
 __all__ = [
+    "DegreeSelection",
     "FitResult",
     "FusedStep",
     "Polynomial",
@@ -27,6 +29,7 @@ __all__ = [
     "nn",
     "optim",
     "polyfit",
+    "select_degree",
     "solve",
     "static",
 ]

@@ -90,7 +90,7 @@ class Polynomial(np.polynomial.Polynomial):
     """
 
     @classmethod
-    def fit(  # type: ignore[override]
+    def fit(
         cls, x: Any, y: Any, deg: Any, domain: Any = None, rcond: Any = None,
         full: Any = False, w: Any = None, window: Any = None, symbol: str = "x",
     ) -> Any:  # fmt: skip
