@@ -35,18 +35,40 @@ NormalEquations of_power_sums(double shift, double scale, const Array& reference
   return of_moments(m, variable);
 }
 
-// x [K, N], y [N], w [N], shift [K].
+// x [K, N], y [N], w [N], shift [K]. known: whose terms and reference to take.
 NormalEquations of_columns(const Array& x, const Array& y, const std::optional<Array>& w,
-                           const Array& shift, bool with_constant, int threads) {
+                           const Array& shift, bool with_constant, const NormalEquations* known,
+                           int threads) {
   const Columns data{x.data(),     y.data(), w ? w->data() : nullptr,
                      shift.data(), y.size(), static_cast<int>(shift.size())};
   count_launch();
   py::gil_scoped_release release;
-  return accumulate(data, with_constant, threads);
+  return known ? accumulate_like(*known, data, threads) : accumulate(data, with_constant, threads);
+}
+
+NormalEquations of_data(const Data& data, int n_terms, bool precise, const Variable& variable,
+                        const NormalEquations* known, int threads) {
+  count_launch();
+  py::gil_scoped_release release;
+  return known ? accumulate_like(*known, data, threads)
+               : accumulate(data, n_terms, precise, variable, threads);
+}
+
+// hi and lo: [rows, columns, 2]
+Array pickled(const Matrix& a) {
+  return Array({py::ssize_t(a.rows), py::ssize_t(a.columns), py::ssize_t(2)},
+               reinterpret_cast<const double*>(a.entries.data()));
+}
+Matrix unpickled(const py::handle& from) {
+  const auto values = from.cast<Array>();
+  Matrix a(static_cast<int>(values.shape(0)), static_cast<int>(values.shape(1)));
+  std::copy_n(values.data(), values.size(), reinterpret_cast<double*>(a.entries.data()));
+  return a;
 }
 
 Solution solve_for(const NormalEquations& sums, const std::optional<Array>& jacobian,
-                   const std::optional<Array>& offset, double ridge, bool with_covariance) {
+                   const std::optional<Array>& offset, const std::vector<double>& ridge,
+                   bool with_covariance) {
   const int n = sums.gram.rows;
   const Matrix map = jacobian
                          ? Matrix::of(jacobian->data(), n, static_cast<int>(jacobian->shape(1)))
@@ -82,7 +104,7 @@ py::tuple polyfit(const Array& x, const Array& y, const std::optional<Array>& w,
     for (py::ssize_t m = 0; m < rows; ++m) {
       data.y = values + m * n;
       const Solution found = solve(accumulate(data, n_terms, true, {0.0, scale, offset}, threads),
-                                   map, Matrix(n_terms, 1), 0.0, with_covariance && m == 0);
+                                   map, Matrix(n_terms, 1), {}, with_covariance && m == 0);
       const auto place = [&](int k) { return falling ? n_params - 1 - k : k; };
       for (int k = 0; k < n_params; ++k) c(place(k), m) = found.params[k];
       left(m) = found.sum_of_squares;
@@ -106,15 +128,27 @@ void bind_solve(py::module_& m) {
   }));
 
   py::class_<NormalEquations>(m, "NormalEquations")
-      .def_static(
-          "of_data",
-          [](const Data& data, int n_terms, bool precise, const Variable& variable, int threads) {
-            count_launch();
-            py::gil_scoped_release release;
-            return accumulate(data, n_terms, precise, variable, threads);
-          })
+      .def_static("of_data", &of_data)
       .def_static("of_power_sums", &of_power_sums)
       .def_static("of_columns", &of_columns)
+      .def("add", &NormalEquations::add)
+      .def(py::pickle(
+          [](const NormalEquations& s) {
+            return py::make_tuple(pickled(s.gram), pickled(s.cross), s.square.hi, s.square.lo,
+                                  pickled(s.reference), pickled(s.inward), pickled(s.outward),
+                                  s.shift, s.scale, s.tolerance);
+          },
+          [](const py::tuple& t) {
+            return NormalEquations{unpickled(t[0]),
+                                   unpickled(t[1]),
+                                   {t[2].cast<double>(), t[3].cast<double>()},
+                                   unpickled(t[4]),
+                                   unpickled(t[5]),
+                                   unpickled(t[6]),
+                                   t[7].cast<double>(),
+                                   t[8].cast<double>(),
+                                   t[9].cast<double>()};
+          }))
       .def("leading", &NormalEquations::leading)
       .def("solve", &solve_for)
       .def_readonly("shift", &NormalEquations::shift)

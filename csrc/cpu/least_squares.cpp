@@ -13,11 +13,10 @@ namespace {
 
 constexpr double kDependent = 1e-24;  // a column of the model that the others leave so little of
 
-// The model's terms F = inward * jacobian as basis * coordinates, and params = back * coordinates;
-// null: directions of the parameters that change nothing.
+// The model's terms F = inward * jacobian in a basis: coordinates z = forward * params, and of the
+// params with these coordinates back * z are some.
 struct Basis {
-  Matrix terms, basis, back;
-  std::vector<Matrix> null;  // each [P, 1]
+  Matrix terms, basis, forward, back;
 };
 
 Real dot(const Matrix& a, int i, const Matrix& b, int j) {
@@ -48,16 +47,17 @@ std::vector<int> one_each(const Matrix& jacobian) {
 void scale_columns(Basis& b) {
   const int n = b.terms.columns;
   b.basis = b.terms;
-  b.back = Matrix(n, n);
+  b.forward = b.back = Matrix(n, n);
   for (int j = 0; j < n; ++j) {
     const Real length = square_root(dot(b.terms, j, b.terms, j));
     const Real inverse = length.hi > 0.0 ? Real{1.0} / length : Real{1.0};
     for (int k = 0; k < b.terms.rows; ++k) b.basis(k, j) = b.basis(k, j) * inverse;
     b.back(j, j) = inverse;
+    b.forward(j, j) = Real{1.0} / inverse;
   }
 }
 
-// Modified Gram-Schmidt, every column twice; a dependent one gives a null direction instead.
+// Modified Gram-Schmidt, every column twice, without those that depend on others.
 void orthonormalise(Basis& b) {
   const int n = b.terms.columns, rows = b.terms.rows;
   Matrix q(rows, 0), back(n, 0);
@@ -81,16 +81,14 @@ void orthonormalise(Basis& b) {
         for (int k = 0; k < n; ++k) params(k, 0) -= along * back(k, i);
       }
     const Real left = square_root(dot(column, 0, column, 0));
-    if (!(left.hi * left.hi > kDependent * kDependent * before.hi)) {
-      b.null.push_back(params);
-      continue;
-    }
+    if (!(left.hi * left.hi > kDependent * kDependent * before.hi)) continue;
     for (Real& v : column.entries) v = v / left;
     for (Real& v : params.entries) v = v / left;
     append(q, column);
     append(back, params);
   }
   b.basis = q;
+  b.forward = q.transposed() * b.terms;
   b.back = back;
 }
 
@@ -104,6 +102,7 @@ Basis basis_of(const NormalEquations& sums, const Matrix& jacobian, bool penalis
     orthonormalise(b);
   } else {
     b.basis = Matrix::identity(jacobian.rows);
+    b.forward = b.terms;
     b.back = Matrix(jacobian.columns, jacobian.rows);
     for (int j = 0; j < jacobian.columns; ++j)
       for (int k = 0; k < jacobian.rows; ++k)
@@ -163,15 +162,12 @@ struct Factor {
     return x;
   }
 
-  // The combination of terms that is nothing but rounding: of dependent term `which`.
-  Matrix null(int which) const {
-    std::vector<Real> v(rank);
-    for (int i = 0; i < rank; ++i) v[i] = lower(which, i);
-    up(v);
-    Matrix direction(n, 1);
-    for (int i = 0; i < rank; ++i) direction(order[i], 0) = -(v[i] * scale[order[i]]);
-    direction(order[which], 0) = scale[order[which]];
-    return direction;
+  // [rank, n]: what of any x the product h x sees; its rows are independent.
+  Matrix seen() const {
+    Matrix rows(rank, n);
+    for (int i = 0; i < rank; ++i)
+      for (int j = i; j < n; ++j) rows(i, order[j]) = lower(j, i) / scale[order[j]];
+    return rows;
   }
 
  private:
@@ -190,18 +186,14 @@ std::vector<double> rounded(const Matrix& a) {
   return values;
 }
 
-// Of all params + null directions, those of minimum norm, each parameter in units of 1 / length of
-// its column of the design, as numpy.polyfit has it.
-Matrix minimum_norm(const Matrix& params, const std::vector<Matrix>& null, const Matrix& gram) {
-  const int n = params.rows, m = static_cast<int>(null.size());
-  Matrix weight(n, n), directions(n, m);
-  for (int i = 0; i < n; ++i) {
-    weight(i, i) = gram(i, i).hi > 0.0 ? gram(i, i) : Real{1.0};
-    for (int j = 0; j < m; ++j) directions(i, j) = null[j](i, 0);
-  }
-  const Matrix weighted = directions.transposed() * weight;
-  const Factor normal(weighted * directions, kExtendedTolerance);
-  return params - directions * normal.solve(weighted * params);
+// Of all params with the same `seen` those of minimum norm, each parameter in units of 1 / length
+// of its column of the design, as numpy.polyfit has it.
+Matrix minimum_norm(const Matrix& seen, const Matrix& value, const Matrix& gram) {
+  Matrix weighted = seen.transposed();
+  for (int i = 0; i < weighted.rows; ++i)
+    for (int j = 0; j < weighted.columns && gram(i, i).hi > 0.0; ++j)
+      weighted(i, j) = weighted(i, j) / gram(i, i);
+  return weighted * Factor(seen * weighted, kExtendedTolerance).solve(value);
 }
 
 Real total(const NormalEquations& sums, bool centred) {
@@ -222,21 +214,19 @@ Real total(const NormalEquations& sums, bool centred) {
 }  // namespace
 
 Solution solve(const NormalEquations& sums, const Matrix& jacobian, const Matrix& offset,
-               double ridge, bool with_covariance) {
-  const Basis b = basis_of(sums, jacobian, ridge > 0.0);
+               const std::vector<double>& ridge, bool with_covariance) {
+  const Basis b = basis_of(sums, jacobian, !ridge.empty());
   const Matrix fixed = sums.inward * offset, beyond = sums.reference - fixed;
   const Matrix across = b.basis.transposed();
   const Matrix inner = across * (sums.gram * b.basis);
   Matrix h = inner;
-  if (ridge > 0.0)
-    for (int i = 0; i < h.rows; ++i) h(i, i) += b.back(i, i) * b.back(i, i) * ridge;
+  for (std::size_t i = 0; i < ridge.size(); ++i) h(i, i) += b.back(i, i) * b.back(i, i) * ridge[i];
   const Factor factor(h, sums.tolerance);
   const Matrix z = factor.solve(across * (sums.gram * beyond - sums.cross));
 
   Solution solution;
   solution.rank = factor.rank;
-  const Matrix hat = ridge > 0.0 ? factor.solve(inner) : Matrix::identity(factor.rank);
-  for (int i = 0; i < hat.rows; ++i) solution.degrees += hat(i, i).hi;
+  solution.degrees = factor.rank;
   Matrix params = b.back * z, coefficients = b.basis * z + fixed;
   const Matrix step = coefficients - sums.reference;
   const Matrix slope = sums.gram * step + sums.cross + sums.cross;
@@ -249,14 +239,18 @@ Solution solve(const NormalEquations& sums, const Matrix& jacobian, const Matrix
   Matrix gram;
   if (deficient || with_covariance) gram = b.terms.transposed() * (sums.gram * b.terms);
   if (deficient) {
-    std::vector<Matrix> null = b.null;
-    for (int i = factor.rank; i < h.rows; ++i) null.push_back(b.back * factor.null(i));
-    params = minimum_norm(params, null, gram);
+    const Matrix seen = factor.seen();
+    params = minimum_norm(seen * b.forward, seen * z, gram);
     coefficients = b.terms * params + fixed;
   }
   solution.params = rounded(params);
   solution.coefficients = rounded(coefficients);
   if (with_covariance) {
+    if (!ridge.empty()) {
+      const Matrix hat = factor.solve(inner);
+      solution.degrees = 0.0;
+      for (int i = 0; i < hat.rows; ++i) solution.degrees += hat(i, i).hi;
+    }
     const Matrix spread = factor.solve(across), estimator = b.back * spread;
     const Matrix of_all = sums.gram * estimator.transposed(), own = b.basis * spread;
     solution.estimator = rounded(estimator);

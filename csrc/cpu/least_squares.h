@@ -1,4 +1,4 @@
-// The parameters that minimise sum w (y - f(x))^2 + ridge sum params^2, with what statistics need.
+// The parameters that minimise sum w (y - f(x))^2 + sum ridge params^2, with what statistics need.
 #pragma once
 
 #include <vector>
@@ -24,8 +24,8 @@ struct Solution {
   std::vector<double> gram;                    // [P, P]
 };
 
-// The model's coefficients are jacobian [K, P] params + offset [K, 1].
-Solution solve(const NormalEquations&, const Matrix& jacobian, const Matrix& offset, double ridge,
-               bool with_covariance);
+// The model's coefficients are jacobian [K, P] params + offset [K, 1]; ridge [P], or empty: none.
+Solution solve(const NormalEquations&, const Matrix& jacobian, const Matrix& offset,
+               const std::vector<double>& ridge, bool with_covariance);
 
 }  // namespace polyfuse

@@ -39,13 +39,18 @@ struct Matrix {
   }
 };
 
+// Skips zeros of both.
 inline Matrix operator*(const Matrix& a, const Matrix& b) {
   Matrix product(a.rows, b.columns);
-  for (int i = 0; i < a.rows; ++i)
-    for (int k = 0; k < a.columns; ++k) {
+  for (int k = 0; k < a.columns; ++k) {
+    int begin = 0, end = b.columns;
+    while (begin < end && b(k, begin).hi == 0.0) ++begin;
+    while (begin < end && b(k, end - 1).hi == 0.0) --end;
+    for (int i = 0; i < a.rows; ++i) {
       if (a(i, k).hi == 0.0) continue;
-      for (int j = 0; j < b.columns; ++j) product(i, j) += a(i, k) * b(k, j);
+      for (int j = begin; j < end; ++j) product(i, j) += a(i, k) * b(k, j);
     }
+  }
   return product;
 }
 inline Matrix combined(Matrix a, const Matrix& b, double sign) {

@@ -54,31 +54,34 @@ Data thinned(Data data, int64_t every) {
   return data;
 }
 
-NormalEquations extended(const Data& data, int n, int threads) {
+NormalEquations about(const Data& data, const double* reference, int n, int threads) {
+  Real out[3 * kMaxTerms];
+  reduce(data.n, 3 * n, threads, out, [&](int64_t begin, int64_t end, Real* sums) {
+    passes_for(data.n).extended_moments(data, reference, n, begin, end, &sums->hi);
+  });
+  NormalEquations sums = of_powers(out, out + 2 * n - 1, out[3 * n - 1], reference, n);
+  sums.shift = data.shift;
+  sums.scale = data.scale;
+  return sums;
+}
+
+NormalEquations extended(Data data, int n, int threads) {
   const Moments pilot =
       accumulate(thinned(data, std::max<int64_t>(1, data.n / kPilot)), n, threads);
   double reference[kMaxTerms], work[kMaxTerms * (kMaxTerms + 1)];
   pilot.solve(Alone{}, reference, work);
   if (!std::all_of(reference, reference + n, [](double c) { return std::isfinite(c); }))
     std::fill(reference, reference + n, 0.0);
-  Data scaled = data;
-  scaled.shift = pilot.shift;
-  scaled.scale = pilot.scale;
-  Real out[3 * kMaxTerms];
-  reduce(data.n, 3 * n, threads, out, [&](int64_t begin, int64_t end, Real* sums) {
-    passes_for(data.n).extended_moments(scaled, reference, n, begin, end, &sums->hi);
-  });
-  NormalEquations sums = of_powers(out, out + 2 * n - 1, out[3 * n - 1], reference, n);
-  sums.shift = pilot.shift;
-  sums.scale = pilot.scale;
-  return sums;
+  data.shift = pilot.shift;
+  data.scale = pilot.scale;
+  return about(data, reference, n, threads);
 }
 
-NormalEquations about(const Columns& data, const std::vector<double>& reference, int threads) {
+NormalEquations about(const Columns& data, const double* reference, int threads) {
   const int n = data.n_terms, n_gram = n * (n + 1) / 2;
   std::vector<Real> out(n_gram + n + 1);
   reduce(data.n, n_gram + n + 1, threads, out.data(), [&](int64_t begin, int64_t end, Real* sums) {
-    passes_for(data.n).extended_gram(data, reference.data(), begin, end, &sums->hi);
+    passes_for(data.n).extended_gram(data, reference, begin, end, &sums->hi);
   });
   NormalEquations sums;
   sums.gram = Matrix(n, n);
@@ -88,12 +91,30 @@ NormalEquations about(const Columns& data, const std::vector<double>& reference,
     sums.cross(k, 0) = out[n_gram + k];
   }
   sums.square = out[n_gram + n];
-  sums.reference = Matrix::of(reference.data(), n, 1);
+  sums.reference = Matrix::of(reference, n, 1);
   sums.inward = sums.outward = Matrix::identity(n);
   return sums;
 }
 
+std::vector<double> heads(const Matrix& a) {
+  std::vector<double> values(a.entries.size());
+  std::transform(a.entries.begin(), a.entries.end(), values.begin(), rounded);
+  return values;
+}
+
+NormalEquations with_terms_of(const NormalEquations& known, NormalEquations sums) {
+  sums.inward = known.inward;
+  sums.outward = known.outward;
+  return sums;
+}
+
 }  // namespace
+
+void NormalEquations::add(const NormalEquations& other) {
+  gram = gram + other.gram;
+  cross = cross + other.cross;
+  square += other.square;
+}
 
 NormalEquations NormalEquations::leading(int n) const {
   const auto corner = [n](const Matrix& all, int columns) {
@@ -138,17 +159,28 @@ NormalEquations accumulate(const Data& data, int n_terms, bool precise, const Va
 }
 
 NormalEquations accumulate(const Columns& data, bool with_constant, int threads) {
-  std::vector<double> reference(data.n_terms);
-  NormalEquations sums = about(data, reference, threads);
+  const std::vector<double> reference(data.n_terms);
+  NormalEquations sums = about(data, reference.data(), threads);
   const Matrix every = Matrix::identity(data.n_terms);
-  const Solution first = solve(sums, every, Matrix(data.n_terms, 1), 0.0, false);
-  reference = first.coefficients;
-  sums = about(data, reference, threads);
+  const Solution first = solve(sums, every, Matrix(data.n_terms, 1), {}, false);
+  sums = about(data, first.coefficients.data(), threads);
   for (int k = 1; with_constant && k < data.n_terms; ++k) {
     sums.inward(0, k).hi = data.shift[k];
     sums.outward(0, k).hi = -data.shift[k];
   }
   return sums;
+}
+
+NormalEquations accumulate_like(const NormalEquations& known, const Data& data, int threads) {
+  Data scaled = data;
+  scaled.shift = known.shift;
+  scaled.scale = known.scale;
+  const std::vector<double> reference = heads(known.reference);
+  return with_terms_of(known, about(scaled, reference.data(), known.gram.rows, threads));
+}
+
+NormalEquations accumulate_like(const NormalEquations& known, const Columns& data, int threads) {
+  return with_terms_of(known, about(data, heads(known.reference).data(), threads));
 }
 
 }  // namespace polyfuse

@@ -23,6 +23,8 @@ struct NormalEquations {
   // is no more than this.
   double tolerance = kExtendedTolerance;
 
+  // Of both: of the same terms about the same reference.
+  void add(const NormalEquations&);
   // Of the first n terms alone.
   NormalEquations leading(int n) const;
 };
@@ -37,5 +39,8 @@ NormalEquations of_moments(const Moments&, const Variable&);
 NormalEquations accumulate(const Data&, int n_terms, bool precise, const Variable&, int threads);
 // Term 0, where with_constant, is the constant 1; the others are the columns less their shifts.
 NormalEquations accumulate(const Columns&, bool with_constant, int threads);
+// Of these data in the terms of others, and about their reference.
+NormalEquations accumulate_like(const NormalEquations&, const Data&, int threads);
+NormalEquations accumulate_like(const NormalEquations&, const Columns&, int threads);
 
 }  // namespace polyfuse

@@ -81,8 +81,9 @@ class NormalEquations:
     weight: float
     @staticmethod
     def of_data(
-        data: Data, n_terms: int, precise: bool, variable: Variable, threads: int
-    ) -> NormalEquations: ...
+        data: Data, n_terms: int, precise: bool, variable: Variable,
+        known: NormalEquations | None, threads: int,
+    ) -> NormalEquations: ...  # fmt: skip
     @staticmethod
     def of_power_sums(
         shift: float, scale: float, reference: np.ndarray, power: np.ndarray, cross: np.ndarray,
@@ -91,11 +92,12 @@ class NormalEquations:
     @staticmethod
     def of_columns(
         x: np.ndarray, y: np.ndarray, w: np.ndarray | None, shift: np.ndarray,
-        with_constant: bool, threads: int,
+        with_constant: bool, known: NormalEquations | None, threads: int,
     ) -> NormalEquations: ...  # fmt: skip
+    def add(self, other: NormalEquations) -> None: ...
     def leading(self, n_terms: int) -> NormalEquations: ...
     def solve(
-        self, jacobian: np.ndarray | None, offset: np.ndarray | None, ridge: float,
+        self, jacobian: np.ndarray | None, offset: np.ndarray | None, ridge: list[float],
         with_covariance: bool,
     ) -> Solution: ...  # fmt: skip
 

@@ -84,8 +84,9 @@ def select_degree(
     w = _check.weight(x, weight, None, None, name="weight")
     terms, threads = max_degree + 1, torch.get_num_threads()
     data = make_data(power_series(terms, 0.0, 1.0), xs, ys, w=w)
-    equations = _C.NormalEquations.of_data(data, terms, True, _C.Variable(0.0, 1.0, 0.0), threads)
-    fits = [equations.leading(k + 1).solve(None, None, 0.0, True) for k in range(terms)]
+    variable = _C.Variable(0.0, 1.0, 0.0)
+    equations = _C.NormalEquations.of_data(data, terms, True, variable, None, threads)
+    fits = [equations.leading(k + 1).solve(None, None, [], True) for k in range(terms)]
     if not math.isfinite(fits[0].total):
         _check.finite(_C.count_nonfinite(data, threads))
         raise ValueError("x, y: sums over this data overflow float64")

@@ -22,7 +22,7 @@ def statistics_of_run(data: Held, params: np.ndarray, module: Any) -> Inference:
     form = linear(problem.model, params)
     runner = choose("auto", problem)
     equations = normal_equations(problem, runner, runner.name == "cpu")
-    solution = equations.solve(form.jacobian, form.offset, 0.0, True)
+    solution = equations.solve(form.jacobian, form.offset, [], True)
     return statistics_of(data, equations, solution, params, module, elsewhere=True)
 
 

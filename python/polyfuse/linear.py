@@ -93,7 +93,7 @@ def normal_equations(problem: Problem, runner: Backend, precise: bool) -> _C.Nor
     if runner.name == "cpu":
         data = make_data(model, problem.x, problem.y, problem.omit, problem.weight)
         threads = torch.get_num_threads()
-        return _C.NormalEquations.of_data(data, model.degree + 1, precise, variable, threads)
+        return _C.NormalEquations.of_data(data, model.degree + 1, precise, variable, None, threads)
     m = runner.accumulate(problem)
     if isinstance(m, DeviceMoments):
         m = m.on_host()

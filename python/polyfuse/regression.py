@@ -60,6 +60,34 @@ class Regression(Reported):
         )
 
 
+def equations_of(
+    x: np.ndarray, y: np.ndarray, w: np.ndarray | None, constant: bool,
+    known: tuple[_C.NormalEquations, np.ndarray] | None = None,
+) -> tuple[_C.NormalEquations, np.ndarray]:  # fmt: skip
+    """Of columns x [N, D], y [N], w [N]; and what was subtracted from the columns, [K].
+
+    known: equations of other samples, in the terms of which these are to be.
+    """
+    columns, shift = x.T, np.zeros(x.shape[1])
+    if constant:
+        columns = np.vstack([np.ones(len(y)), columns])
+        shift = np.append(0.0, x.mean(axis=0))
+    like, shift = known or (None, shift)
+    equations = _C.NormalEquations.of_columns(
+        np.ascontiguousarray(columns), y, w, shift, constant, like, torch.get_num_threads()
+    )
+    return equations, shift
+
+
+def warn_of_rank(rank: int, n_params: int, stacklevel: int = 3) -> None:
+    if rank < n_params:
+        warnings.warn(
+            f"the data determine {rank} of {n_params} parameters; took those of minimum norm",
+            RankWarning,
+            stacklevel=stacklevel,
+        )
+
+
 def regress(
     x: Any, y: Any, *, weight: Any = None, ridge: float = 0.0, constant: bool = True,
     names: list[str] | None = None,
@@ -104,24 +132,12 @@ def regress(
         x, y, w = x[w > 0], y[w > 0], w[w > 0]
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("x, y: expected finite data, got nan or inf")
-    columns, shift = x.T, np.zeros(x.shape[1])
     names = names or [f"x{k + 1}" for k in range(x.shape[1])]
-    if constant:
-        columns = np.vstack([np.ones(len(y)), columns])
-        shift = np.append(0.0, x.mean(axis=0))
-        names = ["constant", *names]
-    equations = _C.NormalEquations.of_columns(
-        np.ascontiguousarray(columns), y, None if weight is None else w, shift, constant,
-        torch.get_num_threads(),
-    )  # fmt: skip
-    solution = equations.solve(None, None, float(ridge), True)
-    if solution.rank < len(shift):
-        warnings.warn(
-            f"the data determine {solution.rank} of {len(shift)} parameters; "
-            "took those of minimum norm",
-            RankWarning,
-            stacklevel=2,
-        )
+    equations, shift = equations_of(x, y, None if weight is None else w, constant)
+    ridges = [float(ridge)] * len(shift) if ridge else []
+    solution = equations.solve(None, None, ridges, True)
+    warn_of_rank(solution.rank, len(shift))
+    names = ["constant", *names] if constant else names
     return Regression(
         solution.params, solution.sum_of_squares, solution.rank, time.perf_counter() - start,
         solution, Samples(x, y, w), shift, constant, names,

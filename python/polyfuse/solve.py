@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.exceptions import RankWarning
 
 from . import _C, _check
 from .backends import choose
@@ -19,6 +18,7 @@ from .fused import fused
 from .linear import Held, linear, names_of, normal_equations, powers
 from .problem import Problem
 from .recognise import refuse_parameters, refuse_shape
+from .regression import warn_of_rank
 from .report import Reported
 from .statistics import Statistics
 
@@ -193,13 +193,7 @@ def solve(
             )
     params[form.free] = solution.params
     known.write(params)
-    if solution.rank < len(form.free):
-        warnings.warn(
-            f"the data determine {solution.rank} of {len(form.free)} parameters; "
-            "took those of minimum norm",
-            RankWarning,
-            stacklevel=2,
-        )
+    warn_of_rank(solution.rank, len(form.free))
     return Solution(
         params=params,
         coefficients=traced.coefficients(params),
@@ -220,7 +214,8 @@ def solve(
 def _solved(problem: Problem, runner: Any, form: Any, ridge: float, precise: bool) -> Any:
     """The normal equations and their solution; raises where the data are not finite."""
     equations = normal_equations(problem, runner, precise)
-    solution = equations.solve(form.jacobian, form.offset, ridge, True)
+    penalty = [ridge] * len(form.free) if ridge else []
+    solution = equations.solve(form.jacobian, form.offset, penalty, True)
     if not (np.isfinite(solution.params).all() and math.isfinite(solution.sum_of_squares)):
         _check.finite(runner.nonfinite(problem))
         raise ValueError("x, y: sums over this data overflow float64")
