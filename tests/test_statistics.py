@@ -1,6 +1,7 @@
 """Statistics of a fit against statsmodels."""
 
 import json
+import pickle
 
 import numpy as np
 import polyfuse as pf
@@ -186,6 +187,11 @@ def test_logistic_regression(samples):
     ):
         assert_relative(found, truth, 1e-7)
     assert "log_likelihood" in result.summary()
+    grid = np.linspace(-1, 2, 7)
+    frame = theirs.get_prediction(design_of(grid)[:, :2]).summary_frame()
+    assert_relative(ours.predict(grid).mean, frame["predicted"], 1e-7)
+    assert_relative(ours.predict(grid).confidence, (frame["ci_lower"], frame["ci_upper"]), 1e-6)
+    assert_relative(ours.residuals, theirs.resid_response, 1e-6)
 
 
 def test_a_criterion_without_curvature(samples):
@@ -222,6 +228,16 @@ def test_reports(samples):
     assert "no residual" in short.summary()
 
 
+def test_results_are_pickled_without_their_data(samples):
+    model = pf.nn.Polynomial(1, dtype=torch.float64)
+    result = pf.solve(model, torch.tensor(samples[0]), torch.tensor(samples[1]))
+    summary = result.summary()
+    copy = pickle.loads(pickle.dumps(result))
+    assert copy.params.tolist() == result.params.tolist() and result.summary() == summary
+    with pytest.raises(RuntimeError, match="pickled"):
+        copy.statistics  # noqa: B018
+
+
 @pytest.mark.parametrize("level", [0, 1, 95, "wide", True])
 def test_bad_level(samples, level):
     result = regress(samples[0][:, None], samples[1])
@@ -232,3 +248,27 @@ def test_bad_level(samples, level):
 def test_bad_kind(samples):
     with pytest.raises(ValueError, match="HC9"):
         regress(samples[0][:, None], samples[1]).statistics.robust_covariance("HC9")
+
+
+@pytest.mark.parametrize("n", [57, 20_000])
+@pytest.mark.parametrize("kind", ["solve", "fit", "logistic", "columns"])
+def test_plot(n, kind, tmp_path):
+    x = torch.linspace(-1, 1, n, dtype=torch.float64)
+    y = torch.sin(9 * x)
+    model = pf.nn.Polynomial(2, dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if kind == "solve":
+        result = pf.solve(model, x, y)
+    elif kind == "columns":
+        result = regress(np.stack([x, y], 1), x.numpy() ** 2)
+    else:
+        criterion = torch.nn.MSELoss() if kind == "fit" else torch.nn.BCEWithLogitsLoss()
+        targets = y if kind == "fit" else (y > 0).double()
+        result = pf.fit(model, criterion, optimizer, x, targets, epochs=20, record_every=5)
+    figure = result.plot(tmp_path / "fit.png", level=0.9)
+    assert (tmp_path / "fit.png").stat().st_size > 10_000
+    labels = [ax.get_ylabel() for ax in figure.axes]
+    assert labels[:2] == ["y", "residual"] and ("loss" in labels) == (kind in ("fit", "logistic"))
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert ("data" in legend) == (n < 5000)
+    assert ("90% prediction" in legend) == (kind in ("solve", "fit"))

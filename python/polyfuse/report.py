@@ -18,10 +18,16 @@ class Reported:
     def _statistics(self) -> Inference:
         raise NotImplementedError
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the data."""
+        return {k: v for k, v in vars(self).items() if k[0] != "_" and k != "statistics"}
+
     @cached_property
     def statistics(self) -> Any:
         """Covariance, errors, tests and bands: a `polyfuse.statistics.Statistics`, or a
         `polyfuse.statistics.Likelihood` for another criterion than the squared error."""
+        if not any(k[0] == "_" for k in vars(self)):
+            raise RuntimeError("a result that was pickled or copied has no data for statistics")
         return self._statistics()
 
     def to_dict(self) -> dict[str, Any]:

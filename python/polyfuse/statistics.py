@@ -50,18 +50,24 @@ class Prediction(NamedTuple):
     mean: np.ndarray
     standard_errors: np.ndarray  # of the mean
     confidence: tuple[np.ndarray, np.ndarray]  # band that holds the model
-    prediction: tuple[np.ndarray, np.ndarray]  # band that holds a new y
+    prediction: tuple[np.ndarray, np.ndarray] | None  # band that holds a new y
 
 
 class Inference:
     """What follows from parameters and their covariance.
 
     Attributes:
+        n: samples that count.
         names, params [P]: of the scalar parameters.
         free: the numbers of those that were fitted; the others have no error.
         covariance [P, P]: nan or inf where it cannot be estimated, and `reason` says why.
         df: degrees of freedom of Student's t; inf: the normal distribution.
     """
+
+    n: int
+    log_likelihood: Any
+    _fitted: Callable[[Any], np.ndarray]
+    _samples: Callable[[], Samples]
 
     def __init__(
         self, names: list[str], params: np.ndarray, free: list[int], covariance: np.ndarray,
@@ -76,6 +82,25 @@ class Inference:
         everything = np.zeros((len(self.params), len(self.params)))
         everything[np.ix_(self.free, self.free)] = covariance
         return everything
+
+    @cached_property
+    def data(self) -> Samples:
+        """The samples that count."""
+        return self._samples()
+
+    @cached_property
+    def fitted(self) -> np.ndarray:
+        """[N] the model at the data."""
+        return self._fitted(self.data.x)
+
+    @cached_property
+    def residuals(self) -> np.ndarray:
+        """[N] y less the model."""
+        return self.data.y - self.fitted
+
+    def predict(self, x: Any, level: float = 0.95) -> Prediction:
+        """The model at x [N] with its bands. Needs scipy."""
+        raise NotImplementedError
 
     @property
     def standard_errors(self) -> np.ndarray:
@@ -119,12 +144,28 @@ class Likelihood(Inference):
     second derivative of the summed loss, taken for a negative log likelihood.
 
     Attributes:
-        n: samples that count; log_likelihood: minus the summed loss.
+        log_likelihood: minus the summed loss.
     """
 
-    def __init__(self, n: int, log_likelihood: float, *args: Any):
-        super().__init__(*args)
+    def __init__(
+        self, names: list[str], params: np.ndarray, free: list[int], covariance: np.ndarray,
+        reason: str | None, rows: Callable[[Any], tuple[np.ndarray, np.ndarray]],
+        mean: Callable[[Any], Any], samples: Callable[[], Samples], n: int, log_likelihood: float,
+    ):  # fmt: skip
+        """rows: of x [N], d output / d params [N, P] and the output; mean: of y, by the output."""
+        super().__init__(names, params, free, covariance, math.inf, reason)
         self.n, self.log_likelihood = n, log_likelihood
+        self._rows, self._mean, self._samples = rows, mean, samples
+        self._fitted = lambda x: mean(rows(x)[1])
+
+    def predict(self, x: Any, level: float = 0.95) -> Prediction:
+        """The mean of y at x [N] with its band; `standard_errors` are of the model's output, before
+        it is made a mean. Needs scipy."""
+        rows, output = self._rows(x)
+        errors = np.sqrt(np.einsum("np,np->n", rows @ self.covariance, rows))
+        half = self._quantile(level) * errors
+        band = self._mean(output - half), self._mean(output + half)
+        return Prediction(self._mean(output), errors, band, None)
 
     @property
     def aic(self) -> float:
@@ -238,7 +279,7 @@ class Statistics(Inference):
         """Of normal errors with variance sum_of_squares / n / w."""
         if self.sum_of_squares == 0:
             return math.inf
-        weights = 0.0 if self._unweighted else float(np.log(self._data.w).sum())
+        weights = 0.0 if self._unweighted else float(np.log(self.data.w).sum())
         variance = self.sum_of_squares / self.n
         return 0.5 * (weights - self.n * (math.log(2 * math.pi * variance) + 1))
 
@@ -273,32 +314,18 @@ class Statistics(Inference):
 
     # -- a number for every sample ----------------------------------------------------------------
 
-    @cached_property
-    def _data(self) -> Samples:
-        return self._samples()
-
     @property
     def _unweighted(self) -> bool:
-        return bool((self._data.w == 1).all())
-
-    @cached_property
-    def fitted(self) -> np.ndarray:
-        """[N] the model at the data."""
-        return self._fitted(self._data.x)
-
-    @cached_property
-    def residuals(self) -> np.ndarray:
-        """[N] y less the model."""
-        return self._data.y - self.fitted
+        return bool((self.data.w == 1).all())
 
     @property
     def _weighted_residuals(self) -> np.ndarray:
-        return np.sqrt(self._data.w) * self.residuals
+        return np.sqrt(self.data.w) * self.residuals
 
     @cached_property
     def leverage(self) -> np.ndarray:
         """[N] how much of a fitted value its own y makes: the diagonal of the hat matrix."""
-        return self._data.w * self._spread(self._data.x, self._solution.influence)
+        return self.data.w * self._spread(self.data.x, self._solution.influence)
 
     @property
     def studentized_residuals(self) -> np.ndarray:
@@ -331,13 +358,13 @@ class Statistics(Inference):
             raise ValueError(f"kind: expected one of {', '.join(ROBUST)}, got {kind!r}")
         if self.reason:
             return np.full_like(self.covariance, np.nan)
-        squares = self._data.w * self.residuals**2
+        squares = self.data.w * self.residuals**2
         if kind == "HC1":
             squares = squares * (self.n / self.df)
         elif kind != "HC0":
             squares = squares / (1 - self.leverage) ** (1 if kind == "HC2" else 2)
-        rows = self._rows(self._data.x)
-        middle = rows.T @ (rows * (self._data.w * squares)[:, None])
+        rows = self._rows(self.data.x)
+        middle = rows.T @ (rows * (self.data.w * squares)[:, None])
         return self._of_all(self._solution.estimator @ middle @ self._solution.estimator.T)
 
     def robust_standard_errors(self, kind: str = "HC3") -> np.ndarray:
