@@ -1,5 +1,9 @@
 """All of NIST's certified linear regressions, from float64 input as it stands in their files."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import polyfuse as pf
 import pytest
@@ -56,3 +60,20 @@ def test_order_of_samples_does_not_matter(name):
     order = np.random.default_rng(0).permutation(len(x))
     found = pf.solve(model, torch.tensor(x[order]), torch.tensor(y[order]))
     assert digits(found.params, CERTIFIED[name]["parameters_exact"]) >= 13
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_gives_the_same_digits(isa):
+    code = (
+        "import polyfuse as pf; from polyfuse import _C; from tests.nist import read\n"
+        "print(_C.isa(), *pf.polyfit(*read('Filip'), 10), *pf.polyfit(*read('Wampler5'), 5))"
+    )
+    env = os.environ | {"POLYFUSE_ISA": isa}
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    found, *numbers = run.stdout.split()
+    if found != isa:
+        pytest.skip(f"this machine has no {isa}")
+    coef = np.array(numbers, float)
+    for name, part in (("Filip", coef[:11]), ("Wampler5", coef[11:])):
+        assert digits(part[::-1], CERTIFIED[name]["parameters_exact"]) >= 13

@@ -64,6 +64,16 @@ def test_backends_reach_the_optimum(n, backend, dtype):
     assert_close(model.coefficients.detach(), torch.tensor(truth.params).to(dtype), truth.params, 1)
 
 
+def test_sums_of_a_device(emulated):
+    x, y = data(1003)
+    found = pf.solve(pf.nn.Polynomial(2, dtype=torch.float64), x, y, backend="emulated")
+    truth = pf.solve(pf.nn.Polynomial(2, dtype=torch.float64), x, y)
+    assert_relative(found.params, truth.params, 1e-10)
+    assert_relative(found.statistics.r_squared, truth.statistics.r_squared, 1e-10)
+    with pytest.warns(RuntimeWarning, match="ill conditioned"):
+        pf.solve(pf.nn.Polynomial(2, dtype=torch.float64), x + 1e4, y, backend="emulated")
+
+
 def test_offset_x():
     x, y = data(1003)
     model = pf.nn.Polynomial(2, dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 
 import numpy as np
 import polyfuse as pf
@@ -236,6 +237,20 @@ def test_results_are_pickled_without_their_data(samples):
     assert copy.params.tolist() == result.params.tolist() and result.summary() == summary
     with pytest.raises(RuntimeError, match="pickled"):
         copy.statistics  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "name, call",
+    [
+        ("scipy", lambda r: r.summary()),
+        ("matplotlib.colors", lambda r: r.plot()),
+        ("pandas", lambda r: r.to_pandas()),
+    ],
+)
+def test_what_is_not_installed(samples, monkeypatch, name, call):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match="pip install"):
+        call(regress(samples[0][:, None], samples[1]))
 
 
 @pytest.mark.parametrize("level", [0, 1, 95, "wide", True])

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 namespace polyfuse {
 namespace {
@@ -67,7 +68,7 @@ void orthonormalise(Basis& b) {
       for (int j = 0; j < to.columns; ++j) wider(i, j) = to(i, j);
       wider(i, to.columns) = column(i, 0);
     }
-    to = wider;
+    to = std::move(wider);
   };
   for (int j = 0; j < n; ++j) {
     Matrix column(rows, 1), params(n, 1);
@@ -89,7 +90,7 @@ void orthonormalise(Basis& b) {
   }
   b.basis = q;
   b.forward = q.transposed() * b.terms;
-  b.back = back;
+  b.back = std::move(back);
 }
 
 Basis basis_of(const NormalEquations& sums, const Matrix& jacobian, bool penalised) {
