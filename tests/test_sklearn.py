@@ -99,6 +99,21 @@ def test_classifier(constant, w):
     assert (ours.predict(X) == theirs.predict(rows)).all()
 
 
+def test_classifier_of_parts():
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(4000, 1))
+    labels = rng.uniform(size=4000) < 1 / (1 + np.exp(1 - 2 * x[:, 0] ** 2))
+    whole, parts = PolynomialClassifier(2).fit(x, labels), PolynomialClassifier(2)
+    for begin in range(0, 4000, 500):
+        part = slice(begin, begin + 500)
+        parts.partial_fit(x[part], labels[part], classes=[False, True])
+    np.testing.assert_allclose(parts.coef_, whole.coef_, rtol=0.05, atol=0.05)
+    once = PolynomialClassifier(2).partial_fit(x, labels)
+    assert_relative(once.coef_, whole.coef_, 1e-15)
+    with pytest.raises(ValueError, match="y: expected labels among"):
+        PolynomialClassifier().fit(X, Y > 1).partial_fit(X, np.full(80, 7))
+
+
 @pytest.mark.parametrize("kind", [PolynomialRegressor, PolynomialClassifier])
 @pytest.mark.parametrize(
     "options, error, message",

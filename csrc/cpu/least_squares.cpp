@@ -115,6 +115,7 @@ Basis basis_of(const NormalEquations& sums, const Matrix& jacobian, bool penalis
 // Cholesky with diagonal pivots of a matrix scaled to a diagonal of ones.
 struct Factor {
   int n = 0, rank = 0;
+  double least = 1.0;       // pivot of the independent ones
   std::vector<int> order;   // the first `rank` are independent
   std::vector<Real> scale;  // [n]
   Matrix lower;             // rows and columns in that order
@@ -136,6 +137,7 @@ struct Factor {
       std::swap(order[j], order[best]);
       for (int m = 0; m < j; ++m) std::swap(lower(j, m), lower(best, m));
       const int p = order[j];
+      least = pivot[p].hi;
       lower(j, j) = square_root(pivot[p]);
       for (int i = j + 1; i < n; ++i) {
         const int q = order[i];
@@ -213,6 +215,8 @@ Real total(const NormalEquations& sums, bool centred) {
 }
 
 }  // namespace
+
+double least_pivot(const NormalEquations& sums) { return Factor(sums.gram, sums.tolerance).least; }
 
 Solution solve(const NormalEquations& sums, const Matrix& jacobian, const Matrix& offset,
                const std::vector<double>& ridge, bool with_covariance) {

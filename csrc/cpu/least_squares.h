@@ -28,4 +28,7 @@ struct Solution {
 Solution solve(const NormalEquations&, const Matrix& jacobian, const Matrix& offset,
                const std::vector<double>& ridge, bool with_covariance);
 
+// What is left of the most dependent term by the others, squared and relative.
+double least_pivot(const NormalEquations&);
+
 }  // namespace polyfuse

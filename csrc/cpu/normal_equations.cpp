@@ -11,7 +11,8 @@
 namespace polyfuse {
 namespace {
 
-constexpr int64_t kPilot = 1024;  // samples of the pilot fit, which gives the reference
+constexpr int64_t kPilot = 1024;    // samples of the pilot fit, which gives the reference
+constexpr double kRefined = 1e-10;  // where the least pivot is below, a second read refines
 
 // As change_of_variable of basis.h: powers of v = a u + b in powers of u.
 Matrix powers_of(Real a, Real b, int n) {
@@ -154,6 +155,12 @@ NormalEquations accumulate(const Data& data, int n_terms, bool precise, const Va
                            int threads) {
   if (!precise) return of_moments(accumulate(data, n_terms, threads), variable);
   NormalEquations sums = extended(data, n_terms, threads);
+  if (least_pivot(sums) < kRefined) {
+    const Matrix every = sums.inward = sums.outward = Matrix::identity(n_terms);
+    const Solution first = solve(sums, every, Matrix(n_terms, 1), {}, false);
+    sums.reference = Matrix::of(first.coefficients.data(), n_terms, 1);
+    sums = accumulate_like(sums, data, threads);
+  }
   set_variable(sums, variable);
   return sums;
 }

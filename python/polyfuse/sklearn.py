@@ -14,7 +14,7 @@ from .symbolic import MAX_DEGREE
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-    from sklearn.preprocessing import LabelEncoder, PolynomialFeatures
+    from sklearn.preprocessing import PolynomialFeatures
     from sklearn.utils import check_array
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted, validate_data
@@ -59,6 +59,11 @@ class _Polynomial(BaseEstimator):
     def _columns(self, X: np.ndarray) -> np.ndarray:
         """[N, D] -> [N, F], without the constant."""
         return PolynomialFeatures(self.degree, include_bias=False).fit_transform(X)
+
+    def _rows(self, X: np.ndarray) -> np.ndarray:
+        """[N, D] -> [N, P], with the constant."""
+        columns = self._columns(X)
+        return np.hstack([np.ones((len(X), 1)), columns]) if self.fit_intercept else columns
 
     def _ridge(self, n_params: int) -> list[float]:
         """The constant has no penalty."""
@@ -177,10 +182,7 @@ class PolynomialRegressor(RegressorMixin, _Polynomial):
         if self.n_features_in_ == 1:
             rows = powers(*self._variable, self.degree + 1)(X[:, 0])
         else:
-            rows = self._columns(X)
-            if self.fit_intercept:
-                rows = np.hstack([np.ones((len(X), 1)), rows])
-            rows = rows - self._shift
+            rows = self._rows(X) - self._shift
         y = rows @ self._coefficients.T
         return y if np.ndim(self.intercept_) else y[:, 0]
 
@@ -217,52 +219,48 @@ class PolynomialClassifier(ClassifierMixin, _Polynomial):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> PolynomialClassifier:
         """X [N, D], y [N] labels, sample_weight [N] >= 0."""
+        return self._take(X, y, None, sample_weight, first=True)
+
+    def partial_fit(
+        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
+    ) -> PolynomialClassifier:
+        """The fit of these samples, with what calls before found, as a normal distribution of the
+        coefficients, in place of the penalty.
+
+        Args:
+            classes: all labels there are, at the first call; else those of its y.
+
+        Source: Spiegelhalter and Lauritzen, Networks 20 (1990).
+        """
+        return self._take(X, y, classes, sample_weight, first=not hasattr(self, "_known"))
+
+    def _take(self, X: Any, y: Any, classes: Any, sample_weight: Any, first: bool) -> Any:
         self._check_options()
-        X, y = validate_data(self, X, y, dtype=np.float64)
+        X, y = validate_data(self, X, y, dtype=np.float64, reset=first)
         check_classification_targets(y)
         weights = self._weights(sample_weight, X)
         weights = np.ones(len(X)) if weights is None else weights
-        encoder = LabelEncoder().fit(y)
-        self.classes_ = encoder.classes_
-        if len(self.classes_) < 2:
-            raise ValueError(f"y: expected two classes or more, got 1 class: {self.classes_[0]!r}")
-        labels, columns = encoder.transform(y), self._columns(X)
-        positive = range(1, 2) if len(self.classes_) == 2 else range(len(self.classes_))
-        fits = [self._newton(columns, (labels == k).astype(float), weights) for k in positive]
-        self.coef_ = np.array([params[self.fit_intercept :] for params, _ in fits])
-        self.intercept_ = np.array([params[0] if self.fit_intercept else 0.0 for params, _ in fits])
-        self.n_iter_ = max(rounds for _, rounds in fits)
+        rows = self._rows(X)
+        if first:
+            self.classes_ = np.unique(y if classes is None else classes)
+            if len(self.classes_) < 2:
+                raise ValueError(f"y: expected two classes or more, got 1 class: {self.classes_}")
+            count = 1 if len(self.classes_) == 2 else len(self.classes_)
+            prior = np.diag(self._ridge(rows.shape[1]) or [0.0] * rows.shape[1])
+            self._known = [(np.zeros(rows.shape[1]), prior)] * count
+        unknown = np.setdiff1d(y, self.classes_)
+        if len(unknown):
+            raise ValueError(f"y: expected labels among {self.classes_}, got {unknown}")
+        fits = [
+            _newton(rows, (y == label).astype(float), weights, *known)
+            for label, known in zip(self.classes_[-len(self._known) :], self._known, strict=True)
+        ]
+        self._known = [(params, curvature) for params, curvature, _ in fits]
+        self.n_iter_ = max(rounds for _, _, rounds in fits)
+        found = np.array([params for params, _, _ in fits])
+        self.coef_ = found[:, int(self.fit_intercept) :]
+        self.intercept_ = found[:, 0] if self.fit_intercept else np.zeros(len(found))
         return self
-
-    def _newton(self, columns: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[Any, int]:
-        """params [P], and the steps it took"""
-        rows = columns
-        if self.fit_intercept:
-            rows = np.hstack([np.ones((len(y), 1)), columns])
-        ridge = np.array(self._ridge(rows.shape[1]) or [0.0] * rows.shape[1])
-
-        def objective(params: np.ndarray) -> float:
-            logits = rows @ params
-            losses = np.logaddexp(0, logits) - y * logits
-            return float(w @ losses + 0.5 * ridge @ params**2)
-
-        params = np.zeros(rows.shape[1])
-        value = objective(params)
-        for rounds in range(1, MAX_ITERATIONS + 1):  # noqa: B007
-            logits = rows @ params
-            chance = 1 / (1 + np.exp(-logits))
-            slope = rows.T @ (w * (y - chance)) - ridge * params
-            curvature = rows.T @ (rows * (w * chance * (1 - chance))[:, None]) + np.diag(ridge)
-            if self.alpha:
-                step = np.linalg.solve(curvature, slope)
-            else:
-                step = np.linalg.lstsq(curvature, slope, rcond=None)[0]
-            while (ahead := objective(params + step)) > value and np.abs(step).max() > 0:
-                step = step / 2
-            params, before, value = params + step, value, ahead
-            if before - value <= TOLERANCE * before:
-                break
-        return params, rounds
 
     def decision_function(self, X: Any) -> np.ndarray:
         """X [N, D] -> logits [N], or [N, C] of several classes"""
@@ -283,3 +281,29 @@ class PolynomialClassifier(ClassifierMixin, _Polynomial):
         logits = self.decision_function(X)
         best = (logits > 0).astype(int) if logits.ndim == 1 else logits.argmax(axis=1)
         return self.classes_[best]
+
+
+def _newton(
+    rows: np.ndarray, y: np.ndarray, w: np.ndarray, centre: np.ndarray, prior: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Minimises sum of w log losses + (params - centre)^T prior (params - centre) / 2.
+
+    Returns params [P], the second derivative there [P, P], and the steps it took.
+    """
+
+    def objective(params: np.ndarray) -> float:
+        logits, away = rows @ params, params - centre
+        return float(w @ (np.logaddexp(0, logits) - y * logits) + 0.5 * away @ prior @ away)
+
+    params, value = centre, objective(centre)
+    for rounds in range(1, MAX_ITERATIONS + 1):  # noqa: B007
+        chance = 1 / (1 + np.exp(-(rows @ params)))
+        slope = rows.T @ (w * (y - chance)) - prior @ (params - centre)
+        curvature = rows.T @ (rows * (w * chance * (1 - chance))[:, None]) + prior
+        step = np.linalg.lstsq(curvature, slope, rcond=None)[0]
+        while (ahead := objective(params + step)) > value and np.abs(step).max() > 0:
+            step = step / 2
+        params, before, value = params + step, value, ahead
+        if before - value <= TOLERANCE * before:
+            break
+    return params, curvature, rounds

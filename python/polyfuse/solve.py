@@ -218,7 +218,7 @@ def _solved(problem: Problem, runner: Any, form: Any, ridge: float, precise: boo
     solution = equations.solve(form.jacobian, form.offset, penalty, True)
     if not (np.isfinite(solution.params).all() and math.isfinite(solution.sum_of_squares)):
         _check.finite(runner.nonfinite(problem))
-        raise ValueError("x, y: sums over this data overflow float64")
+        raise ValueError("x, y: sums over this data, or its coefficients, overflow float64")
     return equations, solution
 
 
