@@ -74,12 +74,24 @@ def test_sums_of_a_device(emulated):
         pf.solve(pf.nn.Polynomial(2, dtype=torch.float64), x + 1e4, y, backend="emulated")
 
 
-def test_offset_x():
-    x, y = data(1003)
-    model = pf.nn.Polynomial(2, dtype=torch.float64)
-    far = x + 1.7e9
-    found = pf.solve(model, far, y)
-    assert_relative(found.params, exact(far, y, torch.ones(len(x)), 2), 1e-12)
+ILL = {
+    "degree 20": (np.linspace(0, 1, 60), 20),
+    "degree 32": (np.linspace(-1, 1, 70), 32),
+    "seconds since 1970": (1.7e9 + np.arange(50.0) ** 1.5, 3),
+    "years": (2000 + np.arange(25.0), 6),
+    "eight decades": (10.0 ** np.linspace(-8, 8, 50), 3),
+    "two clusters": (np.r_[np.linspace(0, 1e-9, 20), np.linspace(1, 1 + 1e-9, 20)], 3),
+}
+
+
+@pytest.mark.parametrize("name", ILL)
+def test_ill_conditioned(name):
+    x, degree = ILL[name]
+    y = np.cos(np.arange(len(x)) ** 2)
+    model = pf.nn.Polynomial(degree, dtype=torch.float64)
+    found = pf.solve(model, torch.tensor(x), torch.tensor(y))
+    assert found.rank == degree + 1
+    assert_relative(found.params, exact(x, y, np.ones(len(x)), degree), 1e-14)
 
 
 def test_strides_and_slices():

@@ -227,7 +227,10 @@ Solution solve(const NormalEquations& sums, const Matrix& jacobian, const Matrix
   Matrix h = inner;
   for (std::size_t i = 0; i < ridge.size(); ++i) h(i, i) += b.back(i, i) * b.back(i, i) * ridge[i];
   const Factor factor(h, sums.tolerance);
-  const Matrix z = factor.solve(across * (sums.gram * beyond - sums.cross));
+  // from the reference on, where the basis has it: what is solved for is as small as its error
+  const Matrix start = ridge.empty() ? across * beyond : Matrix(h.rows, 1);
+  const Matrix rest = sums.gram * (beyond - b.basis * start) - sums.cross;
+  const Matrix z = start + factor.solve(across * rest);
 
   Solution solution;
   solution.rank = factor.rank;

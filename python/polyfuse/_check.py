@@ -6,10 +6,13 @@ import math
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 
 from .symbolic import MAX_DEGREE
 
+# Where numpy has it: since 2.0, and before.
+RankWarning: Any = getattr(np.exceptions, "RankWarning", None) or vars(np)["RankWarning"]
 ENGINES = ("auto", "stream", "moments", "closed_form")
 MAX_EPOCHS = 2**62
 GONE = (
@@ -146,6 +149,15 @@ def finite(bad: int, otherwise: str = "") -> None:
         raise ValueError(
             f"x, y: {bad} sample{'s hold' if bad > 1 else ' holds'} nan or inf; "
             f"expected finite data{otherwise}"
+        )
+
+
+def warn_of_rank(rank: int, n_params: int) -> None:
+    if rank < n_params:
+        warnings.warn(
+            f"the data determine {rank} of {n_params} parameters; took those of minimum norm",
+            RankWarning,
+            stacklevel=3,
         )
 
 

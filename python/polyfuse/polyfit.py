@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.exceptions import RankWarning
 from numpy.polynomial import polyutils
 
-from . import _C
+from . import _C, _check
 from .symbolic import MAX_DEGREE
 
 FLOAT64 = np.dtype(np.float64)
@@ -58,7 +57,7 @@ def polyfit(
         raise np.linalg.LinAlgError(str(error)) from None
     coef = _shaped(coef, y)
     if rank != order and not full:
-        warnings.warn("Polyfit may be poorly conditioned", RankWarning, stacklevel=2)
+        warnings.warn("Polyfit may be poorly conditioned", _check.RankWarning, stacklevel=2)
     if full:
         singular, limit = _singular_values(np.vander(xs, order), weights)
         return coef, _residuals(squares, y, rank, order), rank, singular, limit
@@ -135,7 +134,7 @@ class Polynomial(np.polynomial.Polynomial):
             singular, limit = _singular_values(design, weights)
             return series, [_residuals(squares, y, rank, order), rank, singular, limit]
         if rank != order:
-            warnings.warn("The fit may be poorly conditioned", RankWarning, stacklevel=2)
+            warnings.warn("The fit may be poorly conditioned", _check.RankWarning, stacklevel=2)
         return series
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.exceptions import RankWarning
 
-from . import _C
+from . import _C, _check
 from .report import Reported
 from .statistics import Samples, Statistics
 
@@ -79,15 +77,6 @@ def equations_of(
     return equations, shift
 
 
-def warn_of_rank(rank: int, n_params: int, stacklevel: int = 3) -> None:
-    if rank < n_params:
-        warnings.warn(
-            f"the data determine {rank} of {n_params} parameters; took those of minimum norm",
-            RankWarning,
-            stacklevel=stacklevel,
-        )
-
-
 def regress(
     x: Any, y: Any, *, weight: Any = None, ridge: float = 0.0, constant: bool = True,
     names: list[str] | None = None,
@@ -136,7 +125,7 @@ def regress(
     equations, shift = equations_of(x, y, None if weight is None else w, constant)
     ridges = [float(ridge)] * len(shift) if ridge else []
     solution = equations.solve(None, None, ridges, True)
-    warn_of_rank(solution.rank, len(shift))
+    _check.warn_of_rank(solution.rank, len(shift))
     names = ["constant", *names] if constant else names
     return Regression(
         solution.params, solution.sum_of_squares, solution.rank, time.perf_counter() - start,

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import _C
+from . import _C, _check
 from .linear import powers
-from .regression import equations_of, warn_of_rank
+from .regression import equations_of
 from .symbolic import MAX_DEGREE
 
 try:
@@ -112,7 +112,7 @@ class PolynomialRegressor(RegressorMixin, _Polynomial):
         """X [N, D], y [N] or [N, M], sample_weight [N] >= 0."""
         self._take(X, y, sample_weight, None)
         del self._equations
-        warn_of_rank(self.rank_, self._n_params)
+        _check.warn_of_rank(self.rank_, self._n_params)
         return self
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> PolynomialRegressor:

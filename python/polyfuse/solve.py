@@ -18,7 +18,6 @@ from .fused import fused
 from .linear import Held, linear, names_of, normal_equations, powers
 from .problem import Problem
 from .recognise import refuse_parameters, refuse_shape
-from .regression import warn_of_rank
 from .report import Reported
 from .statistics import Statistics
 
@@ -193,7 +192,7 @@ def solve(
             )
     params[form.free] = solution.params
     known.write(params)
-    warn_of_rank(solution.rank, len(form.free))
+    _check.warn_of_rank(solution.rank, len(form.free))
     return Solution(
         params=params,
         coefficients=traced.coefficients(params),

@@ -227,7 +227,7 @@ class Statistics(Inference):
             reason = f"the data determine {solution.rank} of {len(free)} parameters"
             unscaled = covariance = np.full_like(unscaled, np.nan)
         elif df <= 0:
-            reason = f"{n} samples leave no residual for {len(free)} parameters"
+            reason = f"n = {n}, parameters = {len(free)}: no residual degrees of freedom"
             covariance = np.full_like(unscaled, np.inf)
         else:
             covariance = unscaled * self.residual_variance
