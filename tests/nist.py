@@ -19,7 +19,8 @@ def read(name):
 
 def digits(found, certified):
     """The least log relative error of any of these numbers, at most 15."""
-    with localcontext(prec=60):
+    with localcontext() as context:
+        context.prec = 60
         errors = [0.0]
         for value, text in zip(np.atleast_1d(found), np.atleast_1d(certified), strict=True):
             if not np.isfinite(value):
