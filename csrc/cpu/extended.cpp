@@ -9,46 +9,60 @@
 namespace polyfuse {
 inline namespace PF_ISA {
 
+using Lanes = PackOf<Pack::kPartLanes>;  // one register: sums of two numbers fill the others
+
 #if defined(__AVX512F__) || defined(__FMA__) || defined(__FP_FAST_FMA)
-PF_INLINE Pack product_error(const Pack& a, const Pack& b, const Pack& product) {
-  Pack error;
-  unroll<Pack::kParts>([&](auto i) PF_ALWAYS_INLINE {
+PF_INLINE Lanes product_error(const Lanes& a, const Lanes& b, const Lanes& product) {
+  Lanes error;
 #if defined(__AVX512F__)
-    error.part[i] = Pack::Part(
-        _mm512_fmsub_pd(__m512d(a.part[i]), __m512d(b.part[i]), __m512d(product.part[i])));
+  error.part[0] = Lanes::Part(
+      _mm512_fmsub_pd(__m512d(a.part[0]), __m512d(b.part[0]), __m512d(product.part[0])));
 #elif defined(__FMA__)
-    error.part[i] = Pack::Part(
-        _mm256_fmsub_pd(__m256d(a.part[i]), __m256d(b.part[i]), __m256d(product.part[i])));
+  error.part[0] = Lanes::Part(
+      _mm256_fmsub_pd(__m256d(a.part[0]), __m256d(b.part[0]), __m256d(product.part[0])));
 #else
-    for (int lane = 0; lane < Pack::kPartLanes; ++lane)
-      error.part[i][lane] = __builtin_fma(a.part[i][lane], b.part[i][lane], -product.part[i][lane]);
+  for (int lane = 0; lane < Lanes::kPartLanes; ++lane)
+    error.part[0][lane] = __builtin_fma(a.part[0][lane], b.part[0][lane], -product.part[0][lane]);
 #endif
-  });
   return error;
 }
 #else
 // The upper 26 bits, by Veltkamp; then Dekker's product.
-PF_INLINE Pack upper(const Pack& a) {
-  const Pack spread = a * 134217729.0;
+PF_INLINE Lanes upper(const Lanes& a) {
+  const Lanes spread = a * 134217729.0;
   return spread - (spread - a);
 }
-PF_INLINE Pack product_error(const Pack& a, const Pack& b, const Pack& product) {
-  const Pack a_hi = upper(a), a_lo = a - a_hi, b_hi = upper(b), b_lo = b - b_hi;
+PF_INLINE Lanes product_error(const Lanes& a, const Lanes& b, const Lanes& product) {
+  const Lanes a_hi = upper(a), a_lo = a - a_hi, b_hi = upper(b), b_lo = b - b_hi;
   return ((a_hi * b_hi - product) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo;
 }
 #endif
 
 namespace {
 
-using RealPack = Twofold<Pack>;
+using RealLanes = Twofold<Lanes>;
+constexpr int kParts = Pack::kParts;
 
-// Writes the sum of the lanes, and goes on to the next.
-void put(const RealPack& sum, double*& out) {
+struct Sum {
+  RealLanes part[kParts] = {};
+};
+
+// Writes the sum of the lanes of all parts, and goes on to the next.
+void put(const Sum& sum, double*& out) {
   Real all{};
-  for (int lane = 0; lane < kLanes; ++lane) all += Real{sum.hi.lane(lane), sum.lo.lane(lane)};
+  for (const RealLanes& part : sum.part)
+    for (int lane = 0; lane < Lanes::kPartLanes; ++lane)
+      all += Real{part.hi.lane(lane), part.lo.lane(lane)};
   *out++ = all.hi;
   *out++ = all.lo;
 }
+
+PF_INLINE Lanes part_of(const Pack& pack, int part) {
+  Lanes lanes;
+  lanes.part[0] = pack.part[part];
+  return lanes;
+}
+PF_INLINE Lanes part_of(std::true_type, int) { return Lanes::all(1.0); }
 
 // x and y as they are.
 Data unscaled(Data data) {
@@ -61,25 +75,27 @@ template <int K>
 void moments_pass(const Data& data, const double* coef, int n_terms, int64_t begin, int64_t end,
                   double* out) {
   const int terms = K ? K : n_terms;
-  RealPack power[K ? 2 * K - 1 : 2 * kMaxTerms - 1] = {}, cross[K ? K : kMaxTerms] = {}, square{};
-  const Pack away = Pack::all(-data.shift), scale = Pack::all(data.scale);
+  Sum power[K ? 2 * K - 1 : 2 * kMaxTerms - 1], cross[K ? K : kMaxTerms], square;
+  const Lanes away = Lanes::all(-data.shift), scale = Lanes::all(data.scale);
   for_each_pack<false>(unscaled(data), begin, end, [&](Pack x, Pack y, auto weight) {
-    const RealPack u = two_sum(x, away) * scale;
-    RealPack r{Pack::all(coef[terms - 1]), Pack{}};
-    for_terms<K ? K - 1 : 0>(terms - 1,
-                             [&](auto k) { r = r * u + Pack::all(coef[terms - 2 - k]); });
-    r = r + -y;
-    RealPack product{ones(weight), Pack{}};
-    square += r * r * product.hi;
-    for_terms<K>(terms, [&](auto k) {
-      power[k] += product;
-      cross[k] += product * r;
-      product = product * u;
-    });
-    for_terms<K ? K - 1 : 0>(terms - 1, [&](auto k) {
-      power[terms + k] += product;
-      if (k + 2 < terms) product = product * u;
-    });
+    for (int part = 0; part < kParts; ++part) {
+      const RealLanes u = two_sum(part_of(x, part), away) * scale;
+      RealLanes r{Lanes::all(coef[terms - 1]), Lanes{}};
+      for_terms<K ? K - 1 : 0>(terms - 1,
+                               [&](auto k) { r = r * u + Lanes::all(coef[terms - 2 - k]); });
+      r = r + -part_of(y, part);
+      RealLanes product{part_of(weight, part), Lanes{}};
+      square.part[part] += r * r * product.hi;
+      for_terms<K>(terms, [&](auto k) {
+        power[k].part[part] += product;
+        cross[k].part[part] += product * r;
+        product = product * u;
+      });
+      for_terms<K ? K - 1 : 0>(terms - 1, [&](auto k) {
+        power[terms + k].part[part] += product;
+        if (k + 2 < terms) product = product * u;
+      });
+    }
   });
   for (int k = 0; k < 2 * terms - 1; ++k) put(power[k], out);
   for (int k = 0; k < terms; ++k) put(cross[k], out);
@@ -105,23 +121,27 @@ void extended_moments(const Data& data, const double* coef, int n_terms, int64_t
 void extended_gram(const Columns& data, const double* coef, int64_t begin, int64_t end,
                    double* out) {
   const int terms = data.n_terms, n_gram = terms * (terms + 1) / 2;
-  std::vector<RealPack> sums(n_gram + terms + 1), row(terms);
+  std::vector<Sum> sums(n_gram + terms + 1);
+  std::vector<RealLanes> row(terms);
   for (int64_t i = begin; i < end; i += kLanes) {
-    const Pack w = column(data.w, i, end);
-    RealPack r{-column(data.y, i, end), Pack{}};
-    for (int k = 0; k < terms; ++k) {
-      row[k] = two_sum(column(data.x + k * data.n, i, end), Pack::all(-data.shift[k]));
-      r += row[k] * Pack::all(coef[k]);
+    for (int part = 0; part < kParts; ++part) {
+      const Lanes w = part_of(column(data.w, i, end), part);
+      RealLanes r{-part_of(column(data.y, i, end), part), Lanes{}};
+      for (int k = 0; k < terms; ++k) {
+        const Lanes x = part_of(column(data.x + k * data.n, i, end), part);
+        row[k] = two_sum(x, Lanes::all(-data.shift[k]));
+        r += row[k] * Lanes::all(coef[k]);
+      }
+      Sum* sum = sums.data();
+      for (int k = 0; k < terms; ++k) {
+        const RealLanes weighted = row[k] * w;
+        for (int j = 0; j <= k; ++j) sum++->part[part] += weighted * row[j];
+      }
+      for (int k = 0; k < terms; ++k) sum++->part[part] += row[k] * w * r;
+      sum->part[part] += r * w * r;
     }
-    RealPack* sum = sums.data();
-    for (int k = 0; k < terms; ++k) {
-      const RealPack weighted = row[k] * w;
-      for (int j = 0; j <= k; ++j) *sum++ += weighted * row[j];
-    }
-    for (int k = 0; k < terms; ++k) *sum++ += row[k] * w * r;
-    *sum += r * w * r;
   }
-  for (const RealPack& sum : sums) put(sum, out);
+  for (const Sum& sum : sums) put(sum, out);
 }
 
 }  // namespace PF_ISA
