@@ -1,4 +1,7 @@
-"""Writes README's table of measured speed from a result file: python benchmarks/report.py FILE."""
+"""Writes README's tables from result files of run.py and accuracy.py:
+
+python benchmarks/report.py FILE...
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,27 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from run import pretty
 
 ROOT = Path(__file__).parent.parent
 
 
-def table(path: Path) -> str:
-    report = json.loads(path.read_text())
+def accuracy(report: dict[str, Any], source: str) -> str:
+    sets = list(report["exact arithmetic"])
+    lines = [f"| | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
+    for name, row in {**report["digits"], "exact arithmetic": report["exact arithmetic"]}.items():
+        cells = ["" if isinstance(v, str) else f"{v:g}" for v in row.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
+    return (
+        "\n".join(lines) + f"\n\n{report['date']}, commit {report['commit']}; {versions}. "
+        f"Source: `{source}`, made by `python benchmarks/accuracy.py`."
+    )
+
+
+def speed(report: dict[str, Any], source: str) -> str:
     lines = ["| case | polyfuse | others |", "|---|---|---|"]
     for case in report["cases"]:
         ours, others = [], []
@@ -33,21 +49,24 @@ def table(path: Path) -> str:
     note = (
         f"Medians on {report['device']} ({report['where']}), "
         f"{report['date']}, commit {report['commit']}; {versions}. In parentheses: times the first "
-        f"entry of the row. Source: `{path.resolve().relative_to(ROOT)}`, made by "
+        f"entry of the row. Source: `{source}`, made by "
         "`python benchmarks/run.py`, which checks what polyfuse computes before it times it."
     )
     return "\n".join(lines) + "\n\n" + note
 
 
+TABLES = {"cases": ("", speed), "digits": (" accuracy", accuracy)}  # by what the file holds
+
+
 def main() -> None:
     readme = ROOT / "README.md"
-    start, end = "<!-- table: benchmarks/report.py -->", "<!-- end -->"
-    text = re.sub(
-        f"{start}.*?{end}",
-        lambda _: f"{start}\n{table(Path(sys.argv[1]))}\n{end}",
-        readme.read_text(),
-        flags=re.S,
-    )
+    text = readme.read_text()
+    for path in map(Path, sys.argv[1:]):
+        report = json.loads(path.read_text())
+        ((mark, table),) = (found for key, found in TABLES.items() if key in report)
+        start, end = f"<!-- table: benchmarks/report.py{mark} -->", "<!-- end -->"
+        written = f"{start}\n{table(report, str(path.resolve().relative_to(ROOT)))}\n{end}"
+        text = re.sub(f"{start}.*?{end}", lambda _, new=written: new, text, flags=re.S)
     readme.write_text(text)
 
 

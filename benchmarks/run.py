@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import polyfuse as pf
 import torch
 from polyfuse import _C
 
+import solving  # isort: skip
 from cases import Case, cases  # isort: skip
 from batch_cases import batch_cases  # isort: skip
 
@@ -115,6 +117,10 @@ def pretty(seconds: float) -> str:
     return f"{seconds * 1e9:.3g} ns"
 
 
+def all_cases(quick: bool) -> list[Callable[[], Case]]:
+    return [*cases(quick), *batch_cases(quick), *solving.cases(quick)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, for a smoke test")
@@ -123,7 +129,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8, help="budget of a case")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     args = parser.parse_args()
-    chosen = lambda quick: [*cases(quick), *batch_cases(quick)]  # noqa: E731
+    chosen = all_cases
     if args.gpu:
         from gpu.cases import cases as chosen
     report: dict[str, Any] = {

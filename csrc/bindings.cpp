@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "bindings_batch.h"
+#include "bindings_solve.h"
 #include "loop.h"
 
 namespace py = pybind11;
@@ -183,6 +184,7 @@ PYBIND11_MODULE(_C, m) {
 
   pf::bind_batch(m);
   pf::bind_surface(m);
+  pf::bind_solve(m);
 
   m.def("generation", &pf::generation);
   m.def("next_generation", &pf::next_generation);

@@ -17,6 +17,16 @@ struct LinearStep {
   double b_p, b_g, b_b;
 };
 
+// A design of any kind: N rows of K numbers from which a shift is subtracted, column by column.
+struct Columns {
+  const double* x = nullptr;      // [K, N]
+  const double* y = nullptr;      // [N]
+  const double* w = nullptr;      // [N]; null: 1 everywhere
+  const double* shift = nullptr;  // [K]
+  int64_t n = 0;
+  int n_terms = 0;
+};
+
 struct Passes {
   const char* isa;
 
@@ -45,6 +55,13 @@ struct Passes {
   // out: [sum w r^2, sum of w, K sums of w phi r, M sums of w phi phi]
   void (*surface_moments)(const Surface&, const double* coef, int64_t begin, int64_t end,
                           double* out);
+  // As moments, in double-double arithmetic: hi and lo of each.
+  void (*extended_moments)(const Data&, const double* coef, int n_terms, int64_t begin, int64_t end,
+                           double* out);
+  // out: hi and lo of [the lower triangle of V^T W V by rows, K of V^T W r, r^T W r], r = V coef -
+  // y
+  void (*extended_gram)(const Columns&, const double* coef, int64_t begin, int64_t end,
+                        double* out);
 };
 
 extern const Passes passes_baseline;

@@ -2,42 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "../core/team.h"
+#include "blocks.h"
 
 namespace polyfuse {
 namespace {
 
-constexpr int64_t kBlock = 16384;     // samples; a multiple of the lanes
-constexpr int64_t kMaxBlocks = 4096;  // bounds the partial sums
-constexpr int64_t kParallelFrom = 4 * kBlock;
 constexpr int64_t kSingleFrom = kParallelFrom;  // fewer samples are cheap enough in float64
 constexpr int64_t kPilot = 1024;                // samples of the pilot fit
 constexpr int kMaxSums = 3 * kMaxTerms + 2;
-
-int64_t block_size(int64_t n) {
-  const int64_t grown = (n + kMaxBlocks - 1) / kMaxBlocks;
-  return std::max(kBlock, (grown + kBlock - 1) / kBlock * kBlock);
-}
-
-// out = sum over blocks, in order, of pass(begin, end, partial).
-template <class Pass>
-void reduce(int64_t n, int n_sums, int threads, double* out, Pass&& pass) {
-  const int64_t block = block_size(n);
-  const int64_t n_blocks = std::max<int64_t>(1, (n + block - 1) / block);
-  double one[kMaxSums];
-  if (n_blocks == 1) return pass(0, n, out);
-  std::vector<double> many(static_cast<size_t>(n_blocks * n_sums));
-  const bool parallel = threads > 1 && n >= kParallelFrom;
-#pragma omp parallel for num_threads(threads) schedule(static) if (parallel)
-  for (int64_t b = 0; b < n_blocks; ++b)
-    pass(b * block, std::min(n, (b + 1) * block), &many[static_cast<size_t>(b * n_sums)]);
-  std::fill(one, one + n_sums, 0.0);
-  for (int64_t b = 0; b < n_blocks; ++b)
-    for (int s = 0; s < n_sums; ++s) one[s] += many[static_cast<size_t>(b * n_sums + s)];
-  std::copy(one, one + n_sums, out);
-}
 
 double element(const void* p, Dtype dtype, int64_t i) {
   return dtype == Dtype::Float32 ? static_cast<const float*>(p)[i]

@@ -119,6 +119,54 @@ def accumulate(data: Data, n_terms: int, threads: int) -> Moments: ...
 def count_nonfinite(data: Data, threads: int) -> int: ...
 def evaluate(data: Data, coef: np.ndarray, threads: int, y: int) -> None: ...
 def project(data: Data, n_terms: int, threads: int) -> np.ndarray: ...
+
+class Variable:
+    def __init__(self, shift: float, scale: float, offset: float) -> None: ...
+
+class Solution:
+    rank: int
+    degrees: float
+    sum_of_squares: float
+    total: float
+    total_centred: float
+    params: np.ndarray
+    coefficients: np.ndarray
+    estimator: np.ndarray
+    influence: np.ndarray
+    covariance: np.ndarray
+    coefficient_covariance: np.ndarray
+    gram: np.ndarray
+
+class NormalEquations:
+    shift: float
+    scale: float
+    weight: float
+    @staticmethod
+    def of_data(
+        data: Data, n_terms: int, precise: bool, variable: Variable,
+        known: NormalEquations | None, threads: int,
+    ) -> NormalEquations: ...  # fmt: skip
+    @staticmethod
+    def of_power_sums(
+        shift: float, scale: float, reference: np.ndarray, power: np.ndarray, cross: np.ndarray,
+        square: float, variable: Variable,
+    ) -> NormalEquations: ...  # fmt: skip
+    @staticmethod
+    def of_columns(
+        x: np.ndarray, y: np.ndarray, w: np.ndarray | None, shift: np.ndarray,
+        with_constant: bool, known: NormalEquations | None, threads: int,
+    ) -> NormalEquations: ...  # fmt: skip
+    def add(self, other: NormalEquations) -> None: ...
+    def leading(self, n_terms: int) -> NormalEquations: ...
+    def solve(
+        self, jacobian: np.ndarray | None, offset: np.ndarray | None, ridge: list[float],
+        with_covariance: bool,
+    ) -> Solution: ...  # fmt: skip
+
+def polyfit(
+    x: np.ndarray, y: np.ndarray, w: np.ndarray | None, n_terms: int, jacobian: np.ndarray | None,
+    scale: float, offset: float, falling: bool, with_covariance: bool, threads: int,
+) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]: ...  # fmt: skip
 def generation() -> int: ...
 def next_generation() -> None: ...
 def promise(tensor: Any) -> None: ...

@@ -6,22 +6,34 @@ from typing import Any
 from . import _compile as _compile
 from . import nn, optim
 from .backends import backends
+from .batch import BatchResult, FitStatus
+from .degree import DegreeSelection, select_degree
 from .explain import explain
 from .fit import fit
 from .fuse import FusedStep, fuse
+from .polyfit import Polynomial, polyfit
 from .result import FitResult
+from .solve import Solution, solve
 from .static import static
 
 __version__ = "0.1.0"
 __all__ = [
+    "BatchResult",
+    "DegreeSelection",
     "FitResult",
+    "FitStatus",
     "FusedStep",
+    "Polynomial",
+    "Solution",
     "backends",
     "explain",
     "fit",
     "fuse",
     "nn",
     "optim",
+    "polyfit",
+    "select_degree",
+    "solve",
     "static",
 ]
 

@@ -6,10 +6,13 @@ import math
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 
 from .symbolic import MAX_DEGREE
 
+# Where numpy has it: since 2.0, and before.
+RankWarning: Any = getattr(np.exceptions, "RankWarning", None) or vars(np)["RankWarning"]
 ENGINES = ("auto", "stream", "moments", "closed_form")
 MAX_EPOCHS = 2**62
 GONE = (
@@ -52,29 +55,31 @@ def columns(x: Any, y: Any, variables: int) -> tuple[torch.Tensor, torch.Tensor]
     return x.detach().resolve_neg().reshape(-1, variables), flat(y)
 
 
-def weight(x: torch.Tensor, sample_weight: Any, mask: Any, sigma: Any) -> torch.Tensor | None:
+def weight(
+    x: torch.Tensor, sample_weight: Any, mask: Any, sigma: Any, name: str = "sample_weight"
+) -> torch.Tensor | None:
     """The weights of the samples, [N] in the dtype of x; None where all count alike."""
-    given = {"sample_weight": sample_weight, "sigma": sigma, "mask": mask}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: sample_weight, "sigma": sigma, "mask": mask}
+    given = {key: value for key, value in given.items() if value is not None}
     if not given:
         return None
-    for name, value in given.items():
+    for key, value in given.items():
         if not isinstance(value, torch.Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-        allowed = (torch.bool,) if name == "mask" else (torch.float32, torch.float64)
+            raise TypeError(f"{key}: expected a torch.Tensor, got {type(value).__name__}")
+        allowed = (torch.bool,) if key == "mask" else (torch.float32, torch.float64)
         if value.dtype not in allowed:
-            kind = "bool" if name == "mask" else "float32 or float64"
-            raise TypeError(f"{name}: expected dtype {kind}, got {value.dtype}")
+            kind = "bool" if key == "mask" else "float32 or float64"
+            raise TypeError(f"{key}: expected dtype {kind}, got {value.dtype}")
         if value.shape != x.shape:
             raise ValueError(
-                f"{name}: expected the shape of x, {tuple(x.shape)}, got {tuple(value.shape)}"
+                f"{key}: expected the shape of x, {tuple(x.shape)}, got {tuple(value.shape)}"
             )
         if value.device != x.device:
-            raise ValueError(f"{name}: expected the device of x, {x.device}, got {value.device}")
+            raise ValueError(f"{key}: expected the device of x, {x.device}, got {value.device}")
         if not _has_memory(value):
-            raise TypeError(f"{name}: expected a dense tensor with memory, got {value.layout}")
+            raise TypeError(f"{key}: expected a dense tensor with memory, got {value.layout}")
     if not (sample_weight is None or ((sample_weight >= 0) & sample_weight.isfinite()).all()):
-        raise ValueError("sample_weight: expected finite numbers >= 0")
+        raise ValueError(f"{name}: expected finite numbers >= 0")
     if not (sigma is None or ((sigma > 0) & sigma.isfinite()).all()):
         raise ValueError("sigma: expected finite standard deviations > 0")
     weights = torch.ones(x.numel(), dtype=torch.float64, device=x.device)
@@ -151,6 +156,24 @@ def flat(t: torch.Tensor) -> torch.Tensor:
     if t.requires_grad or t.is_neg():
         t = t.detach().resolve_neg()
     return t if t.ndim == 1 else t.reshape(-1)
+
+
+def finite(bad: int, otherwise: str = "") -> None:
+    """bad: samples with a nan or inf."""
+    if bad:
+        raise ValueError(
+            f"x, y: {bad} sample{'s hold' if bad > 1 else ' holds'} nan or inf; "
+            f"expected finite data{otherwise}"
+        )
+
+
+def warn_of_rank(rank: int, n_params: int) -> None:
+    if rank < n_params:
+        warnings.warn(
+            f"the data determine {rank} of {n_params} parameters; took those of minimum norm",
+            RankWarning,
+            stacklevel=3,
+        )
 
 
 def epochs(value: Any) -> int:

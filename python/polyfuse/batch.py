@@ -16,7 +16,6 @@ from .backends.batched import BACKENDS, Fits, Run
 from .criteria import Criterion
 from .nn.polynomial import Polynomial
 from .recognise import read_criterion, refuse_optimizer
-from .result import FitResult
 from .rules import Options, SgdOptions, options_of
 
 
@@ -31,11 +30,12 @@ class FitStatus(IntEnum):
 
 
 @dataclass
-class BatchResult(FitResult):
+class BatchResult:
     """The outcome of many fits in one launch; numbers of each fit are tensors [*batch_shape].
 
     Attributes:
-        loss: the criterion of every fit at its parameters; of a solution, the mean squared error.
+        loss: the criterion of every fit at its parameters, float64; of a solution, the mean squared
+            error.
         status: `FitStatus` of every fit, int32.
         rank: how many coefficients the data of every fit determines, int32.
         fit_epochs: epochs done by every fit; None for a solution.
@@ -44,14 +44,24 @@ class BatchResult(FitResult):
         history: the losses [M, *batch_shape] after history_epochs [M] steps.
         r_squared: of every fit of a solution, otherwise None.
         covariance: of the coefficients of every fit, [K, K, *batch_shape], where it was asked for.
+        stop_reason, engine, backend, launches, seconds: as in `FitResult`.
     """
 
-    loss: Any
-    status: torch.Tensor = field(kw_only=True, repr=False)
-    rank: torch.Tensor = field(kw_only=True, repr=False)
-    fit_epochs: torch.Tensor | None = field(default=None, kw_only=True, repr=False)
-    r_squared: torch.Tensor | None = field(default=None, kw_only=True, repr=False)
-    covariance: torch.Tensor | None = field(default=None, kw_only=True, repr=False)
+    loss: torch.Tensor
+    status: torch.Tensor = field(repr=False)
+    rank: torch.Tensor = field(repr=False)
+    epochs: int
+    converged: bool
+    stop_reason: str
+    engine: str
+    backend: str
+    launches: int
+    seconds: float
+    history_epochs: np.ndarray = field(repr=False)
+    history: np.ndarray = field(repr=False)
+    fit_epochs: torch.Tensor | None = field(default=None, repr=False)
+    r_squared: torch.Tensor | None = field(default=None, repr=False)
+    covariance: torch.Tensor | None = field(default=None, repr=False)
 
     def counts(self) -> dict[str, int]:
         """How many fits ended in which way."""
@@ -122,7 +132,7 @@ def fit_batch(
         warnings.warn(f"{lost} fits diverged to inf or nan", RuntimeWarning, stacklevel=3)
     settled = set(ways) == {FitStatus.CONVERGED}
     return BatchResult(
-        loss=out.loss.view(shape) if shape else float(out.loss),
+        loss=out.loss.view(shape),
         epochs=done,
         converged=settled,
         stop_reason="converged" if settled else "epochs",
@@ -139,7 +149,7 @@ def fit_batch(
 
 
 def solve_batch(
-    model: Polynomial,
+    model: Any,
     x: Any,
     y: Any,
     *,
@@ -167,7 +177,7 @@ def solve_batch(
         spread = spread.view(p.shape[0], p.shape[0], *shape)
     solved = set(ways) == {FitStatus.CONVERGED}
     return BatchResult(
-        loss=out.loss.view(shape) if shape else float(out.loss),
+        loss=out.loss.view(shape),
         epochs=0,
         converged=solved,
         stop_reason="converged" if solved else "rank",
@@ -220,7 +230,7 @@ def _read(model: Polynomial, x: Any, y: Any, nan_policy: str, weights: Any) -> F
             else w
             for w in weights
         ]
-        weight = _check.weight(y, *spread)
+        weight = _check.weight(y, spread[0], spread[1], spread[2])
     x, y, w = (None if t is None else _columns(t, n) for t in (x, y, weight))
     omit = nan_policy == "omit"
     if omit and x.shape[1] == 1 and not x.isfinite().all():

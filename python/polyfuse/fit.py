@@ -16,6 +16,7 @@ from . import _C, _check
 from .backends import choose
 from .batch import fit_batch, is_batch
 from .fused import Fused, fused
+from .linear import Held
 from .optim.owners import Holding, holding, options_watched
 from .problem import Problem, Schedule, State
 from .recognise import (
@@ -31,6 +32,8 @@ from .surface import fit_surface, is_surface
 from .watching import watched
 
 SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
+
+OR_ELSE = ", or nan_policy='omit' or 'propagate'"
 
 Callback = Callable[[int, float], Any]
 
@@ -202,7 +205,8 @@ def fit(
             which the sum of squared errors is chi-squared.
 
     Returns:
-        FitResult: final loss, history, engine, launches and why the run stopped.
+        FitResult: final loss, history, engine, launches and why the run stopped; for a
+        `nn.Polynomial` with a batch_shape a `BatchResult` with those of every fit.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected; nothing is
@@ -232,7 +236,7 @@ def fit(
             if value is not None:
                 what = "a batch of fits" if is_batch(model) else "several variables"
                 raise ValueError(f"{name}: not for {what}, got {value!r}")
-        fit_all = fit_batch if is_batch(model) else fit_surface
+        fit_all: Any = fit_batch if is_batch(model) else fit_surface
         return fit_all(
             model, criterion, optimizer, x, y, epochs=epochs, engine=engine, backend=backend,
             record_every=every, tol=tolerance, nan_policy=nan_policy, weights=weights,
@@ -244,7 +248,7 @@ def fit(
     runner = choose(backend, problem)
     before = runner.launches()
     if nan_policy == "raise" and engine == "stream":
-        _refuse_nonfinite(runner.nonfinite(problem))
+        _check.finite(runner.nonfinite(problem), OR_ELSE)
     if nan_policy == "omit" and runner.nonfinite(problem) == _counted(problem):
         raise ValueError("x, y: no sample is left after nan_policy='omit'")
 
@@ -274,7 +278,7 @@ def fit(
             moments, previous = run.moments, run.previous
             if moments is not None and not math.isfinite(moments.square):
                 if nan_policy == "raise":
-                    _refuse_nonfinite(runner.nonfinite(problem))
+                    _check.finite(runner.nonfinite(problem), OR_ELSE)
                 if done == 0 and run.epochs:  # the data overflows its moments: read it every epoch
                     if requested != "auto":
                         warnings.warn(
@@ -337,6 +341,9 @@ def fit(
         seconds=time.perf_counter() - start,
         history_epochs=np.array(history_epochs, dtype=np.int64),
         history=np.array(history, dtype=np.float64),
+        _data=Held.of(problem),
+        _params=state.params,
+        _module=known.module,
     )
 
 
@@ -344,14 +351,6 @@ def _counted(problem: Problem) -> int:
     """Samples that are not left out."""
     w = problem.weight
     return problem.x.numel() if w is None else int(torch.count_nonzero(w))
-
-
-def _refuse_nonfinite(count: int) -> None:
-    if count:
-        raise ValueError(
-            f"x, y: {count} sample{'s hold' if count > 1 else ' holds'} nan or inf; "
-            "expected finite data, or nan_policy='omit' or 'propagate'"
-        )
 
 
 def largest_stable_lr(problem: Problem) -> float | None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .report import Reported
+
+if TYPE_CHECKING:
+    from .linear import Held
+
 
 @dataclass
-class FitResult:
+class FitResult(Reported):
     """The outcome of `polyfuse.fit`.
 
     Attributes:
@@ -20,6 +26,8 @@ class FitResult:
         stop_reason: "epochs", "converged", "callback", "interrupted" or "diverged".
         engine, backend: what computed the run; launches: kernel launches it took.
         seconds: wall time of the call.
+        statistics: covariance, errors, tests and bands at the parameters that the fit left, from
+            its data, which it keeps alive.
     """
 
     loss: float
@@ -32,6 +40,18 @@ class FitResult:
     seconds: float
     history_epochs: np.ndarray = field(repr=False)
     history: np.ndarray = field(repr=False)
+    _data: Held | None = field(default=None, repr=False)  # None: without statistics
+    _params: np.ndarray | None = field(default=None, repr=False)  # [P]
+    _module: Any = field(default=None, repr=False)
+
+    def _statistics(self) -> Any:
+        if self._data is None or self._params is None:
+            raise ValueError(
+                "statistics: not of a fit of several variables; polyfuse.solve has them"
+            )
+        from .fisher import statistics_of_run
+
+        return statistics_of_run(self._data, self._params, self._module())
 
     def __str__(self) -> str:
         return (

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from .optim.kept import read_kept, write_kept
 from .recognise import read_criterion, refuse_optimizer
 from .result import FitResult
 from .rules import KEPT, Options, SgdOptions, kept_of, row_of
+
+if TYPE_CHECKING:
+    from .regression import Regression
 
 MAX_TERMS, MAX_VARIABLES = 256, 64  # as csrc/cpu/surface.h has them
 
@@ -160,6 +163,45 @@ def fit_surface(
         history_epochs=np.array(at, dtype=np.int64),
         history=np.array(history),
     )
+
+
+def solve_surface(
+    model: Any, x: Any, y: Any, weight: Any, sigma: Any, ridge: float, omit: bool
+) -> Regression:
+    """`solve` of a polynomial of several variables."""
+    from .regression import regress
+
+    xs, ys = _check.columns(x, y, model.variables)
+    p = model.coefficients
+    if p.dtype is not xs.dtype:
+        raise TypeError(f"x: expected {p.dtype}, as the model's coefficients, got {xs.dtype}")
+    w = _check.weight(y, weight, None, sigma, name="weight")
+    keep = torch.ones_like(ys, dtype=torch.bool) if w is None else w > 0
+    if omit:
+        keep &= xs.isfinite().all(1) & ys.isfinite()
+    if not keep.all():
+        xs, ys, w = xs[keep], ys[keep], None if w is None else w[keep]
+    with torch.no_grad():
+        columns = model.columns(xs.double()).cpu().numpy()
+    constant = not any(model.exponents[0])
+    names = [_name(powers) for powers in model.exponents]
+    found = regress(
+        columns[:, 1:] if constant else columns,
+        ys.double().cpu().numpy(),
+        weight=None if w is None else w.double().cpu().numpy(),
+        ridge=ridge,
+        constant=constant,
+        names=names[1:] if constant else names,
+    )
+    with torch.no_grad():
+        p.copy_(torch.from_numpy(found.params))
+    return found
+
+
+def _name(powers: tuple[int, ...]) -> str:
+    """Such as x1^2 x2."""
+    parts = [f"x{v + 1}" + (f"^{p}" if p > 1 else "") for v, p in enumerate(powers) if p]
+    return " ".join(parts) or "constant"
 
 
 def _engine(

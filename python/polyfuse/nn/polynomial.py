@@ -116,7 +116,7 @@ class Polynomial(Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.variables > 1:
-            return self._of_several(x)
+            return self.columns(x) @ self.coefficients
         if self.batch_shape and x.ndim == 1:
             x = x.reshape(-1, *(1 for _ in self.batch_shape))
         ((shift, scale),) = self.variable
@@ -200,7 +200,8 @@ class Polynomial(Module):
         """The x where it is zero, complex, in a numpy array."""
         return self.to_numpy().roots()
 
-    def _of_several(self, x: torch.Tensor) -> torch.Tensor:
+    def columns(self, x: torch.Tensor) -> torch.Tensor:
+        """The terms at x [..., variables] -> [..., K]; of several variables."""
         if x.ndim == 0 or x.shape[-1] != self.variables:
             raise ValueError(f"x: expected shape (..., {self.variables}), got {tuple(x.shape)}")
         u = [(x[..., v] - shift) * scale for v, (shift, scale) in enumerate(self.variable)]
@@ -211,7 +212,7 @@ class Polynomial(Module):
                 features[powers] = torch.ones_like(u[0])
             else:
                 features[powers] = features[parent] * u[v] if parent in features else u[v]
-        return torch.stack([features[powers] for powers in self.exponents], -1) @ self.coefficients
+        return torch.stack([features[powers] for powers in self.exponents], -1)
 
     def extra_repr(self) -> str:
         parts = [f"degree={self.degree}"]

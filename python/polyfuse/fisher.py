@@ -1,0 +1,72 @@
+"""Statistics of a run at the parameters it left: of least squares, or by the Fisher information."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from .backends import choose
+from .backends.reference import coefficients, design, kept
+from .criteria import BCE, POISSON, SOFT_MARGIN, Criterion
+from .linear import Held, linear, names_of, normal_equations, powers
+from .solve import statistics_of
+from .statistics import Inference, Likelihood
+
+
+def statistics_of_run(data: Held, params: np.ndarray, module: Any) -> Inference:
+    """params: [P]"""
+    problem = data.unchanged()
+    if not problem.criterion.squared:
+        return likelihood_of(data, params, module)
+    form = linear(problem.model, params)
+    runner = choose("auto", problem)
+    equations = normal_equations(problem, runner, runner.name == "cpu")
+    solution = equations.solve(form.jacobian, form.offset, [], True)
+    return statistics_of(data, equations, solution, params, module, elsewhere=True)
+
+
+def likelihood_of(data: Held, params: np.ndarray, module: Any) -> Likelihood:
+    """The covariance is the inverse of the second derivative of the summed loss."""
+    problem = data.problem
+    x, y, w = kept(problem)
+    terms, model = design(problem.model, x), problem.model
+    form = linear(model, params)
+    everything = torch.tensor(params, device=x.device)
+    at = torch.tensor(form.free, device=x.device)
+
+    def loss(values: torch.Tensor) -> torch.Tensor:
+        prediction = terms @ coefficients(model, everything.index_copy(0, at, values))
+        return (w * problem.criterion.values(prediction, y)).sum()
+
+    information: Any = torch.autograd.functional.hessian(loss, everything[at])
+    reason, covariance = None, np.full((len(at), len(at)), np.nan)
+    inverse, failed = torch.linalg.inv_ex(information)
+    if failed or not (inverse.isfinite().all() and (inverse.diagonal() > 0).all()):
+        reason = "the second derivative of the loss is not positive definite"
+    else:
+        covariance = inverse.cpu().numpy()
+
+    def rows(x: Any) -> tuple[np.ndarray, np.ndarray]:
+        powers_of_u = powers(model.shift, model.scale, model.degree + 1)(x)
+        slopes = np.zeros((len(powers_of_u), len(params)))
+        slopes[:, form.free] = powers_of_u @ form.jacobian
+        return slopes, powers_of_u @ model.coefficients(params)
+
+    return Likelihood(
+        names_of(module, model), params, form.free, covariance, reason, rows,
+        mean_of(problem.criterion), data.samples, len(y), -loss(everything[at]).item(),
+    )  # fmt: skip
+
+
+def mean_of(criterion: Criterion) -> Callable[[np.ndarray], np.ndarray]:
+    """The mean of y where the model's output is z."""
+    if criterion.kind is BCE:
+        return lambda z: 1 / (1 + np.exp(-z))
+    if criterion.kind is SOFT_MARGIN:
+        return lambda z: np.tanh(z / 2)
+    if criterion.kind is POISSON and dict(criterion.options)["log_input"]:
+        return np.exp
+    return lambda z: z

@@ -1,0 +1,86 @@
+"""Pictures of a fit: data, model and bands, residuals, loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .statistics import Inference, Statistics
+
+DOTS = 5_000  # samples; more are drawn as counts in hexagons
+GRID = 400  # points of a curve
+INK, MODEL, BAND = "#404040", "#c1272d", "#2f6db5"
+SHADES = ("#f4f4f4", "#909090")  # of few and of many samples
+
+
+def plot(result: Any, level: float) -> Any:
+    """The figure that `polyfuse.report.Reported.plot` returns."""
+    try:
+        from matplotlib.colors import LinearSegmentedColormap
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plot: needs matplotlib; pip install 'polyfuse[plot]'") from error
+    s = result.statistics
+    shades = LinearSegmentedColormap.from_list("counts", SHADES)
+    recorded = getattr(result, "history_epochs", ())
+    several = len(recorded) > 2
+    figure = Figure(figsize=(8, 8 if several else 6), layout="constrained")
+    heights = [3, 1.3, 1.3] if several else [3, 1.3]
+    axes = figure.subplots(len(heights), 1, gridspec_kw={"height_ratios": heights})
+    if s.data.x.ndim == 1:
+        across, name = s.data.x, "x"
+        _bands(axes[0], s, level)
+        axes[1].sharex(axes[0])
+    else:
+        across, name = s.fitted, "fitted"
+        ends = np.array([across.min(), across.max()])
+        axes[0].plot(ends, ends, color=MODEL, label="y = fitted")
+    _cloud(axes[0], across, s.data.y, "data", shades)
+    axes[0].set_ylabel("y")
+    axes[0].legend(frameon=False)
+    axes[0].set_title(_title(s), fontsize="medium", loc="left")
+    _cloud(axes[1], across, s.residuals, None, shades)
+    axes[1].axhline(0, color=MODEL, linewidth=1)
+    axes[1].set_ylabel("residual")
+    axes[1].set_xlabel(name)
+    if several:
+        loss = np.asarray(result.history)
+        axes[2].plot(recorded, loss, color=BAND, marker="." if len(loss) < 50 else "")
+        if (loss > 0).all():
+            axes[2].set_yscale("log")
+        axes[2].set_ylabel("loss")
+        axes[2].set_xlabel("epoch")
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _bands(ax: Any, s: Inference, level: float) -> None:
+    x = np.linspace(s.data.x.min(), s.data.x.max(), GRID)
+    found = s.predict(x, level)
+    ax.plot(x, found.mean, color=MODEL, label="fit", zorder=4)
+    for band, name, alpha in (
+        (found.prediction, "prediction", 0.12), (found.confidence, "confidence", 0.35)
+    ):  # fmt: skip
+        if band is None or not np.isfinite(band).all():
+            continue
+        label = f"{level * 100:g}% {name}"
+        ax.fill_between(x, *band, color=BAND, alpha=alpha, linewidth=0, label=label, zorder=2)
+        for edge in band:
+            ax.plot(x, edge, color=BAND, alpha=2 * alpha, linewidth=0.8, zorder=3)
+
+
+def _cloud(ax: Any, x: np.ndarray, y: np.ndarray, label: str | None, shades: Any) -> None:
+    if len(x) <= DOTS:
+        size = 4 if len(x) > 500 else 16
+        ax.scatter(x, y, s=size, color=INK, alpha=0.7, linewidths=0, label=label, zorder=1)
+        return
+    counts = ax.hexbin(x, y, gridsize=(90, 35), bins="log", mincnt=1, cmap=shades, zorder=1)
+    ax.figure.colorbar(counts, ax=ax, label="samples", pad=0.01)
+
+
+def _title(s: Inference) -> str:
+    if not isinstance(s, Statistics):
+        return f"n = {s.n:,}   log likelihood {s.log_likelihood:.6g}"
+    return f"n = {s.n:,}   R² = {s.r_squared:.6g}   residual deviation {s.residual_deviation:.4g}"
