@@ -40,7 +40,6 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("STORE") = static_cast<int>(pf::kStore);
   m.attr("STEP") = static_cast<int>(pf::kStep);
   m.attr("MOMENTS") = static_cast<int>(pf::kMoments);
-  m.attr("APART") = static_cast<int>(pf::kApart);
 
   py::class_<pf::Data> data(m, "Data", py::module_local());
   data.def(py::init<>())
@@ -75,6 +74,7 @@ PYBIND11_MODULE(_cuda, m) {
       .def_readwrite("mean", &pf::Run::mean)
       .def_readwrite("schedule", &pf::Run::schedule)
       .def_readwrite("flags", &pf::Run::flags)
+      .def_readwrite("single", &pf::Run::single)
       .def_readwrite("n_params", &pf::Run::n_params)
       .def_readwrite("n_coefficients", &pf::Run::n_coefficients)
       .def_readwrite("n_terms", &pf::Run::n_terms)

@@ -4,7 +4,7 @@ import polyfuse as pf
 import pytest
 import torch
 from polyfuse import fused as fused_module
-from polyfuse.backends import REGISTRY
+from polyfuse.backends import REGISTRY, tables
 from polyfuse.fused import Fused
 
 from .criteria import BY_REDUCTION, CASES, KL_MEAN_WARNS
@@ -14,6 +14,9 @@ from .interpreter import INTERPRETED
 from .scripts import SCRIPTS, line
 from .sides import Side, check, step
 from .test_criteria_loop import sides_of
+from .test_optimizers import CASES as OPTIMIZERS
+from .test_optimizers import assert_same, numbers
+from .test_optimizers import side as side_of
 from .tolerance import assert_like_torch
 
 # What is compared by value on the CPU, and cannot be on a device without waiting for it.
@@ -84,6 +87,31 @@ def test_clipped_gradients_and_another_lr(sides):
         step(side, lambda: torch.nn.utils.clip_grad_norm_(side.model.parameters(), 1.0))
 
     check(sides, script)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS, ids=str)
+def test_every_optimizer(device, name, options, apart, dtype, monkeypatch):
+    """apart: numbers that torch keeps once per tensor lie where no kernel can reach them."""
+    if apart:
+        monkeypatch.setattr(tables, "lies_apart", lambda t, _: t.ndim == 0)
+    libraries = (pf.nn, pf.optim), (torch.nn, torch.optim)
+    sides = [side_of(nn, optim, name, dtype, options) for nn, optim in libraries]
+    held = []
+    for epoch in range(12):
+        before = device.launches()
+        for model, criterion, optimizer, xs, ys in sides:
+            optimizer.zero_grad()
+            criterion(model(xs), ys).backward()
+            if epoch in (5, 6):  # the launch's update no longer holds
+                for p in model.parameters():
+                    p.grad.mul_(0.5)
+            optimizer.step()
+        if epoch > 2:  # the first step, which makes the state, is torch's
+            assert device.launches() - before == (2 if held or epoch in (5, 6) else 1)
+        if epoch == 8:  # from here on the next parameters are copied
+            held.append(sides[0][0].a.detach())
+        assert_same(*(numbers(s[0], s[2]) for s in sides))
 
 
 def test_static_data(sides):

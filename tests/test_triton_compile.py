@@ -12,6 +12,7 @@ import polyfuse.kernels
 import pytest
 from polyfuse.backends import geometry, launch
 from polyfuse.criteria import BCE, HUBER, KINDS
+from polyfuse.rules import METHODS, AdamOptions, RAdamOptions, SgdOptions
 
 triton = pytest.importorskip("triton")
 
@@ -22,8 +23,15 @@ from .each_sample import each_sample  # noqa: E402
 
 N_SAMPLES = 10**8
 FLAGS = {
-    "step_kernel": [{}, {"TABLES": True, "ROUND": True}, {"KIND": HUBER.tag}],
-    "stream_kernel": [{"ALONE": True}, {"ALONE": False}, {"ALONE": False, "KIND": BCE.tag}],
+    "step_kernel": [{}, {"TABLES": True, "ROUND": True, "SINGLE": 15}, {"KIND": HUBER.tag}],
+    "stream_kernel": [
+        {"ALONE": True},
+        {"ALONE": False},
+        {"ALONE": False, "KIND": BCE.tag},
+        {"ALONE": False, "METHOD": METHODS[AdamOptions].number},
+        {"ALONE": False, "METHOD": METHODS[RAdamOptions].number},
+    ],
+    "update_kernel": [{"METHOD": method.number} for method in METHODS.values()],
     "evaluate_kernel": [{}, {"IDENTITY": False}],
     "project_kernel": [{}, {"IDENTITY": False}],
     "moments_kernel": [
@@ -31,6 +39,7 @@ FLAGS = {
         {"RUN": True},
         {"RUN": True, "CLOSED": True, "IDENTITY": False, "OMIT": True},
         {"RUN": True, "GIVEN": True, "STEP": True, "TABLES": True},
+        *({"RUN": True, "GIVEN": True, "METHOD": m.number} for m in METHODS.values()),
     ],
 }
 POINTERS = {"slots_ptr": "*i32", "span_ptr": "*i32", "tables_ptr": "*i64", "counters_ptr": "*i64"}
@@ -72,6 +81,7 @@ def compiled(name, kernel, flags, degree, dtype, target):
         "CHUNK": geometry.chunk(sums), "BAND": geometry.band(jump), "JUMP": geometry.width(jump),
         "RESIDENT": cut.resident, "T": getattr(triton.language, dtype.replace("fp", "float")),
         "IDENTITY": True, "MEAN": True, "x_stride": 1, "y_stride": 1, "g_stride": 1,
+        "METHOD": METHODS[SgdOptions].number,
     } | flags  # fmt: skip
     signature, attrs = {}, {}
     for i, (argument, p) in enumerate(inspect.signature(kernel.fn).parameters.items()):

@@ -6,7 +6,6 @@ LOAD: int
 STORE: int
 STEP: int
 MOMENTS: int
-APART: int
 
 class Data:
     x: int
@@ -38,6 +37,7 @@ class Run:
     engine: int
     schedule: Schedule
     flags: int
+    single: int
     n_params: int
     n_coefficients: int
     n_terms: int

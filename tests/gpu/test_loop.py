@@ -5,7 +5,8 @@ import pytest
 import torch
 from polyfuse import workload
 from polyfuse.backends import backend_of
-from polyfuse.backends.device import DeviceMap, device_rule, tables
+from polyfuse.backends.device import DeviceMap, device_rule
+from polyfuse.backends.tables import nothing, tables
 
 from ..tolerance import assert_like_torch
 from .test_backends import DEVICE, backend, make, pytestmark  # noqa: F401
@@ -59,7 +60,7 @@ def test_small_step_in_a_graph(backend):  # noqa: F811
         [torch.tensor(start, dtype=torch.float32, device=DEVICE)] for _ in range(3)
     )
     map, rule = DeviceMap.of(far.model, DEVICE), device_rule(far.rule, DEVICE)
-    table = tables(far.model, params, grads, [None], spares, [None])
+    table = tables(far.model, params, grads, nothing(1), spares)
     arguments = (map, rule, table, far.x, far.y, far.model, True, None)
     truth = backend.step(*arguments).clone()
     expected = spares[0].clone()

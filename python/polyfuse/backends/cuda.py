@@ -16,12 +16,14 @@ from .device import (
     ROWS,
     DeviceMap,
     DeviceMoments,
+    DeviceRule,
     DeviceState,
     device_rule,
     loss_and_gradient,
     n_recorded,
 )
 from .native import ENGINE
+from .tables import Tables
 
 MOST_RECORDED = 1 << 20  # losses of one launch
 
@@ -136,43 +138,43 @@ class Cuda:
         return int(count)
 
     def step(
-        self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, x: torch.Tensor,
+        self, map: DeviceMap, rule: DeviceRule, table: Tables, x: torch.Tensor,
         y: torch.Tensor, model: Traced, mean: bool, moments: DeviceMoments | None,
         criterion: Criterion = SQUARED,
     ) -> torch.Tensor:  # fmt: skip
-        """The fused step from what table [5, P] points at; returns its state buffer."""
+        """The fused step from what the table points at; returns its state buffer."""
         module, size = self.module, len(ROWS) * map.n_params + len(OUTCOME)
         state = torch.empty(size, dtype=torch.float64, device=x.device)
         self.launch(
             "step" if moments is None else "epochs", model, x, y, map=map, rule=rule, state=state,
             moments=None if moments is None else moments.buffer, tables=table, engine="moments",
             mean=mean, schedule=Schedule(0, 1), criterion=criterion,
-            flags=module.LOAD | module.STORE | module.STEP | module.APART,
+            flags=module.LOAD | module.STORE | module.STEP,
         )  # fmt: skip
         return state
 
     def store(
-        self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, state: torch.Tensor,
+        self, map: DeviceMap, rule: DeviceRule, table: Tables, state: torch.Tensor,
         dtype: torch.dtype,
     ) -> None:  # fmt: skip
-        """Writes the parameters and momenta that a step computed to table [3, P]."""
+        """Writes what a step has computed to where the table has the next ones go."""
         x = torch.empty(0, dtype=dtype, device=state.device)
         self.launch("store", None, x, None, map=map, rule=rule, tables=table, state=state)
 
-    def update(
-        self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, dtype: torch.dtype
-    ) -> None:
-        """The ordinary update of what table [3, P] points at."""
-        x = torch.empty(0, dtype=dtype, device=rule.device)
-        self.launch("update", None, x, None, map=map, rule=rule, tables=table)
+    def update(self, map: DeviceMap, rule: DeviceRule, table: Tables, dtype: torch.dtype) -> None:
+        """The ordinary update of what the table points at."""
+        x = torch.empty(0, dtype=dtype, device=rule.rows.device)
+        self.launch(
+            "update", None, x, None, map=map, rule=rule, tables=table, flags=self.module.LOAD
+        )
 
     def launches(self) -> int:
         return self._launches
 
     def launch(
         self, kernel: str, model: Traced | None, x: torch.Tensor, y: torch.Tensor | None, *,
-        map: DeviceMap, rule: torch.Tensor | None = None, state: torch.Tensor | None = None,
-        moments: torch.Tensor | None = None, tables: torch.Tensor | None = None,
+        map: DeviceMap, rule: DeviceRule | None = None, state: torch.Tensor | None = None,
+        moments: torch.Tensor | None = None, tables: Tables | None = None,
         out: torch.Tensor | None = None, engine: str = "stream", mean: bool = True,
         omit: bool = False, schedule: Schedule | None = None, flags: int = 0,
         criterion: Criterion = SQUARED,
@@ -194,11 +196,13 @@ class Cuda:
         run.factor, run.spans, run.slots = (t.data_ptr() for t in (map.factor, map.span, map.slots))
         run.device = x.device.index or 0
         run.has_moments = kernel == "epochs"
-        for name, tensor in (
-            ("rule", rule), ("state", state), ("moments", moments), ("tables", tables), ("out", out)
-        ):  # fmt: skip
+        for name, tensor in (("state", state), ("moments", moments), ("out", out)):
             if tensor is not None:
                 setattr(run, name, tensor.data_ptr())
+        if rule is not None:
+            run.rule = rule.rows.data_ptr()
+        if tables is not None:
+            run.tables, run.single = tables.addresses.data_ptr(), tables.single
         if schedule is not None:
             first, epochs, every, tol, _, previous = schedule
             run.schedule = module.Schedule(first, epochs, every, tol, previous)

@@ -2,17 +2,13 @@
 
 State [7 P + 5 + M] float64: the rows of `ROWS`, each [P]; `OUTCOME`; the recorded losses [M].
 Moments [4 K + 2] float64: shift, scale, square, reference [K], power [2 K - 1], cross [K].
-Tables [3, P] int64: the addresses of each scalar parameter, its gradient and its momentum; 0: none.
-A step's have 5 rows: where the next parameters and momenta go as well.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +16,7 @@ import torch
 from ..problem import Moments, Problem, Schedule, State
 from ..rules import KEPT, Rule, row_of
 from ..symbolic import Traced
+from .tables import method_of, nothing, tables
 
 ROWS = ("params", "grad", "before", *(f"kept {r}" for r in range(KEPT)))
 RULE_ROW = 10
@@ -69,37 +66,19 @@ def _map(terms: Terms, n_terms: int, n_params: int, device: torch.device) -> Dev
     )
 
 
+class DeviceRule(NamedTuple):
+    rows: torch.Tensor  # [P, RULE_ROW] float64: the method (0: no optimizer holds it), its options
+    method: int  # of those that an optimizer holds; 0: there is none
+
+
 @lru_cache(maxsize=64)
-def device_rule(rule: Rule, device: torch.device) -> torch.Tensor:
-    """[P, RULE_ROW] float64: the method (0: no optimizer holds it) and its options."""
+def device_rule(rule: Rule, device: torch.device) -> DeviceRule:
     rows = np.zeros((len(rule), RULE_ROW))
     for row, options in zip(rows, rule, strict=True):
         if options is not None:
             numbers = row_of(options)
             row[: len(numbers)] = numbers
-    return torch.from_numpy(rows).to(device)
-
-
-_tables: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
-_KEPT_TABLES = 64
-
-
-def tables(model: Traced, params: Sequence[Any], *others: Sequence[Any]) -> torch.Tensor:
-    """[R, P] int64 on the device: where each slot's element of these tensors lies; 0 for None."""
-    device = params[0].device
-    rows = [
-        tuple(0 if of[t] is None else of[t].data_ptr() + e * of[t].itemsize for t, e in model.slots)
-        for of in (params, *others)
-    ]
-    key = (device, *rows)
-    found = _tables.get(key)
-    if found is None:
-        found = _tables[key] = torch.tensor(rows, dtype=torch.int64, device=device)
-        if len(_tables) > _KEPT_TABLES:
-            _tables.popitem(last=False)
-    else:
-        _tables.move_to_end(key)
-    return found
+    return DeviceRule(torch.from_numpy(rows).to(device), method_of(rule))
 
 
 def n_recorded(schedule: Schedule) -> int:
@@ -119,11 +98,11 @@ def loss_and_gradient(
     backend: Any, problem: Problem, params: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a step in which no optimizer holds the parameters computes: views [] and [P]."""
-    model, nowhere, params = problem.model, (None,), params.contiguous()
+    model, params = problem.model, params.contiguous()
     n, device = len(params), params.device
     state = backend.step(
         DeviceMap.of(model, device), device_rule((None,) * n, device),
-        tables(model, (params,), *(nowhere,) * 4), problem.x, problem.y, model,
+        tables(model, (params,), (None,), nothing(1), (None,)), problem.x, problem.y, model,
         problem.reduction == "mean", None, problem.criterion,
     )  # fmt: skip
     return loss_in(state, n), state[n : 2 * n]

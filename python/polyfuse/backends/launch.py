@@ -12,8 +12,9 @@ import torch
 
 from ..criteria import BCE, KL_DIV, POISSON, SOFT_MARGIN, SQUARED, Criterion
 from . import geometry
-from .device import DeviceMap
+from .device import DeviceMap, DeviceRule
 from .geometry import Machine
+from .tables import Tables
 
 NUMBERS = ("beta", "delta", "pos_weight", "eps", "variance")  # a criterion has one at most
 ELEMENTARY = (SOFT_MARGIN, BCE, POISSON, KL_DIV)  # of exp or log
@@ -40,9 +41,9 @@ class Run:
     """What a run needs besides its samples; tables: of a step that starts and ends there."""
 
     map: DeviceMap
-    rule: torch.Tensor  # [P, 7]
+    rule: DeviceRule
     state: torch.Tensor  # [7 P + 5 + M]
-    tables: torch.Tensor | None = None  # [5, P]
+    tables: Tables | None = None
     mean: bool = True
     criterion: Criterion = SQUARED
     first_epoch: int = 0
@@ -51,10 +52,11 @@ class Run:
     tol: float = -math.inf
 
     def addresses(self) -> tuple[Any, ...]:
-        return *model_arguments(self.map), self.rule, self.state
+        return *model_arguments(self.map), self.rule.rows, self.state
 
     def constants(self, samples: Samples) -> dict[str, Any]:
-        return sizes(self.map) | {"OMIT": samples.omit, "MEAN": self.mean}
+        told = {"OMIT": samples.omit, "MEAN": self.mean, "METHOD": self.rule.method}
+        return sizes(self.map) | told
 
     def of_criterion(self) -> dict[str, Any]:
         told = self.criterion.told
@@ -67,10 +69,11 @@ class Run:
         }
 
     def of_tables(self, samples: Samples) -> dict[str, Any]:
-        there = self.tables is not None
+        tables, there = self.tables, self.tables is not None
         return {
-            "tables_ptr": self.tables if there else self.state,
+            "tables_ptr": self.state if tables is None else tables.addresses,
             "TABLES": there,
+            "SINGLE": 0 if tables is None else tables.single,
             "ROUND": there and samples.x.dtype == torch.float32,
         }
 
@@ -246,25 +249,28 @@ def nonfinite(samples: Samples) -> torch.Tensor:
     return out
 
 
-def update(tables: torch.Tensor, rule: torch.Tensor, dtype: torch.dtype) -> None:
-    """The ordinary update, from parameters, gradients and momenta at tables [3, P]."""
+def update(tables: Tables, rule: DeviceRule, dtype: torch.dtype) -> None:
+    """The ordinary update, from what lies at the tables' addresses."""
     from ..kernels.verbs import update_kernel
 
-    launch(update_kernel, 1, 1, tables, rule, **_vector(rule, dtype))
+    launch(
+        update_kernel, 1, 1, tables.addresses, rule.rows, METHOD=rule.method,
+        **_vector(tables, rule, dtype),
+    )  # fmt: skip
 
 
-def store(
-    state: torch.Tensor, tables: torch.Tensor, rule: torch.Tensor, dtype: torch.dtype
-) -> None:
-    """Writes the state's parameters and momenta to tables [3, P]."""
+def store(state: torch.Tensor, tables: Tables, rule: DeviceRule, dtype: torch.dtype) -> None:
+    """Writes the state's parameters, and what is kept of them, to where the next ones go."""
     from ..kernels.verbs import store_kernel
 
-    launch(store_kernel, 1, 1, state, tables, rule, **_vector(rule, dtype))
+    launch(
+        store_kernel, 1, 1, state, tables.addresses, rule.rows, **_vector(tables, rule, dtype)
+    )  # fmt: skip
 
 
-def _vector(rule: torch.Tensor, dtype: torch.dtype) -> dict[str, Any]:
+def _vector(tables: Tables, rule: DeviceRule, dtype: torch.dtype) -> dict[str, Any]:
     import triton.language as tl
 
-    count = len(rule)
+    count = len(rule.rows)
     element = tl.float32 if dtype == torch.float32 else tl.float64
-    return {"P": count, "PW": geometry.width(count), "T": element}
+    return {"P": count, "PW": geometry.width(count), "T": element, "SINGLE": tables.single}

@@ -11,7 +11,6 @@ import torch
 
 from ..criteria import SQUARED, Criterion
 from ..problem import Problem, Report, Schedule, State
-from ..rules import is_sgd
 from ..symbolic import Traced
 from . import geometry, launch
 from .device import (
@@ -19,12 +18,14 @@ from .device import (
     ROWS,
     DeviceMap,
     DeviceMoments,
+    DeviceRule,
     DeviceState,
     device_rule,
     loss_and_gradient,
     n_recorded,
 )
 from .launch import Run, Samples
+from .tables import Tables
 
 
 def interpreted() -> bool:
@@ -57,8 +58,6 @@ class Triton:
             return "it has no kernel of weighted samples"
         if len(problem.model.slots) > geometry.MAX_PARAMS:
             return f"{len(problem.model.slots)} parameters, above {geometry.MAX_PARAMS}"
-        if not is_sgd(problem.rule):
-            return "its kernels know no optimizer but SGD"
         return None
 
     def evaluate(self, model: Traced, coef: Any, x: torch.Tensor) -> torch.Tensor:
@@ -79,7 +78,7 @@ class Triton:
         device = problem.x.device
         terms = problem.model.degree + 1
         buffer = torch.empty(4 * terms + 2, dtype=torch.float64, device=device)
-        run = Run(DeviceMap.identity_of(terms, device), buffer, buffer)
+        run = Run(DeviceMap.identity_of(terms, device), DeviceRule(buffer, 0), buffer)
         launch.moments(_samples(problem), run, buffer, given=False, run_epochs=False)
         return DeviceMoments(buffer, float(buffer[2]))
 
@@ -126,11 +125,11 @@ class Triton:
         return launch.launches
 
     def step(
-        self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, x: torch.Tensor,
+        self, map: DeviceMap, rule: DeviceRule, table: Tables, x: torch.Tensor,
         y: torch.Tensor, model: Traced, mean: bool, moments: DeviceMoments | None,
         criterion: Criterion = SQUARED,
     ) -> torch.Tensor:  # fmt: skip
-        """The fused step from what table [5, P] points at; returns its state buffer."""
+        """The fused step from what the table points at; returns its state buffer."""
         size = len(ROWS) * map.n_params + len(OUTCOME)
         state = torch.empty(size, dtype=torch.float64, device=x.device)
         run = Run(map, rule, state, table, mean=mean, criterion=criterion)
@@ -142,14 +141,12 @@ class Triton:
         return state
 
     def store(
-        self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, state: torch.Tensor,
+        self, map: DeviceMap, rule: DeviceRule, table: Tables, state: torch.Tensor,
         dtype: torch.dtype,
     ) -> None:  # fmt: skip
-        """Writes the parameters and momenta that a step computed to table [3, P]."""
+        """Writes what a step has computed to where the table has the next ones go."""
         launch.store(state, table, rule, dtype)
 
-    def update(
-        self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, dtype: torch.dtype
-    ) -> None:
-        """The ordinary update of what table [3, P] points at."""
+    def update(self, map: DeviceMap, rule: DeviceRule, table: Tables, dtype: torch.dtype) -> None:
+        """The ordinary update of what the table points at."""
         launch.update(table, rule, dtype)

@@ -15,12 +15,12 @@ from .vectors import totals, unpack
 @triton.jit
 def descend(
     until, run, fit, rule, schedule, state_ptr, model, p_lane, k_lane, P: tl.constexpr,
-    IDENTITY: tl.constexpr, ROUND: tl.constexpr,
+    IDENTITY: tl.constexpr, ROUND: tl.constexpr, METHOD: tl.constexpr,
 ):  # fmt: skip
     """Epochs one by one, until so many are done or the run converged."""
-    while (run[4] < until) & (run[5] == 0):
+    while (run[6] < until) & (run[7] == 0):
         loss, grad = objective_of_moments(fit, run[0], model, p_lane, k_lane, IDENTITY, ROUND)
-        run = advance(run, loss, grad, rule, schedule, state_ptr, P, ROUND)
+        run = advance(run, loss, grad, rule, schedule, state_ptr, P, ROUND, METHOD)
     return run
 
 
@@ -35,7 +35,7 @@ def moments_kernel(
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr, BAND: tl.constexpr,
     JUMP: tl.constexpr, GIVEN: tl.constexpr, RUN: tl.constexpr, CLOSED: tl.constexpr,
     STEP: tl.constexpr, IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
-    TABLES: tl.constexpr, ROUND: tl.constexpr,
+    TABLES: tl.constexpr, ROUND: tl.constexpr, METHOD: tl.constexpr, SINGLE: tl.constexpr,
 ):  # fmt: skip
     """GIVEN: the moments are there; RUN: epochs follow, CLOSED: by powers of one epoch's matrix."""
     T: tl.constexpr = x_ptr.dtype.element_ty
@@ -61,7 +61,7 @@ def moments_kernel(
             schedule = (first_epoch, epochs, record_every, tol)
             rule = load_rule(rule_ptr, p_lane, P)
             fit = load_fit(moments_ptr, shift, scale, k_lane, K, MEAN)
-            entered = enter(state_ptr, tables_ptr, p_lane, P, T, TABLES)
+            entered = enter(state_ptr, tables_ptr, p_lane, P, T, TABLES, METHOD, SINGLE)
             run = start_of(entered, state_ptr, P, TABLES)
             remember(state_ptr, run[0], p_lane, P)
             if CLOSED:
@@ -69,7 +69,7 @@ def moments_kernel(
                     # The first step is taken apart because it fills the momentum buffers.
                     run = descend(
                         1, run, fit, rule, schedule, state_ptr, model, p_lane, k_lane, P,
-                        IDENTITY, ROUND,
+                        IDENTITY, ROUND, METHOD,
                     )  # fmt: skip
                     run = jumps(
                         run, fit, rule, schedule, state_ptr, scratch_ptr, model, p_lane, k_lane,
@@ -77,10 +77,10 @@ def moments_kernel(
                     )  # fmt: skip
             run = descend(
                 epochs, run, fit, rule, schedule, state_ptr, model, p_lane, k_lane, P, IDENTITY,
-                ROUND,
+                ROUND, METHOD,
             )  # fmt: skip
-            loss = run[6]
+            loss = run[8]
             if not STEP:
                 loss, _ = objective_of_moments(fit, run[0], model, p_lane, k_lane, IDENTITY, ROUND)
-            leave(state_ptr, tables_ptr, run, rule, p_lane, P, T, TABLES)
-            leave_outcome(state_ptr, run[4], run[5], loss, run[6], tl.load(moments_ptr + 2), P)
+            leave(state_ptr, tables_ptr, run, rule, p_lane, P, T, TABLES, SINGLE)
+            leave_outcome(state_ptr, run[6], run[7], loss, run[8], tl.load(moments_ptr + 2), P)

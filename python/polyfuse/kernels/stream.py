@@ -45,14 +45,14 @@ def step_kernel(
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr,
     IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
     TABLES: tl.constexpr, ROUND: tl.constexpr, KIND: tl.constexpr, LOG: tl.constexpr,
-    FULL: tl.constexpr,
+    FULL: tl.constexpr, METHOD: tl.constexpr, SINGLE: tl.constexpr,
 ):  # fmt: skip
     """One step: the last program adds the partial sums and applies the update."""
     T: tl.constexpr = x_ptr.dtype.element_ty
     data = (x_ptr, y_ptr, n_points, x_stride, y_stride, shift, scale)
     model = (factor_ptr, span_ptr, slots_ptr, n_products)
     p_lane, k_lane, lane = tl.arange(0, PW), tl.arange(0, KW), tl.arange(0, SW)
-    entered = enter(state_ptr, tables_ptr, p_lane, P, T, TABLES)
+    entered = enter(state_ptr, tables_ptr, p_lane, P, T, TABLES, METHOD, SINGLE)
     coef = unpack(coefficients(entered[0], model, p_lane, k_lane, IDENTITY), k_lane, K)
     sums = tile_pass(
         zero_sums(K + 2, ROWS), data, tl.program_id(0), tl.num_programs(0),
@@ -68,9 +68,9 @@ def step_kernel(
             total, lane, run[0], model, p_lane, k_lane, weight, K, KIND, IDENTITY, MEAN, ROUND
         )
         one = (first_epoch, 1, record_every, tol)
-        run = advance(run, loss, grad, rule, one, state_ptr, P, ROUND)
-        leave(state_ptr, tables_ptr, run, rule, p_lane, P, T, TABLES)
-        leave_outcome(state_ptr, run[4], run[5], loss, run[6], float("nan"), P)
+        run = advance(run, loss, grad, rule, one, state_ptr, P, ROUND, METHOD)
+        leave(state_ptr, tables_ptr, run, rule, p_lane, P, T, TABLES, SINGLE)
+        leave_outcome(state_ptr, run[6], run[7], loss, run[8], float("nan"), P)
 
 
 @triton.jit
@@ -83,7 +83,7 @@ def stream_kernel(
     P: tl.constexpr, K: tl.constexpr, PW: tl.constexpr, KW: tl.constexpr, SW: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr, RESIDENT: tl.constexpr,
     ALONE: tl.constexpr, IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
-    KIND: tl.constexpr, LOG: tl.constexpr, FULL: tl.constexpr,
+    KIND: tl.constexpr, LOG: tl.constexpr, FULL: tl.constexpr, METHOD: tl.constexpr,
 ):  # fmt: skip
     """All epochs: RESIDENT tiles of every program stay in registers, the others are read again.
 
@@ -96,7 +96,7 @@ def stream_kernel(
     p_lane, k_lane, lane = tl.arange(0, PW), tl.arange(0, KW), tl.arange(0, SW)
     me, programs = tl.program_id(0), tl.num_programs(0)
     rule = load_rule(rule_ptr, p_lane, P)
-    entered = enter(state_ptr, state_ptr, p_lane, P, T, False)
+    entered = enter(state_ptr, state_ptr, p_lane, P, T, False, METHOD, 0)
     run = start_of(entered, state_ptr, P, False)
     schedule = (first_epoch, epochs, record_every, tol)
     xs, ys = (), ()
@@ -111,7 +111,7 @@ def stream_kernel(
     while open_:
         coef = unpack(coefficients(run[0], model, p_lane, k_lane, IDENTITY), k_lane, K)
         sums = zero_sums(K + 2, ROWS)
-        zero = run[4] >> 62
+        zero = run[6] >> 62
         limited = (x_ptr, y_ptr, n_points + zero, x_stride, y_stride, shift, scale)
         for i in tl.static_range(RESIDENT):
             x, y = held(xs[i], zero.to(tl.int32)), held(ys[i], zero.to(tl.int32))
@@ -132,13 +132,13 @@ def stream_kernel(
         loss, grad = objective_of_sums(
             total, lane, run[0], model, p_lane, k_lane, weight, K, KIND, IDENTITY, MEAN, False
         )
-        if (run[4] < epochs) & (run[5] == 0):
-            run = advance(run, loss, grad, rule, schedule, state_ptr, P, False)
+        if (run[6] < epochs) & (run[7] == 0):
+            run = advance(run, loss, grad, rule, schedule, state_ptr, P, False, METHOD)
         else:
             open_ = tl.full([], 0, tl.int1)
     if me == 0:
         remember(state_ptr, entered[0], p_lane, P)
-        leave(state_ptr, state_ptr, run, rule, p_lane, P, T, False)
-        leave_outcome(state_ptr, run[4], run[5], loss, run[6], float("nan"), P)
+        leave(state_ptr, state_ptr, run, rule, p_lane, P, T, False, 0)
+        leave_outcome(state_ptr, run[6], run[7], loss, run[8], float("nan"), P)
     if not ALONE:
         leave_barrier(counters_ptr)

@@ -6,10 +6,10 @@ import triton.language as tl
 from .basis import horner
 from .coefficients import coefficients, pull_back
 from .data import here, inside_of, read, weigh
-from .optimizer import load_rule, sgd
+from .optimizer import is_owned, load_rule, update
 from .passes import add_nonfinite, add_products, tile_pass, zero_sums
 from .reduce import collect, is_last, publish
-from .state import load_row, store_row
+from .state import load_row, load_state, load_tables, store_tables
 from .vectors import pick, totals, unpack
 
 
@@ -86,28 +86,26 @@ def nonfinite_kernel(
 
 
 @triton.jit
-def update_kernel(tables_ptr, rule_ptr, P: tl.constexpr, PW: tl.constexpr, T: tl.constexpr):
+def update_kernel(
+    tables_ptr, rule_ptr, P: tl.constexpr, PW: tl.constexpr, T: tl.constexpr,
+    METHOD: tl.constexpr, SINGLE: tl.constexpr,
+):  # fmt: skip
     """One update from gradients as they are now, in the precision of the parameters."""
     lane = tl.arange(0, PW)
     rule = load_rule(rule_ptr, lane, P)
-    params, _ = load_row(tables_ptr, 0, lane, P, T)
+    params, o, q, r, s = load_tables(tables_ptr, lane, P, T, METHOD, SINGLE)
     grad, has_grad = load_row(tables_ptr, 1, lane, P, T)
-    momentum, has_momentum = load_row(tables_ptr, 2, lane, P, T)
-    params, momentum = sgd(rule, params, grad, momentum, has_momentum == 0, T)
-    owned = (rule[6] != 0.0) & has_grad
-    store_row(tables_ptr, 0, lane, params, owned, P, T)
-    store_row(tables_ptr, 2, lane, momentum, owned, P, T)
+    new = update(rule, params, grad, (o, q, r, s), METHOD, T)
+    tl.debug_barrier()  # a number of a whole tensor is read by all its elements before it changes
+    store_tables(tables_ptr, lane, new, is_owned(rule) & has_grad, P, T, SINGLE)
 
 
 @triton.jit
 def store_kernel(
-    state_ptr, tables_ptr, rule_ptr, P: tl.constexpr, PW: tl.constexpr, T: tl.constexpr
-):
-    """Installs the parameters and momenta that a step computed before."""
+    state_ptr, tables_ptr, rule_ptr, P: tl.constexpr, PW: tl.constexpr, T: tl.constexpr,
+    SINGLE: tl.constexpr,
+):  # fmt: skip
+    """Installs the parameters, and what is kept of them, that a step computed before."""
     lane = tl.arange(0, PW)
-    rule = load_rule(rule_ptr, lane, P)
-    owned = rule[6] != 0.0
-    params = tl.load(state_ptr + lane, lane < P, other=0.0)
-    momentum = tl.load(state_ptr + 3 * P + lane, lane < P, other=0.0)
-    store_row(tables_ptr, 0, lane, params, owned, P, T)
-    store_row(tables_ptr, 2, lane, momentum, owned, P, T)
+    owned = is_owned(load_rule(rule_ptr, lane, P))
+    store_tables(tables_ptr, lane, load_state(state_ptr, lane, P), owned, P, T, SINGLE)

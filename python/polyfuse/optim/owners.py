@@ -9,7 +9,8 @@ import torch
 import torch.optim.optimizer as _base
 
 from .. import _C
-from ..rules import Options, Rule, is_sgd, kept_of, options_in
+from ..backends.tables import of_one_dtype
+from ..rules import Options, Rule, kept_of, options_in
 
 _alive: dict[int, weakref.ref] = {}
 GLOBAL_HOOKS = [_base._global_optimizer_pre_hooks, _base._global_optimizer_post_hooks]
@@ -76,7 +77,7 @@ def _has_place(value: Any, t: torch.Tensor, scalar: bool) -> bool:
     return (
         isinstance(value, torch.Tensor)
         and value.is_contiguous()
-        and value.device == t.device
+        and (value.device == t.device or (scalar and value.device.type == "cpu"))
         and value.shape == (() if scalar else t.shape)
         and (value.dtype in (torch.float32, torch.float64) if scalar else value.dtype == t.dtype)
     )
@@ -106,9 +107,6 @@ def bind(known: Any, optimizer: Any = None) -> None:
         return
     held = holding(known, owner)
     rule = held.rule
-    if not (known.on_host or is_sgd(rule)):  # no device has a kernel for its step
-        loop.bind(None, found=True)
-        return
     watched, all_watched = options_watched(owner)
     hooked = any((owner._optimizer_step_pre_hooks, owner._optimizer_step_post_hooks, *GLOBAL_HOOKS))
     known.set_rule(rule)
@@ -123,6 +121,7 @@ def bind(known: Any, optimizer: Any = None) -> None:
             for row, value in zip(rows, values, strict=True)
         )
         kept.append(values)
+    ready = ready and (known.on_host or of_one_dtype(kept))
     loop.bind(
         owner,
         found=optimizer is None,
