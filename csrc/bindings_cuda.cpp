@@ -46,11 +46,13 @@ PYBIND11_MODULE(_cuda, m) {
       .def_readwrite("n", &pf::Data::n)
       .def_readwrite("x_stride", &pf::Data::x_stride)
       .def_readwrite("y_stride", &pf::Data::y_stride)
+      .def_readwrite("w_stride", &pf::Data::w_stride)
       .def_readwrite("omit", &pf::Data::omit)
       .def_readwrite("shift", &pf::Data::shift)
       .def_readwrite("scale", &pf::Data::scale);
   def_address(data, "x", &pf::Data::x);
   def_address(data, "y", &pf::Data::y);
+  def_address(data, "w", &pf::Data::w);
   def_tag(data, "dtype", &pf::Data::dtype);
 
   py::class_<pf::Schedule>(m, "Schedule", py::module_local())
@@ -114,11 +116,15 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("missing", &pf::missing);
   m.def("kernels", &pf::kernels);
   m.def("workspace_bytes", &pf::workspace_bytes);
-  m.def("geometry", [](const std::string& kernel, int64_t n, int dtype, int n_terms, int n_params,
-                       const pf::Device& device) {
-    return pf::geometry(pf::kernel_named(kernel), n, static_cast<pf::Dtype>(dtype), n_terms,
-                        n_params, device);
-  });
+  m.def(
+      "geometry",
+      [](const std::string& kernel, int64_t n, int dtype, int n_terms, int n_params,
+         const pf::Device& device, bool weighted) {
+        return pf::geometry(pf::kernel_named(kernel), n, static_cast<pf::Dtype>(dtype), n_terms,
+                            n_params, device, weighted);
+      },
+      py::arg("kernel"), py::arg("n"), py::arg("dtype"), py::arg("n_terms"), py::arg("n_params"),
+      py::arg("device"), py::arg("weighted") = false);
   m.def("epochs_within", [](double seconds, int engine, int64_t n, int dtype, int n_terms,
                             const pf::Device& device) {
     return pf::epochs_within(seconds, static_cast<pf::Engine>(engine), n,

@@ -71,7 +71,7 @@ class FakeDevice(Cpu):
         engine = "stream" if moments is None else "moments"
         return self.descend(problem, engine, moments, Schedule(0, 1, 1), state)
 
-    def step(self, map, rule, table, x, y, model, mean, moments, criterion=SQUARED):
+    def step(self, map, rule, table, x, y, model, mean, moments, criterion=SQUARED, weight=None):
         self.counted += 1
         state = self.state_of(table, rule, x.dtype)
         before = state.params.copy()

@@ -29,6 +29,7 @@ RUNS = {
     "loop": ["test_device_loop.py"],
     "its own": ["only_interpreted.py"],
     "criteria": ["interpreted_criteria.py"],
+    "weights": ["test_device_weights.py"],
 }
 
 
@@ -84,6 +85,7 @@ def test_a_barrier_is_met_by_programs_that_are_on_the_device_at_once():
     assert geometry.stream(9, 4, 3, H100)[:4] == (1, 32, 4, 1)
     assert geometry.stream(10**6, 4, 3, H100).resident == 3
     assert geometry.stream(10**6, 4, 3, H100, elementary=True).resident == 2
+    assert geometry.stream(10**6, 4, 3, H100, weighted=True).resident == 2
 
 
 def test_epochs_of_one_launch():

@@ -23,19 +23,27 @@ from .each_sample import each_sample  # noqa: E402
 
 N_SAMPLES = 10**8
 FLAGS = {
-    "step_kernel": [{}, {"TABLES": True, "ROUND": True, "SINGLE": 15}, {"KIND": HUBER.tag}],
+    "step_kernel": [
+        {},
+        {"TABLES": True, "ROUND": True, "SINGLE": 15},
+        {"KIND": HUBER.tag},
+        {"WEIGHTED": True, "OMIT": True},
+    ],
     "stream_kernel": [
         {"ALONE": True},
         {"ALONE": False},
         {"ALONE": False, "KIND": BCE.tag},
         {"ALONE": False, "METHOD": METHODS[AdamOptions].number},
         {"ALONE": False, "METHOD": METHODS[RAdamOptions].number},
+        {"ALONE": False, "WEIGHTED": True},
+        {"ALONE": False, "WEIGHTED": True, "KIND": BCE.tag},
     ],
     "update_kernel": [{"METHOD": method.number} for method in METHODS.values()],
     "evaluate_kernel": [{}, {"IDENTITY": False}],
     "project_kernel": [{}, {"IDENTITY": False}],
     "moments_kernel": [
         {"RUN": False},
+        {"RUN": False, "WEIGHTED": True},
         {"RUN": True},
         {"RUN": True, "CLOSED": True, "IDENTITY": False, "OMIT": True},
         {"RUN": True, "GIVEN": True, "STEP": True, "TABLES": True},
@@ -66,7 +74,8 @@ def cut_of(name, flags, terms, itemsize, target):
     if name == "stream_kernel":
         n = 1000 if flags["ALONE"] else N_SAMPLES
         elementary = flags.get("KIND") in [kind.tag for kind in launch.ELEMENTARY]
-        return geometry.stream(n, itemsize, terms, machine, elementary)
+        weighted = flags.get("WEIGHTED", False)
+        return geometry.stream(n, itemsize, terms, machine, elementary, weighted)
     return geometry.reduction(N_SAMPLES, itemsize, terms, machine)
 
 
@@ -81,6 +90,7 @@ def compiled(name, kernel, flags, degree, dtype, target):
         "CHUNK": geometry.chunk(sums), "BAND": geometry.band(jump), "JUMP": geometry.width(jump),
         "RESIDENT": cut.resident, "T": getattr(triton.language, dtype.replace("fp", "float")),
         "IDENTITY": True, "MEAN": True, "x_stride": 1, "y_stride": 1, "g_stride": 1,
+        "w_stride": 1,
         "METHOD": METHODS[SgdOptions].number,
     } | flags  # fmt: skip
     signature, attrs = {}, {}
@@ -89,10 +99,10 @@ def compiled(name, kernel, flags, degree, dtype, target):
             signature[argument] = "constexpr"
             constants.setdefault(argument, False)
         elif argument.endswith("_ptr"):
-            of_data = argument in ("x_ptr", "y_ptr", "g_ptr") or name == "evaluate_kernel"
+            of_data = argument in ("x_ptr", "y_ptr", "g_ptr", "w_ptr") or name == "evaluate_kernel"
             other = "*i64" if (name, argument) == ("nonfinite_kernel", "out_ptr") else "*fp64"
             signature[argument] = POINTERS.get(argument, other)
-            if of_data and argument in ("x_ptr", "y_ptr", "g_ptr", "out_ptr"):
+            if of_data and argument in ("x_ptr", "y_ptr", "g_ptr", "w_ptr", "out_ptr"):
                 signature[argument] = f"*{dtype}"
             attrs[(i,)] = [["tt.divisibility", 16]]
         else:

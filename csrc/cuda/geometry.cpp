@@ -43,7 +43,7 @@ Geometry pass_over(int64_t n, const Device& device) {
 }
 
 // Every block keeps its chunk on chip, as far as it fits.
-Geometry stream_over(int64_t n, Dtype dtype, int n_terms, const Device& device) {
+Geometry stream_over(int64_t n, Dtype dtype, int n_terms, const Device& device, bool weighted) {
   const int64_t width = 16 / size_of(dtype);
   Geometry grid;
   if (n > kAloneSamples)
@@ -53,7 +53,7 @@ Geometry stream_over(int64_t n, Dtype dtype, int n_terms, const Device& device) 
   grid.blocks = static_cast<int32_t>(ceil_div(n, grid.chunk));
   grid.threads = threads_for(grid.chunk, stream_threads(bucket_of(n_terms)));
   grid.cooperative = grid.blocks > 1;
-  const int64_t sample = 2 * size_of(dtype);
+  const int64_t sample = (weighted ? 3 : 2) * size_of(dtype);
   const int64_t fits = (device.shared - kStreamDeclared) / sample / width * width;
   grid.resident = std::min(grid.chunk, fits);
   grid.shared = grid.resident * sample;
@@ -78,10 +78,10 @@ Kernel kernel_named(const std::string& name) {
 }
 
 Geometry geometry(Kernel kernel, int64_t n, Dtype dtype, int n_terms, int n_params,
-                  const Device& device) {
+                  const Device& device, bool weighted) {
   Geometry grid;
   switch (kernel) {
-    case Kernel::Stream: return stream_over(n, dtype, n_terms, device);
+    case Kernel::Stream: return stream_over(n, dtype, n_terms, device, weighted);
     case Kernel::Step:
     case Kernel::Evaluate:
     case Kernel::Project:

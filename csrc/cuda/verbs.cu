@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(kPassThreads) count_nonfinite(const Run run) {
   PF_SHARED(Desk, desk);
   const Block block;
   double count[1] = {0.0};
-  for_each_sample<1>(Samples<T>::of(run.data), Ranks::grid(), [&](T x, T y) {
-    if (!finite(x) || !finite(y)) count[0] += 1.0;
+  for_each_sample<1>(Samples<T>::of(run.data), Ranks::grid(), [&](T x, T y, T w) {
+    if (w != T(0) && !(finite(x) && finite(y))) count[0] += 1.0;
   });
   sum_block(count, desk.scratch, desk.sums);
   if (!sum_grid(workspace_of(run), 1, desk.scratch, desk.sums)) return;

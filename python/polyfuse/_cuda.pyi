@@ -10,9 +10,11 @@ MOMENTS: int
 class Data:
     x: int
     y: int
+    w: int
     n: int
     x_stride: int
     y_stride: int
+    w_stride: int
     dtype: int
     omit: bool
     shift: float
@@ -76,8 +78,9 @@ def missing() -> str: ...
 def kernels() -> list[tuple[str, int]]: ...
 def workspace_bytes(device: Device) -> int: ...
 def geometry(
-    kernel: str, n: int, dtype: int, n_terms: int, n_params: int, device: Device
-) -> Geometry: ...
+    kernel: str, n: int, dtype: int, n_terms: int, n_params: int, device: Device,
+    weighted: bool = False,
+) -> Geometry: ...  # fmt: skip
 def epochs_within(
     seconds: float, engine: int, n: int, dtype: int, n_terms: int, device: Device
 ) -> int: ...

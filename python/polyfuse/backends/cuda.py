@@ -63,8 +63,6 @@ class Cuda:
     def refuse(self, problem: Problem) -> str | None:
         if problem.x.device.type != self.device_type:
             return f"the data is on {problem.x.device}"
-        if problem.weight is not None:
-            return "it has no kernel of weighted samples"
         if len(problem.model.slots) > MAX_PARAMS:
             return f"{len(problem.model.slots)} scalar parameters, more than {MAX_PARAMS}"
         return None
@@ -100,7 +98,7 @@ class Cuda:
         map = DeviceMap.identity_of(model.degree + 1, device)
         self.launch(
             "moments", model, problem.x, problem.y, map=map, moments=moments,
-            omit=problem.omit, flags=self.module.MOMENTS,
+            omit=problem.omit, weight=problem.weight, flags=self.module.MOMENTS,
         )  # fmt: skip
         return DeviceMoments(moments, float(moments[2]))
 
@@ -119,7 +117,7 @@ class Cuda:
             model, problem.x, problem.y, map=DeviceMap.of(model, device),
             rule=device_rule(problem.rule, device), state=on_device.buffer, moments=buffer,
             engine=engine, mean=problem.reduction == "mean", omit=problem.omit, schedule=schedule,
-            criterion=problem.criterion,
+            criterion=problem.criterion, weight=problem.weight,
         )  # fmt: skip
         outcome = on_device.outcome()
         on_device.read_into(state)
@@ -134,13 +132,16 @@ class Cuda:
     def nonfinite(self, problem: Problem) -> int:
         count = torch.empty((), dtype=torch.int64, device=problem.x.device)
         map = DeviceMap.identity_of(1, problem.x.device)
-        self.launch("count_nonfinite", problem.model, problem.x, problem.y, map=map, out=count)
+        self.launch(
+            "count_nonfinite", problem.model, problem.x, problem.y, map=map, out=count,
+            weight=problem.weight,
+        )  # fmt: skip
         return int(count)
 
     def step(
         self, map: DeviceMap, rule: DeviceRule, table: Tables, x: torch.Tensor,
         y: torch.Tensor, model: Traced, mean: bool, moments: DeviceMoments | None,
-        criterion: Criterion = SQUARED,
+        criterion: Criterion = SQUARED, weight: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """The fused step from what the table points at; returns its state buffer."""
         module, size = self.module, len(ROWS) * map.n_params + len(OUTCOME)
@@ -148,7 +149,7 @@ class Cuda:
         self.launch(
             "step" if moments is None else "epochs", model, x, y, map=map, rule=rule, state=state,
             moments=None if moments is None else moments.buffer, tables=table, engine="moments",
-            mean=mean, schedule=Schedule(0, 1), criterion=criterion,
+            mean=mean, schedule=Schedule(0, 1), criterion=criterion, weight=weight,
             flags=module.LOAD | module.STORE | module.STEP,
         )  # fmt: skip
         return state
@@ -177,7 +178,7 @@ class Cuda:
         moments: torch.Tensor | None = None, tables: Tables | None = None,
         out: torch.Tensor | None = None, engine: str = "stream", mean: bool = True,
         omit: bool = False, schedule: Schedule | None = None, flags: int = 0,
-        criterion: Criterion = SQUARED,
+        criterion: Criterion = SQUARED, weight: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         """One kernel on the current stream, with what `device` lays out; waits for nothing."""
         module = self.module
@@ -186,6 +187,8 @@ class Cuda:
         data.x, data.x_stride, data.n = x.data_ptr(), x.stride(0) if x.ndim else 1, x.numel()
         if y is not None:
             data.y, data.y_stride = y.data_ptr(), y.stride(0) if y.ndim else 1
+        if weight is not None:
+            data.w, data.w_stride = weight.data_ptr(), weight.stride(0)
         if model is not None:
             data.shift, data.scale = model.shift, model.scale
         run = module.Run()
@@ -206,16 +209,16 @@ class Cuda:
         if schedule is not None:
             first, epochs, every, tol, _, previous = schedule
             run.schedule = module.Schedule(first, epochs, every, tol, previous)
-        run.grid = self.geometry(kernel, data.n, data.dtype, map, x.device)
+        run.grid = self.geometry(kernel, data, map, x.device)
         with self.on(x.device) as stream:
             workspace = self.workspace(x.device, stream)
             run.workspace = workspace.data_ptr()
             getattr(module, "moments" if kernel == "epochs" else kernel)(run, stream)
         self._launches += 1
 
-    def geometry(self, kernel: str, n: int, dtype: int, map: DeviceMap, device: Any) -> Any:
+    def geometry(self, kernel: str, data: Any, map: DeviceMap, device: torch.device) -> Any:
         return self.module.geometry(
-            kernel, n, dtype, map.n_terms, map.n_params, self.sizes(device)
+            kernel, data.n, data.dtype, map.n_terms, map.n_params, self.sizes(device), data.w != 0
         )  # fmt: skip
 
     def sizes(self, device: torch.device) -> Any:

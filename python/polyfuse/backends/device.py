@@ -103,7 +103,7 @@ def loss_and_gradient(
     state = backend.step(
         DeviceMap.of(model, device), device_rule((None,) * n, device),
         tables(model, (params,), (None,), nothing(1), (None,)), problem.x, problem.y, model,
-        problem.reduction == "mean", None, problem.criterion,
+        problem.reduction == "mean", None, problem.criterion, problem.weight,
     )  # fmt: skip
     return loss_in(state, n), state[n : 2 * n]
 

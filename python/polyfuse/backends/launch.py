@@ -30,10 +30,16 @@ class Samples:
     shift: float = 0.0
     scale: float = 1.0
     omit: bool = False
+    weight: torch.Tensor | None = None  # [N]
 
     def arguments(self) -> tuple[Any, ...]:
         stride = [t.stride(0) if t.ndim else 1 for t in (self.x, self.y)]
         return self.x, self.y, self.x.numel(), *stride, self.shift, self.scale
+
+    def of_weight(self) -> dict[str, Any]:
+        w = self.x if self.weight is None else self.weight
+        stride = w.stride(0) if w.ndim else 1
+        return {"w_ptr": w, "w_stride": stride, "WEIGHTED": self.weight is not None}
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Run:
 
     def constants(self, samples: Samples) -> dict[str, Any]:
         told = {"OMIT": samples.omit, "MEAN": self.mean, "METHOD": self.rule.method}
-        return sizes(self.map) | told
+        return sizes(self.map) | samples.of_weight() | told
 
     def of_criterion(self) -> dict[str, Any]:
         told = self.criterion.told
@@ -163,7 +169,7 @@ def stream(samples: Samples, run: Run) -> None:
     terms, sums = run.map.n_terms, run.map.n_terms + 2
     cut = geometry.stream(
         samples.x.numel(), samples.x.element_size(), terms, machine(samples.x.device),
-        run.criterion.kind in ELEMENTARY,
+        run.criterion.kind in ELEMENTARY, samples.weight is not None,
     )  # fmt: skip
     work, counters = workspace(samples.x.device, geometry.partial_sums(cut, sums))
     alone = cut.programs == 1
@@ -244,7 +250,7 @@ def nonfinite(samples: Samples) -> torch.Tensor:
     work, counters = workspace(x.device, geometry.partial_sums(cut, 1))
     launch(
         nonfinite_kernel, cut.programs, cut.warps, *samples.arguments()[:5], out, work, counters,
-        ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(1),
+        ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(1), **samples.of_weight(),
     )  # fmt: skip
     return out
 

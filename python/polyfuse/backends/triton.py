@@ -35,7 +35,7 @@ def interpreted() -> bool:
 
 def _samples(problem: Problem) -> Samples:
     model = problem.model
-    return Samples(problem.x, problem.y, model.shift, model.scale, problem.omit)
+    return Samples(problem.x, problem.y, model.shift, model.scale, problem.omit, problem.weight)
 
 
 class Triton:
@@ -54,8 +54,6 @@ class Triton:
         device = problem.x.device
         if device.type != ("cpu" if interpreted() else "cuda"):
             return f"the data is on {device}"
-        if problem.weight is not None:
-            return "it has no kernel of weighted samples"
         if len(problem.model.slots) > geometry.MAX_PARAMS:
             return f"{len(problem.model.slots)} parameters, above {geometry.MAX_PARAMS}"
         return None
@@ -127,13 +125,13 @@ class Triton:
     def step(
         self, map: DeviceMap, rule: DeviceRule, table: Tables, x: torch.Tensor,
         y: torch.Tensor, model: Traced, mean: bool, moments: DeviceMoments | None,
-        criterion: Criterion = SQUARED,
+        criterion: Criterion = SQUARED, weight: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """The fused step from what the table points at; returns its state buffer."""
         size = len(ROWS) * map.n_params + len(OUTCOME)
         state = torch.empty(size, dtype=torch.float64, device=x.device)
         run = Run(map, rule, state, table, mean=mean, criterion=criterion)
-        samples = Samples(x, y, model.shift, model.scale)
+        samples = Samples(x, y, model.shift, model.scale, weight=weight)
         if moments is None:
             launch.step(samples, run)
         else:

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .affine import jumps
-from .moments import load_fit, objective_of_moments, pilot, store_moments
+from .moments import load_fit, objective_of_moments, pilot, store_moments, thinned
 from .optimizer import load_rule
 from .passes import add_moments, tile_pass, zero_sums
 from .reduce import collect, is_last, publish
@@ -30,24 +30,25 @@ def moments_kernel(
     shift: tl.float64, scale: tl.float64,
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, rule_ptr, state_ptr,
     first_epoch: tl.int64, epochs: tl.int64, record_every: tl.int64, tol: tl.float64,
-    moments_ptr, scratch_ptr, work_ptr, counters_ptr, tables_ptr,
+    moments_ptr, scratch_ptr, work_ptr, counters_ptr, tables_ptr, w_ptr, w_stride: tl.int64,
     P: tl.constexpr, K: tl.constexpr, PW: tl.constexpr, KW: tl.constexpr, SW: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr, BAND: tl.constexpr,
     JUMP: tl.constexpr, GIVEN: tl.constexpr, RUN: tl.constexpr, CLOSED: tl.constexpr,
     STEP: tl.constexpr, IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
     TABLES: tl.constexpr, ROUND: tl.constexpr, METHOD: tl.constexpr, SINGLE: tl.constexpr,
+    WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """GIVEN: the moments are there; RUN: epochs follow, CLOSED: by powers of one epoch's matrix."""
     T: tl.constexpr = x_ptr.dtype.element_ty
-    data = (x_ptr, y_ptr, n_points, x_stride, y_stride, shift, scale)
+    data = (x_ptr, y_ptr, n_points, x_stride, y_stride, shift, scale, w_ptr, w_stride)
     p_lane, k_lane, lane = tl.arange(0, PW), tl.arange(0, KW), tl.arange(0, SW)
     mine = True
     if not GIVEN:
-        frame, reference = pilot(data, moments_ptr, k_lane, lane, K, ROWS, VEC)
-        framed = (x_ptr, y_ptr, n_points, x_stride, y_stride, frame[0], frame[1])
+        frame, reference = pilot(data, moments_ptr, k_lane, lane, K, ROWS, VEC, WEIGHTED)
+        framed = thinned(data, 1, frame[0], frame[1])
         sums = tile_pass(
             zero_sums(3 * K, ROWS), framed, tl.program_id(0), tl.num_programs(0),
-            unpack(reference, k_lane, K), add_moments, K, ROWS, VEC, OMIT,
+            unpack(reference, k_lane, K), add_moments, K, ROWS, VEC, OMIT, WEIGHTED,
         )  # fmt: skip
         publish(work_ptr, 0, totals(sums, lane, 3 * K), lane, 3 * K)
         mine = is_last(counters_ptr)

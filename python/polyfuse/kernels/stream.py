@@ -41,15 +41,16 @@ def step_kernel(
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, rule_ptr, state_ptr,
     first_epoch: tl.int64, record_every: tl.int64, tol: tl.float64,
     work_ptr, counters_ptr, tables_ptr, weight: tl.float64, number: tl.float64,
+    w_ptr, w_stride: tl.int64,
     P: tl.constexpr, K: tl.constexpr, PW: tl.constexpr, KW: tl.constexpr, SW: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr,
     IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
     TABLES: tl.constexpr, ROUND: tl.constexpr, KIND: tl.constexpr, LOG: tl.constexpr,
-    FULL: tl.constexpr, METHOD: tl.constexpr, SINGLE: tl.constexpr,
+    FULL: tl.constexpr, METHOD: tl.constexpr, SINGLE: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """One step: the last program adds the partial sums and applies the update."""
     T: tl.constexpr = x_ptr.dtype.element_ty
-    data = (x_ptr, y_ptr, n_points, x_stride, y_stride, shift, scale)
+    data = (x_ptr, y_ptr, n_points, x_stride, y_stride, shift, scale, w_ptr, w_stride)
     model = (factor_ptr, span_ptr, slots_ptr, n_products)
     p_lane, k_lane, lane = tl.arange(0, PW), tl.arange(0, KW), tl.arange(0, SW)
     entered = enter(state_ptr, tables_ptr, p_lane, P, T, TABLES, METHOD, SINGLE)
@@ -57,6 +58,7 @@ def step_kernel(
     sums = tile_pass(
         zero_sums(K + 2, ROWS), data, tl.program_id(0), tl.num_programs(0),
         (coef, KIND, number, LOG, FULL), add_loss, K, ROWS, VEC, OMIT,
+        WEIGHTED,
     )  # fmt: skip
     publish(work_ptr, 0, totals(sums, lane, K + 2), lane, K + 2)
     if is_last(counters_ptr):
@@ -79,11 +81,12 @@ def stream_kernel(
     shift: tl.float64, scale: tl.float64,
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, rule_ptr, state_ptr,
     first_epoch: tl.int64, epochs: tl.int64, record_every: tl.int64, tol: tl.float64,
-    work_ptr, counters_ptr, weight: tl.float64, number: tl.float64,
+    work_ptr, counters_ptr, weight: tl.float64, number: tl.float64, w_ptr, w_stride: tl.int64,
     P: tl.constexpr, K: tl.constexpr, PW: tl.constexpr, KW: tl.constexpr, SW: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr, RESIDENT: tl.constexpr,
     ALONE: tl.constexpr, IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
     KIND: tl.constexpr, LOG: tl.constexpr, FULL: tl.constexpr, METHOD: tl.constexpr,
+    WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """All epochs: RESIDENT tiles of every program stay in registers, the others are read again.
 
@@ -91,7 +94,7 @@ def stream_kernel(
     epoch has one barrier; ALONE: there is one program, and no barrier.
     """
     T: tl.constexpr = x_ptr.dtype.element_ty
-    data = (x_ptr, y_ptr, n_points, x_stride, y_stride, shift, scale)
+    data = (x_ptr, y_ptr, n_points, x_stride, y_stride, shift, scale, w_ptr, w_stride)
     model = (factor_ptr, span_ptr, slots_ptr, n_products)
     p_lane, k_lane, lane = tl.arange(0, PW), tl.arange(0, KW), tl.arange(0, SW)
     me, programs = tl.program_id(0), tl.num_programs(0)
@@ -99,10 +102,10 @@ def stream_kernel(
     entered = enter(state_ptr, state_ptr, p_lane, P, T, False, METHOD, 0)
     run = start_of(entered, state_ptr, P, False)
     schedule = (first_epoch, epochs, record_every, tol)
-    xs, ys = (), ()
+    xs, ys, ws = (), (), ()
     for i in tl.static_range(RESIDENT):
-        x, y = read(data, me + i * programs, ROWS, VEC, True)
-        xs, ys = xs + (x,), ys + (y,)
+        x, y, w = read(data, me + i * programs, ROWS, VEC, True, WEIGHTED)
+        xs, ys, ws = xs + (x,), ys + (y,), ws + (w,)
 
     # The pass after the last step finds the loss at the parameters left behind.
     open_ = tl.full([], 1, tl.int1)
@@ -112,15 +115,18 @@ def stream_kernel(
         coef = unpack(coefficients(run[0], model, p_lane, k_lane, IDENTITY), k_lane, K)
         sums = zero_sums(K + 2, ROWS)
         zero = run[6] >> 62
-        limited = (x_ptr, y_ptr, n_points + zero, x_stride, y_stride, shift, scale)
+        limited = (x_ptr, y_ptr, n_points + zero, x_stride, y_stride, shift, scale, w_ptr, w_stride)
         for i in tl.static_range(RESIDENT):
             x, y = held(xs[i], zero.to(tl.int32)), held(ys[i], zero.to(tl.int32))
-            sample = weigh(x, y, limited, me + i * programs, True, OMIT)
+            w = x
+            if WEIGHTED:
+                w = held(ws[i], zero.to(tl.int32))
+            sample = weigh(x, y, w, limited, me + i * programs, True, OMIT, WEIGHTED)
             sums = add_loss(sums, sample, (coef, KIND, number, LOG, FULL), K, True)
         first = me + RESIDENT * programs
         sums = tile_pass(
             sums, data, first, programs, (coef, KIND, number, LOG, FULL), add_loss, K, ROWS, VEC,
-            OMIT,
+            OMIT, WEIGHTED,
         )  # fmt: skip
         total = totals(sums, lane, K + 2)
         if not ALONE:
