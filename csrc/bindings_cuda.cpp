@@ -93,6 +93,7 @@ PYBIND11_MODULE(_cuda, m) {
   def_address(run, "spans", &pf::Run::spans);
   def_address(run, "slots", &pf::Run::slots);
   def_address(run, "rule", &pf::Run::rule);
+  def_address(run, "changes", &pf::Run::changes);
   def_address(run, "state", &pf::Run::state);
   def_address(run, "moments", &pf::Run::moments);
   def_address(run, "tables", &pf::Run::tables);

@@ -52,7 +52,7 @@ class FakeDevice(Cpu):
                 self.cell(address, dtype).value = value
 
     def write_next(self, table, rule, params, kept, dtype):
-        owned = rule.rows[:, 0].tolist()
+        owned = rule.rows[0, :, 0].tolist()
         self.write(table.addresses[6], params, dtype, owned)
         for r, values in enumerate(kept):
             self.write(table.addresses[7 + r], values, self.kept_dtype(table, r), owned)
@@ -62,7 +62,8 @@ class FakeDevice(Cpu):
         kinds = {method.number: options for options, method in METHODS.items()}
         kind = kinds.get(rule.method)
         return tuple(
-            kind(*row[1 : 1 + len(kind._fields)]) if row[0] else None for row in rule.rows.tolist()
+            kind(*row[1 : 1 + len(kind._fields)]) if row[0] else None
+            for row in rule.rows[0].tolist()
         )
 
     def run(self, model, rule, x, y, mean, moments, state, criterion):

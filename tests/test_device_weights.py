@@ -10,8 +10,6 @@ from polyfuse.backends import REGISTRY
 from polyfuse.problem import Schedule
 
 from .criteria import BY_REDUCTION, CASES, KL_MEAN_WARNS, data
-from .emulated import Emulated
-from .interpreter import INTERPRETED
 from .test_criteria import problem_of
 from .test_fit import ENGINES
 from .test_kernels import make, state_of
@@ -22,13 +20,9 @@ pytestmark = pytest.mark.filterwarnings(KL_MEAN_WARNS)
 REFERENCE = REGISTRY["reference"]
 
 
-@pytest.fixture(params=["triton"] if INTERPRETED else [None, 3])
-def backend(request, monkeypatch):
-    if INTERPRETED:
-        return REGISTRY["triton"]
-    emulated = Emulated(request.getfixturevalue("emulation"), request.param)
-    monkeypatch.setitem(REGISTRY, emulated.name, emulated)
-    return emulated
+@pytest.fixture
+def backend(on_device):
+    return on_device
 
 
 def weighted(degree, n, dtype, reduction="mean"):

@@ -37,6 +37,7 @@ FLAGS = {
         {"ALONE": False, "METHOD": METHODS[RAdamOptions].number},
         {"ALONE": False, "WEIGHTED": True},
         {"ALONE": False, "WEIGHTED": True, "KIND": BCE.tag},
+        {"ALONE": False, "CHANGES": True},
     ],
     "update_kernel": [{"METHOD": method.number} for method in METHODS.values()],
     "evaluate_kernel": [{}, {"IDENTITY": False}],
@@ -47,10 +48,17 @@ FLAGS = {
         {"RUN": True},
         {"RUN": True, "CLOSED": True, "IDENTITY": False, "OMIT": True},
         {"RUN": True, "GIVEN": True, "STEP": True, "TABLES": True},
+        {"RUN": True, "GIVEN": True, "CHANGES": True},
         *({"RUN": True, "GIVEN": True, "METHOD": m.number} for m in METHODS.values()),
     ],
 }
-POINTERS = {"slots_ptr": "*i32", "span_ptr": "*i32", "tables_ptr": "*i64", "counters_ptr": "*i64"}
+POINTERS = {
+    "slots_ptr": "*i32",
+    "span_ptr": "*i32",
+    "tables_ptr": "*i64",
+    "counters_ptr": "*i64",
+    "changes_ptr": "*i64",
+}
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),

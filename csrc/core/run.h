@@ -47,13 +47,16 @@ struct Run {
   const Span* spans = nullptr;     // [T]
   const int32_t* slots = nullptr;  // [F]
 
-  const double* rule = nullptr;     // [P, kRuleRow]: method, options
-  double* state = nullptr;          // [7 P + 5 + M]; [P] for evaluate and project
-  double* moments = nullptr;        // [4 K + 2]: shift, scale, square, reference, power, cross
-  bool has_moments = false;         // they are there; else the launch computes them
-  const int64_t* tables = nullptr;  // [11, P]
-  int32_t single = 0;               // bit r: number r of what is kept lies in the tables' float32
-  void* out = nullptr;              // of evaluate, project, count_nonfinite
+  const double* rule = nullptr;  // [1 + C, P, kRuleRow]: method, options
+  // Epochs of the launch, ascending, from which on the next rule holds, and one that never comes;
+  // null: there is one rule.
+  const int64_t* changes = nullptr;  // [C + 1]
+  double* state = nullptr;           // [7 P + 5 + M]; [P] for evaluate and project
+  double* moments = nullptr;         // [4 K + 2]: shift, scale, square, reference, power, cross
+  bool has_moments = false;          // they are there; else the launch computes them
+  const int64_t* tables = nullptr;   // [11, P]
+  int32_t single = 0;                // bit r: number r of what is kept lies in the tables' float32
+  void* out = nullptr;               // of evaluate, project, count_nonfinite
   void* workspace = nullptr;
   int32_t device = 0;
   Geometry grid;

@@ -132,7 +132,7 @@ PF_DEVICE void descend_by(const Team& team, Board& board, const Run& run) {
     double* const work = run.grid.shared ? reinterpret_cast<double*>(dynamic_shared()) : behind;
     closed_form(team, objective, descent, out, state, record, work);
   } else {
-    step_by_step(team, objective, descent, out, state, record, [] { return true; });
+    step_by_step(team, objective, descent, out, state, record, Follow<Team>{team, run, desk, out});
   }
   if ((run.flags & kStep) && out.epochs > 0) out.loss = out.previous;
   desk.finish(team, run, out, board.moments.square);

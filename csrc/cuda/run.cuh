@@ -161,6 +161,23 @@ struct Desk {
   }
 };
 
+// After an epoch: the rule that the next one follows.
+template <class Team>
+struct Follow {
+  const Team& team;
+  const Run& run;
+  Desk& desk;
+  const Outcome& out;
+  int64_t row = 0;
+
+  PF_DEVICE bool operator()() {
+    if (!run.changes || run.changes[row] > out.epochs) return true;
+    const double* const rows = run.rule + ++row * kRuleRow * run.n_params;
+    team.each(run.n_params, [&](int i) { desk.rule[i] = rule_in(rows, i); });
+    return true;
+  }
+};
+
 PF_DEVICE Workspace* workspace_of(const Run& run) { return static_cast<Workspace*>(run.workspace); }
 
 struct Recorder {

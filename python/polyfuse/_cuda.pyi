@@ -49,6 +49,7 @@ class Run:
     spans: int
     slots: int
     rule: int
+    changes: int
     state: int
     moments: int
     has_moments: bool

@@ -12,15 +12,16 @@ from ..criteria import SQUARED, Criterion
 from ..problem import Problem, Report, Schedule, State
 from ..symbolic import Traced
 from .device import (
+    MAX_CHANGES,
     OUTCOME,
     ROWS,
     DeviceMap,
     DeviceMoments,
     DeviceRule,
     DeviceState,
-    device_rule,
     loss_and_gradient,
     n_recorded,
+    rule_of,
 )
 from .native import ENGINE
 from .tables import Tables
@@ -45,6 +46,7 @@ def _missing() -> str | None:
 class Cuda:
     name = "cuda"
     max_params = MAX_PARAMS
+    max_changes = MAX_CHANGES
     device_type = "cuda"
 
     def __init__(self) -> None:
@@ -115,7 +117,7 @@ class Cuda:
         self.launch(
             "stream" if engine == "stream" else "moments" if moments is None else "epochs",
             model, problem.x, problem.y, map=DeviceMap.of(model, device),
-            rule=device_rule(problem.rule, device), state=on_device.buffer, moments=buffer,
+            rule=rule_of(problem), state=on_device.buffer, moments=buffer,
             engine=engine, mean=problem.reduction == "mean", omit=problem.omit, schedule=schedule,
             criterion=problem.criterion, weight=problem.weight,
         )  # fmt: skip
@@ -204,6 +206,7 @@ class Cuda:
                 setattr(run, name, tensor.data_ptr())
         if rule is not None:
             run.rule = rule.rows.data_ptr()
+            run.changes = 0 if rule.changes is None else rule.changes.data_ptr()
         if tables is not None:
             run.tables, run.single = tables.addresses.data_ptr(), tables.single
         if schedule is not None:

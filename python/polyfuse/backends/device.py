@@ -6,6 +6,7 @@ Moments [4 K + 2] float64: shift, scale, square, reference [K], power [2 K - 1],
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -67,18 +68,41 @@ def _map(terms: Terms, n_terms: int, n_params: int, device: torch.device) -> Dev
 
 
 class DeviceRule(NamedTuple):
-    rows: torch.Tensor  # [P, RULE_ROW] float64: the method (0: no optimizer holds it), its options
+    # [1 + C, P, RULE_ROW] float64: the method (0: no optimizer holds the parameter), its options
+    rows: torch.Tensor
     method: int  # of those that an optimizer holds; 0: there is none
+    # [C + 1] int64, ascending: epochs from which on the next rule holds; the last never comes
+    changes: torch.Tensor | None = None
+
+
+NEVER = 1 << 62
+MAX_CHANGES = 4096  # of the rule, in one launch
 
 
 @lru_cache(maxsize=64)
 def device_rule(rule: Rule, device: torch.device) -> DeviceRule:
-    rows = np.zeros((len(rule), RULE_ROW))
-    for row, options in zip(rows, rule, strict=True):
-        if options is not None:
-            numbers = row_of(options)
-            row[: len(numbers)] = numbers
-    return DeviceRule(torch.from_numpy(rows).to(device), method_of(rule))
+    return DeviceRule(_rows([rule], device), method_of(rule))
+
+
+def rule_of(problem: Problem) -> DeviceRule:
+    """The problem's rule, with its changes."""
+    device = problem.x.device
+    if not problem.changes:
+        return device_rule(problem.rule, device)
+    epochs, rules = zip(*problem.changes, strict=True)
+    rows = _rows([problem.rule, *rules], device)
+    changes = torch.tensor([*epochs, NEVER], dtype=torch.int64, device=device)
+    return DeviceRule(rows, method_of(problem.rule), changes)
+
+
+def _rows(rules: Sequence[Rule], device: torch.device) -> torch.Tensor:
+    rows = np.zeros((len(rules), len(rules[0]), RULE_ROW))
+    for of_rule, rule in zip(rows, rules, strict=True):
+        for row, options in zip(of_rule, rule, strict=True):
+            if options is not None:
+                numbers = row_of(options)
+                row[: len(numbers)] = numbers
+    return torch.from_numpy(rows).to(device)
 
 
 def n_recorded(schedule: Schedule) -> int:

@@ -64,6 +64,11 @@ class Run:
         told = {"OMIT": samples.omit, "MEAN": self.mean, "METHOD": self.rule.method}
         return sizes(self.map) | samples.of_weight() | told
 
+    def of_changes(self) -> dict[str, Any]:
+        changes = self.rule.changes
+        there = changes is not None
+        return {"changes_ptr": changes if there else self.state, "CHANGES": there}
+
     def of_criterion(self) -> dict[str, Any]:
         told = self.criterion.told
         return {
@@ -178,7 +183,7 @@ def stream(samples: Samples, run: Run) -> None:
         run.first_epoch, run.epochs, run.record_every, run.tol, work, counters,
         SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(sums),
         RESIDENT=cut.resident, ALONE=alone, launch_cooperative_grid=not alone,
-        **run.of_criterion(), **run.constants(samples),
+        **run.of_criterion(), **run.of_changes(), **run.constants(samples),
     )  # fmt: skip
 
 
@@ -205,7 +210,7 @@ def moments(
         counters, SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec,
         CHUNK=geometry.chunk(sums), BAND=geometry.band(jump), JUMP=geometry.width(jump),
         GIVEN=given, RUN=run_epochs, CLOSED=closed, STEP=step,
-        **run.of_tables(samples), **run.constants(samples),
+        **run.of_tables(samples), **run.of_changes(), **run.constants(samples),
     )  # fmt: skip
 
 
@@ -277,6 +282,6 @@ def store(state: torch.Tensor, tables: Tables, rule: DeviceRule, dtype: torch.dt
 def _vector(tables: Tables, rule: DeviceRule, dtype: torch.dtype) -> dict[str, Any]:
     import triton.language as tl
 
-    count = len(rule.rows)
+    count = rule.rows.shape[1]
     element = tl.float32 if dtype == torch.float32 else tl.float64
     return {"P": count, "PW": geometry.width(count), "T": element, "SINGLE": tables.single}

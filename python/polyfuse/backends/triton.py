@@ -14,15 +14,16 @@ from ..problem import Problem, Report, Schedule, State
 from ..symbolic import Traced
 from . import geometry, launch
 from .device import (
+    MAX_CHANGES,
     OUTCOME,
     ROWS,
     DeviceMap,
     DeviceMoments,
     DeviceRule,
     DeviceState,
-    device_rule,
     loss_and_gradient,
     n_recorded,
+    rule_of,
 )
 from .launch import Run, Samples
 from .tables import Tables
@@ -41,6 +42,7 @@ def _samples(problem: Problem) -> Samples:
 class Triton:
     name = "triton"
     max_params = geometry.MAX_PARAMS
+    max_changes = MAX_CHANGES
 
     def missing(self) -> str | None:
         """None, or why the backend is not available here."""
@@ -92,7 +94,7 @@ class Triton:
             schedule = schedule._replace(epochs=at_once)
         held = DeviceState(state, schedule, device)
         run = Run(
-            DeviceMap.of(problem.model, device), device_rule(problem.rule, device), held.buffer,
+            DeviceMap.of(problem.model, device), rule_of(problem), held.buffer,
             mean=problem.reduction == "mean", criterion=problem.criterion,
             first_epoch=schedule.first_epoch, epochs=schedule.epochs,
             record_every=schedule.record_every, tol=schedule.tol,

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .affine import jumps
 from .moments import load_fit, objective_of_moments, pilot, store_moments, thinned
-from .optimizer import load_rule
+from .optimizer import follow, load_rule
 from .passes import add_moments, tile_pass, zero_sums
 from .reduce import collect, is_last, publish
 from .state import advance, enter, leave, leave_outcome, remember, start_of
@@ -14,13 +14,19 @@ from .vectors import totals, unpack
 
 @triton.jit
 def descend(
-    until, run, fit, rule, schedule, state_ptr, model, p_lane, k_lane, P: tl.constexpr,
-    IDENTITY: tl.constexpr, ROUND: tl.constexpr, METHOD: tl.constexpr,
+    until, run, fit, rule, rules, schedule, state_ptr, model, p_lane, k_lane, P: tl.constexpr,
+    IDENTITY: tl.constexpr, ROUND: tl.constexpr, METHOD: tl.constexpr, CHANGES: tl.constexpr,
 ):  # fmt: skip
-    """Epochs one by one, until so many are done or the run converged."""
+    """Epochs one by one, until so many are done or the run converged.
+
+    rules: (the table of rules, when they change).
+    """
+    row = tl.full([], 0, tl.int64)
     while (run[6] < until) & (run[7] == 0):
         loss, grad = objective_of_moments(fit, run[0], model, p_lane, k_lane, IDENTITY, ROUND)
         run = advance(run, loss, grad, rule, schedule, state_ptr, P, ROUND, METHOD)
+        if CHANGES:
+            row, rule = follow(row, run[6], rules[0], rules[1], p_lane, P)
     return run
 
 
@@ -31,12 +37,13 @@ def moments_kernel(
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, rule_ptr, state_ptr,
     first_epoch: tl.int64, epochs: tl.int64, record_every: tl.int64, tol: tl.float64,
     moments_ptr, scratch_ptr, work_ptr, counters_ptr, tables_ptr, w_ptr, w_stride: tl.int64,
+    changes_ptr,
     P: tl.constexpr, K: tl.constexpr, PW: tl.constexpr, KW: tl.constexpr, SW: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr, BAND: tl.constexpr,
     JUMP: tl.constexpr, GIVEN: tl.constexpr, RUN: tl.constexpr, CLOSED: tl.constexpr,
     STEP: tl.constexpr, IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
     TABLES: tl.constexpr, ROUND: tl.constexpr, METHOD: tl.constexpr, SINGLE: tl.constexpr,
-    WEIGHTED: tl.constexpr,
+    WEIGHTED: tl.constexpr, CHANGES: tl.constexpr,
 ):  # fmt: skip
     """GIVEN: the moments are there; RUN: epochs follow, CLOSED: by powers of one epoch's matrix."""
     T: tl.constexpr = x_ptr.dtype.element_ty
@@ -60,7 +67,7 @@ def moments_kernel(
         if mine:
             model = (factor_ptr, span_ptr, slots_ptr, n_products)
             schedule = (first_epoch, epochs, record_every, tol)
-            rule = load_rule(rule_ptr, p_lane, P)
+            rule, rules = load_rule(rule_ptr, p_lane, P), (rule_ptr, changes_ptr)
             fit = load_fit(moments_ptr, shift, scale, k_lane, K, MEAN)
             entered = enter(state_ptr, tables_ptr, p_lane, P, T, TABLES, METHOD, SINGLE)
             run = start_of(entered, state_ptr, P, TABLES)
@@ -69,16 +76,16 @@ def moments_kernel(
                 if epochs >= 4:
                     # The first step is taken apart because it fills the momentum buffers.
                     run = descend(
-                        1, run, fit, rule, schedule, state_ptr, model, p_lane, k_lane, P,
-                        IDENTITY, ROUND, METHOD,
+                        1, run, fit, rule, rules, schedule, state_ptr, model, p_lane, k_lane, P,
+                        IDENTITY, ROUND, METHOD, False,
                     )  # fmt: skip
                     run = jumps(
                         run, fit, rule, schedule, state_ptr, scratch_ptr, model, p_lane, k_lane,
                         P, JUMP, BAND, IDENTITY,
                     )  # fmt: skip
             run = descend(
-                epochs, run, fit, rule, schedule, state_ptr, model, p_lane, k_lane, P, IDENTITY,
-                ROUND, METHOD,
+                epochs, run, fit, rule, rules, schedule, state_ptr, model, p_lane, k_lane, P,
+                IDENTITY, ROUND, METHOD, CHANGES,
             )  # fmt: skip
             loss = run[8]
             if not STEP:

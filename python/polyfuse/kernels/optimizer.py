@@ -34,6 +34,13 @@ def load_rule(rule_ptr, lane, P: tl.constexpr):
 
 
 @triton.jit
+def follow(row, done, rule_ptr, changes_ptr, lane, P: tl.constexpr):
+    """Which of the rules [1 + C, P, 1 + OPTIONS] holds after so many epochs, and that rule."""
+    row += (tl.load(changes_ptr + row) <= done).to(tl.int64)
+    return row, load_rule(rule_ptr + row * (1 + OPTIONS) * P, lane, P)
+
+
+@triton.jit
 def is_owned(rule):
     return rule[0] != 0.0
 

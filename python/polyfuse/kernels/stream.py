@@ -6,7 +6,7 @@ import triton.language as tl
 from .coefficients import coefficients, pull_back
 from .criterion import SQUARED_ERROR
 from .data import held, read, weigh
-from .optimizer import load_rule
+from .optimizer import follow, load_rule
 from .passes import add_loss, tile_pass, zero_sums
 from .reduce import collect, is_last, leave_barrier, publish, wait_for_all
 from .state import advance, enter, leave, leave_outcome, remember, start_of
@@ -82,11 +82,12 @@ def stream_kernel(
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, rule_ptr, state_ptr,
     first_epoch: tl.int64, epochs: tl.int64, record_every: tl.int64, tol: tl.float64,
     work_ptr, counters_ptr, weight: tl.float64, number: tl.float64, w_ptr, w_stride: tl.int64,
+    changes_ptr,
     P: tl.constexpr, K: tl.constexpr, PW: tl.constexpr, KW: tl.constexpr, SW: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr, RESIDENT: tl.constexpr,
     ALONE: tl.constexpr, IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
     KIND: tl.constexpr, LOG: tl.constexpr, FULL: tl.constexpr, METHOD: tl.constexpr,
-    WEIGHTED: tl.constexpr,
+    WEIGHTED: tl.constexpr, CHANGES: tl.constexpr,
 ):  # fmt: skip
     """All epochs: RESIDENT tiles of every program stay in registers, the others are read again.
 
@@ -111,6 +112,7 @@ def stream_kernel(
     open_ = tl.full([], 1, tl.int1)
     loss = tl.full([], 0.0, tl.float64)
     passes = tl.full([], 0, tl.int64)
+    row = tl.full([], 0, tl.int64)
     while open_:
         coef = unpack(coefficients(run[0], model, p_lane, k_lane, IDENTITY), k_lane, K)
         sums = zero_sums(K + 2, ROWS)
@@ -140,6 +142,8 @@ def stream_kernel(
         )
         if (run[6] < epochs) & (run[7] == 0):
             run = advance(run, loss, grad, rule, schedule, state_ptr, P, False, METHOD)
+            if CHANGES:
+                row, rule = follow(row, run[6], rule_ptr, changes_ptr, p_lane, P)
         else:
             open_ = tl.full([], 0, tl.int1)
     if me == 0:
