@@ -4,12 +4,30 @@ import ctypes
 
 import numpy as np
 import torch
+from polyfuse import fused
 from polyfuse.backends.device import OUTCOME, ROWS
 from polyfuse.backends.native import Cpu
 from polyfuse.backends.reference import Step
 from polyfuse.criteria import SQUARED
+from polyfuse.fused import Fused
 from polyfuse.problem import Problem, Schedule, State
 from polyfuse.rules import METHODS, SgdOptions
+
+
+def take_for_a_device(monkeypatch, runner):
+    """Has every trace take the CPU for a device, with this backend."""
+
+    class Elsewhere:
+        """The property on_host, which a trace sets before it asks for its loop."""
+
+        def __get__(self, *_):
+            return False
+
+        def __set__(self, *_):
+            pass
+
+    monkeypatch.setattr(Fused, "on_host", Elsewhere(), raising=False)
+    monkeypatch.setattr(fused, "backend_of", lambda *_: runner)
 
 
 class FakeDevice(Cpu):

@@ -3,13 +3,11 @@
 import polyfuse as pf
 import pytest
 import torch
-from polyfuse import fused as fused_module
 from polyfuse.backends import REGISTRY, tables
-from polyfuse.fused import Fused
 
 from .criteria import BY_REDUCTION, CASES, KL_MEAN_WARNS
 from .emulated import Emulated
-from .fake_device import FakeDevice
+from .fake_device import FakeDevice, take_for_a_device
 from .interpreter import INTERPRETED
 from .scripts import SCRIPTS, line
 from .sides import Side, check, step
@@ -30,17 +28,7 @@ def device(request, monkeypatch):
     else:
         runner = REGISTRY["triton"] if INTERPRETED else FakeDevice()
 
-    class Elsewhere:
-        """The property on_host, which a trace sets before it asks for its loop."""
-
-        def __get__(self, *_):
-            return False
-
-        def __set__(self, *_):
-            pass
-
-    monkeypatch.setattr(Fused, "on_host", Elsewhere(), raising=False)
-    monkeypatch.setattr(fused_module, "backend_of", lambda *_: runner)
+    take_for_a_device(monkeypatch, runner)
     return runner
 
 

@@ -30,6 +30,7 @@ RUNS = {
     "its own": ["only_interpreted.py"],
     "criteria": ["interpreted_criteria.py"],
     "weights": ["test_device_weights.py"],
+    "resident": ["test_resident.py"],
     "schedules": ["test_schedulers.py", "-k", "on_a_device"],
 }
 

@@ -25,7 +25,7 @@ N_SAMPLES = 10**8
 FLAGS = {
     "step_kernel": [
         {},
-        {"TABLES": True, "ROUND": True, "SINGLE": 15},
+        {"LOAD": True, "STORE": True, "ROUND": True, "SINGLE": 15},
         {"KIND": HUBER.tag},
         {"WEIGHTED": True, "OMIT": True},
     ],
@@ -38,6 +38,8 @@ FLAGS = {
         {"ALONE": False, "WEIGHTED": True},
         {"ALONE": False, "WEIGHTED": True, "KIND": BCE.tag},
         {"ALONE": False, "CHANGES": True},
+        {"ALONE": True, "LOAD": True, "STORE": True, "SINGLE": 1},
+        {"ALONE": False, "LOAD": True, "STORE": True, "SINGLE": 1},
     ],
     "update_kernel": [{"METHOD": method.number} for method in METHODS.values()],
     "evaluate_kernel": [{}, {"IDENTITY": False}],
@@ -47,8 +49,9 @@ FLAGS = {
         {"RUN": False, "WEIGHTED": True},
         {"RUN": True},
         {"RUN": True, "CLOSED": True, "IDENTITY": False, "OMIT": True},
-        {"RUN": True, "GIVEN": True, "STEP": True, "TABLES": True},
+        {"RUN": True, "GIVEN": True, "STEP": True, "LOAD": True, "STORE": True},
         {"RUN": True, "GIVEN": True, "CHANGES": True},
+        {"RUN": True, "CLOSED": True, "LOAD": True, "STORE": True, "SINGLE": 1},
         *({"RUN": True, "GIVEN": True, "METHOD": m.number} for m in METHODS.values()),
     ],
 }

@@ -135,7 +135,9 @@ PF_DEVICE void descend_by(const Team& team, Board& board, const Run& run) {
     step_by_step(team, objective, descent, out, state, record, Follow<Team>{team, run, desk, out});
   }
   if ((run.flags & kStep) && out.epochs > 0) out.loss = out.previous;
-  desk.finish(team, run, out, board.moments.square);
+  // A run on moments that are not finite comes to nothing.
+  const double square = board.moments.square;
+  desk.finish(team, run, out, square, (run.flags & kStep) || finite(square));
 }
 
 // The matrices of the closed form are work for a block; an epoch is little for a warp.

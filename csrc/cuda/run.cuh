@@ -50,7 +50,8 @@ struct Desk {
   PF_DEVICE State state() { return {params, kept, grad}; }
 
   PF_DEVICE Descent descent(const Run& run) {
-    const bool single = (run.flags & kLoad) && run.data.dtype == Dtype::Float32;
+    const bool step = (run.flags & kLoad) && (run.flags & kStep);
+    const bool single = step && run.data.dtype == Dtype::Float32;
     return {run.n_params, rule, run.schedule, fresh, single};
   }
 
@@ -101,17 +102,19 @@ struct Desk {
     });
   }
 
+  // keep: whether what the run has found goes to the tables as well.
   template <class Team>
-  PF_DEVICE void finish(const Team& team, const Run& run, const Outcome& out, double square) {
+  PF_DEVICE void finish(const Team& team, const Run& run, const Outcome& out, double square,
+                        bool keep = true) {
     const int n = run.n_params;
+    const bool store = run.flags & kStore && keep && out.epochs > 0;
     team.each(n, [&](int i) {
       run.state[i] = params[i];
       for (int r = 0; r < kKept; ++r) run.state[(kKeptRows + r) * n + i] = kept[r * n + i];
       run.state[kGrad * n + i] = grad[i];
-      if (run.flags & kStore && out.epochs > 0)
-        write(run.data.dtype, run.tables[kGradAt * n + i], grad[i]);
+      if (store) write(run.data.dtype, run.tables[kGradAt * n + i], grad[i]);
     });
-    if (run.flags & kStore) store_owned(team, run);
+    if (store) store_owned(team, run);
     team.one([&] {
       double* const row = run.state + kStateRows * n;
       row[0] = static_cast<double>(out.epochs);

@@ -62,6 +62,7 @@ class DeviceLoop(_C.Loop):
         number = {id(t): i for i, t in enumerate(self.traced.tensors)}
         mine = {number[id(t)]: of for t, of in zip(held, kept, strict=True) if self.updates}
         self.kept = OnDevice(len(number), mine, self.device)
+        self.kept.make_spares()
         tensors = enumerate(self.traced.tensors)
         self.spares = [torch.empty_like(t, requires_grad=False) if i in mine else None
                        for i, t in tensors]  # fmt: skip

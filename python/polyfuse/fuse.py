@@ -72,8 +72,9 @@ class FusedStep:
 
     def _run(self, known: Fused, held: Holding, problem: Problem) -> torch.Tensor:
         """The same as a run of one epoch, for data on a device, or with weights."""
-        state = known.state(held)
-        run = choose("auto", problem).descend(problem, "stream", None, Schedule(0, 1, 1), state)
+        runner = choose("auto", problem)
+        state = known.state(held, runner)
+        run = runner.descend(problem, "stream", None, Schedule(0, 1, 1), state)
         self.optimizer.zero_grad()
         known.commit(state, held, stepped=True)
         self._note_step()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..criteria import SQUARED, Criterion
-from ..problem import Problem, Report, Schedule, State
+from ..problem import Problem, Report, Schedule
 from ..symbolic import Traced
 from .device import (
     MAX_CHANGES,
@@ -18,7 +18,7 @@ from .device import (
     DeviceMap,
     DeviceMoments,
     DeviceRule,
-    DeviceState,
+    begin,
     loss_and_gradient,
     n_recorded,
     rule_of,
@@ -47,6 +47,7 @@ class Cuda:
     name = "cuda"
     max_params = MAX_PARAMS
     max_changes = MAX_CHANGES
+    in_place = True
     device_type = "cuda"
 
     def __init__(self) -> None:
@@ -105,30 +106,33 @@ class Cuda:
         return DeviceMoments(moments, float(moments[2]))
 
     def descend(
-        self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: State
+        self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: Any
     ) -> Report:
         model, device = problem.model, problem.x.device
         if schedule.seconds:
             schedule = schedule._replace(epochs=self._within(problem, engine, schedule))
-        on_device = DeviceState(state, schedule, device)
+        held = begin(state, schedule, device)
+        flags = self.module.STORE * (held.tables is not None) | self.module.LOAD * held.load
         buffer = moments.buffer if moments is not None else None
         if buffer is None and engine != "stream":
             buffer = torch.empty(4 * model.degree + 6, dtype=torch.float64, device=device)
         self.launch(
             "stream" if engine == "stream" else "moments" if moments is None else "epochs",
             model, problem.x, problem.y, map=DeviceMap.of(model, device),
-            rule=rule_of(problem), state=on_device.buffer, moments=buffer,
+            rule=rule_of(problem), state=held.buffer, moments=buffer, tables=held.tables,
+            flags=flags,
             engine=engine, mean=problem.reduction == "mean", omit=problem.omit, schedule=schedule,
             criterion=problem.criterion, weight=problem.weight,
         )  # fmt: skip
-        outcome = on_device.outcome()
-        on_device.read_into(state)
+        held.launched(schedule, engine)
+        held.finish()
+        outcome = held.outcome()
         epochs, converged = int(outcome["epochs"]), bool(outcome["converged"])
         if engine != "stream":
             assert buffer is not None
             moments = DeviceMoments(buffer, outcome["square"])
         looked_at = schedule._replace(epochs=epochs + converged)
-        recorded = on_device.recorded(n_recorded(looked_at))
+        recorded = held.recorded(n_recorded(looked_at))
         return Report(epochs, converged, outcome["loss"], recorded, moments, outcome["previous"])
 
     def nonfinite(self, problem: Problem) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from ..problem import Moments, Problem, Schedule, State
 from ..rules import KEPT, Rule, row_of
 from ..symbolic import Traced
-from .tables import method_of, nothing, tables
+from .tables import Tables, method_of, nothing, tables
 
 ROWS = ("params", "grad", "before", *(f"kept {r}" for r in range(KEPT)))
 RULE_ROW = 10
@@ -132,24 +132,31 @@ def loss_and_gradient(
     return loss_in(state, n), state[n : 2 * n]
 
 
-class DeviceState:
-    """The state buffer of one run, made from a host State and read back into it."""
+class StateBuffer:
+    """The state buffer of a run, and what launches leave there."""
 
-    def __init__(self, state: State, schedule: Schedule, device: torch.device):
-        p = len(state.params)
-        at = len(ROWS) * p
-        host = np.zeros(at + len(OUTCOME) + n_recorded(schedule))
-        rows = host[:at].reshape(len(ROWS), p)
-        rows[:2] = state.params, state.grad
-        rows[3:] = state.kept
-        host[at + OUTCOME.index("previous")] = schedule.previous
-        self.n_params = p
-        self.buffer = torch.from_numpy(host).to(device)  # [7 P + 5 + M]
+    tables: Tables | None = None  # where launches store as well what they leave in the buffer
+    load = False  # whether the next launch starts from the tables
 
-    @cached_property
+    def __init__(self, n_params: int, buffer: torch.Tensor | None = None):
+        self.n_params, self.buffer = n_params, buffer  # [7 P + 5 + M]
+        self._host: np.ndarray | None = None
+
+    @property
     def host(self) -> np.ndarray:
-        """The buffer as the launch left it; waits for the launch."""
-        return self.buffer.cpu().numpy()
+        """The buffer as the launch left it, read once; waits for the launch."""
+        if self._host is None:
+            assert self.buffer is not None
+            self._host = self.buffer.cpu().numpy()
+        return self._host
+
+    def forget(self) -> None:
+        """Another launch writes the buffer."""
+        self._host = None
+
+    def rows(self) -> np.ndarray:
+        """[ROWS, P]"""
+        return self.host[: len(ROWS) * self.n_params].reshape(len(ROWS), self.n_params)
 
     def outcome(self) -> dict[str, float]:
         at = len(ROWS) * self.n_params
@@ -159,10 +166,40 @@ class DeviceState:
         at = len(ROWS) * self.n_params + len(OUTCOME)
         return self.host[at : at + count].copy()
 
-    def read_into(self, state: State) -> None:
-        rows = self.host[: len(ROWS) * self.n_params].reshape(len(ROWS), self.n_params)
+    def launched(self, schedule: Schedule, engine: str) -> None:
+        """A launch is under way."""
+
+    def finish(self) -> None:
+        """Takes over what the launch has left; waits for it."""
+
+
+class DeviceState(StateBuffer):
+    """One launch's, made from a host State and read back into it."""
+
+    def __init__(self, state: State, schedule: Schedule, device: torch.device):
+        p = len(state.params)
+        at = len(ROWS) * p
+        host = np.zeros(at + len(OUTCOME) + n_recorded(schedule))
+        rows = host[:at].reshape(len(ROWS), p)
+        rows[:2] = state.params, state.grad
+        rows[3:] = state.kept
+        host[at + OUTCOME.index("previous")] = schedule.previous
+        super().__init__(p, torch.from_numpy(host).to(device))
+        self.state = state
+
+    def finish(self) -> None:
+        rows, state = self.rows(), self.state
         state.params[:], state.grad[:] = rows[:2]
         state.kept[:] = rows[3:]
+
+
+def begin(state: Any, schedule: Schedule, device: torch.device) -> StateBuffer:
+    """What a launch works on, of a host State or what stays on the device."""
+    if isinstance(state, State):
+        return DeviceState(state, schedule, device)
+    state.begin(schedule)
+    held: StateBuffer = state
+    return held
 
 
 @dataclass

@@ -44,12 +44,13 @@ class Samples:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run needs besides its samples; tables: of a step that starts and ends there."""
+    """What a run needs besides its samples; tables: where it ends, and with `load` starts."""
 
     map: DeviceMap
     rule: DeviceRule
-    state: torch.Tensor  # [7 P + 5 + M]
+    state: Any  # [7 P + 5 + M]
     tables: Tables | None = None
+    load: bool = False
     mean: bool = True
     criterion: Criterion = SQUARED
     first_epoch: int = 0
@@ -79,14 +80,18 @@ class Run:
             "FULL": told.get("full", False),
         }
 
-    def of_tables(self, samples: Samples) -> dict[str, Any]:
-        tables, there = self.tables, self.tables is not None
+    def of_tables(self) -> dict[str, Any]:
+        tables = self.tables
         return {
             "tables_ptr": self.state if tables is None else tables.addresses,
-            "TABLES": there,
+            "LOAD": self.load,
+            "STORE": tables is not None,
             "SINGLE": 0 if tables is None else tables.single,
-            "ROUND": there and samples.x.dtype == torch.float32,
         }
+
+    def rounds(self, samples: Samples) -> bool:
+        """Whether a step is one in float32."""
+        return self.load and samples.x.dtype == torch.float32
 
 
 def model_arguments(map: DeviceMap) -> tuple[Any, ...]:
@@ -163,7 +168,8 @@ def step(samples: Samples, run: Run) -> None:
         step_kernel, cut.programs, cut.warps, *samples.arguments(), *run.addresses(),
         run.first_epoch, run.record_every, run.tol, work, counters,
         SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(sums),
-        **run.of_criterion(), **run.of_tables(samples), **run.constants(samples),
+        ROUND=run.rounds(samples), **run.of_criterion(), **run.of_tables(),
+        **run.constants(samples),
     )  # fmt: skip
 
 
@@ -183,7 +189,7 @@ def stream(samples: Samples, run: Run) -> None:
         run.first_epoch, run.epochs, run.record_every, run.tol, work, counters,
         SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(sums),
         RESIDENT=cut.resident, ALONE=alone, launch_cooperative_grid=not alone,
-        **run.of_criterion(), **run.of_changes(), **run.constants(samples),
+        **run.of_criterion(), **run.of_tables(), **run.of_changes(), **run.constants(samples),
     )  # fmt: skip
 
 
@@ -210,7 +216,8 @@ def moments(
         counters, SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec,
         CHUNK=geometry.chunk(sums), BAND=geometry.band(jump), JUMP=geometry.width(jump),
         GIVEN=given, RUN=run_epochs, CLOSED=closed, STEP=step,
-        **run.of_tables(samples), **run.of_changes(), **run.constants(samples),
+        ROUND=step and run.rounds(samples), **run.of_tables(), **run.of_changes(),
+        **run.constants(samples),
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ KEPT numbers that its rule keeps, then of where the next parameter and those num
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -88,9 +88,9 @@ class OnDevice:
     """
 
     def __init__(
-        self, count: int, kept: dict[int, Sequence[torch.Tensor | None]], device: torch.device
+        self, count: int, kept: Mapping[int, Sequence[torch.Tensor | None]], device: torch.device
     ):
-        self.rows, self.spares = nothing(count), nothing(count)
+        self.rows, self.spares = nothing(count), nothing(count)  # spares: see `make_spares`
         self.originals = [t for of in kept.values() for t in of if t is not None]
         self.copied: list[Copied] = []
         for number, of in kept.items():
@@ -99,8 +99,12 @@ class OnDevice:
                     self.copied.append(Copied(r, number, t))
                     t = torch.empty_like(t, device=device)
                 self.rows[r][number] = t
-                self.spares[r][number] = None if t is None else torch.empty_like(t)
         self.seen: list[int] = []
+
+    def make_spares(self) -> None:
+        """Where the next numbers go, to take the place of these."""
+        self.spares = [[None if t is None else torch.empty_like(t) for t in row]
+                       for row in self.rows]  # fmt: skip
 
     def on_device(self) -> list[torch.Tensor]:
         """What the optimizer keeps there itself."""
@@ -132,18 +136,30 @@ class OnDevice:
         for r, t, _ in self.copied:
             self.rows[r][t], self.spares[r][t] = self.spares[r][t], self.rows[r][t]
 
+    def set(self, values: dict[int, Any]) -> None:
+        """The host's numbers: values [KEPT] of each tensor that has some."""
+        with torch.no_grad():
+            for c in self.copied:
+                c.host.fill_(values[c.tensor][c.row])
+        self.seen = [c.host._version for c in self.copied]
+
     def advance(self, options: dict[int, Options]) -> None:
         """The host's numbers after a step that the device has taken; options: of each tensor."""
-        with torch.no_grad():
-            for number in {c.tensor for c in self.copied}:
-                mine = [c for c in self.copied if c.tensor == number]
-                before = [0.0] * KEPT
-                for c in mine:
-                    before[c.row] = c.host.item()
-                after = _C.advance(row_of(options[number]), before)
-                for c in mine:
-                    c.host.fill_(after[c.row])
-        self.seen = [c.host._version for c in self.copied]
+        before: dict[int, list[float]] = {}
+        for c in self.copied:
+            before.setdefault(c.tensor, [0.0] * KEPT)[c.row] = c.host.item()
+        self.set({t: _C.advance(row_of(options[t]), numbers) for t, numbers in before.items()})
+
+
+def has_place(value: Any, t: torch.Tensor, scalar: bool) -> bool:
+    """Whether an update can write to a tensor of the optimizer's state of t."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.is_contiguous()
+        and (value.device == t.device or (scalar and value.device.type == "cpu"))
+        and value.shape == (() if scalar else t.shape)
+        and (value.dtype in (torch.float32, torch.float64) if scalar else value.dtype == t.dtype)
+    )
 
 
 def of_one_dtype(kept: Sequence[Sequence[torch.Tensor | None]]) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..criteria import SQUARED, Criterion
-from ..problem import Problem, Report, Schedule, State
+from ..problem import Problem, Report, Schedule
 from ..symbolic import Traced
 from . import geometry, launch
 from .device import (
@@ -20,7 +20,7 @@ from .device import (
     DeviceMap,
     DeviceMoments,
     DeviceRule,
-    DeviceState,
+    begin,
     loss_and_gradient,
     n_recorded,
     rule_of,
@@ -43,6 +43,7 @@ class Triton:
     name = "triton"
     max_params = geometry.MAX_PARAMS
     max_changes = MAX_CHANGES
+    in_place = True
 
     def missing(self) -> str | None:
         """None, or why the backend is not available here."""
@@ -83,7 +84,7 @@ class Triton:
         return DeviceMoments(buffer, float(buffer[2]))
 
     def descend(
-        self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: State
+        self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: Any
     ) -> Report:
         samples, device = _samples(problem), problem.x.device
         terms = problem.model.degree + 1
@@ -92,9 +93,10 @@ class Triton:
                 engine, samples.x.numel(), samples.x.element_size(), terms, schedule.epochs
             )
             schedule = schedule._replace(epochs=at_once)
-        held = DeviceState(state, schedule, device)
+        held = begin(state, schedule, device)
         run = Run(
-            DeviceMap.of(problem.model, device), rule_of(problem), held.buffer,
+            DeviceMap.of(problem.model, device), rule_of(problem), held.buffer, held.tables,
+            load=held.load,
             mean=problem.reduction == "mean", criterion=problem.criterion,
             first_epoch=schedule.first_epoch, epochs=schedule.epochs,
             record_every=schedule.record_every, tol=schedule.tol,
@@ -108,8 +110,9 @@ class Triton:
                 moments = DeviceMoments(buffer, np.nan)
             closed = engine == "closed_form"
             launch.moments(samples, run, moments.buffer, given=given, closed=closed)
+        held.launched(schedule, engine)
+        held.finish()
         outcome = held.outcome()
-        held.read_into(state)
         if engine != "stream":
             moments.square = outcome["square"]
         done, converged = int(outcome["epochs"]), bool(outcome["converged"])
@@ -132,7 +135,7 @@ class Triton:
         """The fused step from what the table points at; returns its state buffer."""
         size = len(ROWS) * map.n_params + len(OUTCOME)
         state = torch.empty(size, dtype=torch.float64, device=x.device)
-        run = Run(map, rule, state, table, mean=mean, criterion=criterion)
+        run = Run(map, rule, state, table, load=True, mean=mean, criterion=criterion)
         samples = Samples(x, y, model.shift, model.scale, weight=weight)
         if moments is None:
             launch.step(samples, run)

@@ -9,7 +9,7 @@ from .optimizer import follow, load_rule
 from .passes import add_moments, tile_pass, zero_sums
 from .reduce import collect, is_last, publish
 from .state import advance, enter, leave, leave_outcome, remember, start_of
-from .vectors import totals, unpack
+from .vectors import is_finite, totals, unpack
 
 
 @triton.jit
@@ -42,8 +42,8 @@ def moments_kernel(
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr, BAND: tl.constexpr,
     JUMP: tl.constexpr, GIVEN: tl.constexpr, RUN: tl.constexpr, CLOSED: tl.constexpr,
     STEP: tl.constexpr, IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
-    TABLES: tl.constexpr, ROUND: tl.constexpr, METHOD: tl.constexpr, SINGLE: tl.constexpr,
-    WEIGHTED: tl.constexpr, CHANGES: tl.constexpr,
+    LOAD: tl.constexpr, STORE: tl.constexpr, ROUND: tl.constexpr, METHOD: tl.constexpr,
+    SINGLE: tl.constexpr, WEIGHTED: tl.constexpr, CHANGES: tl.constexpr,
 ):  # fmt: skip
     """GIVEN: the moments are there; RUN: epochs follow, CLOSED: by powers of one epoch's matrix."""
     T: tl.constexpr = x_ptr.dtype.element_ty
@@ -69,8 +69,8 @@ def moments_kernel(
             schedule = (first_epoch, epochs, record_every, tol)
             rule, rules = load_rule(rule_ptr, p_lane, P), (rule_ptr, changes_ptr)
             fit = load_fit(moments_ptr, shift, scale, k_lane, K, MEAN)
-            entered = enter(state_ptr, tables_ptr, p_lane, P, T, TABLES, METHOD, SINGLE)
-            run = start_of(entered, state_ptr, P, TABLES)
+            entered = enter(state_ptr, tables_ptr, p_lane, P, T, LOAD, METHOD, SINGLE)
+            run = start_of(entered, state_ptr, P, LOAD)
             remember(state_ptr, run[0], p_lane, P)
             if CLOSED:
                 if epochs >= 4:
@@ -90,5 +90,8 @@ def moments_kernel(
             loss = run[8]
             if not STEP:
                 loss, _ = objective_of_moments(fit, run[0], model, p_lane, k_lane, IDENTITY, ROUND)
-            leave(state_ptr, tables_ptr, run, rule, p_lane, P, T, TABLES, SINGLE)
-            leave_outcome(state_ptr, run[6], run[7], loss, run[8], tl.load(moments_ptr + 2), P)
+            square = tl.load(moments_ptr + 2)
+            # A run on moments that are not finite comes to nothing.
+            keep = STEP | is_finite(square)
+            leave(state_ptr, tables_ptr, run, rule, keep, p_lane, P, T, STORE, SINGLE)
+            leave_outcome(state_ptr, run[6], run[7], loss, run[8], square, P)

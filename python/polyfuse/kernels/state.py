@@ -65,10 +65,10 @@ def load_state(state_ptr, lane, P: tl.constexpr):
 
 @triton.jit
 def enter(
-    state_ptr, tables_ptr, lane, P: tl.constexpr, T: tl.constexpr, TABLES: tl.constexpr,
+    state_ptr, tables_ptr, lane, P: tl.constexpr, T: tl.constexpr, LOAD: tl.constexpr,
     METHOD: tl.constexpr, SINGLE: tl.constexpr,
 ):  # fmt: skip
-    if TABLES:
+    if LOAD:
         entered = load_tables(tables_ptr, lane, P, T, METHOD, SINGLE)
     else:
         entered = load_state(state_ptr, lane, P)
@@ -83,18 +83,19 @@ def remember(state_ptr, params, lane, P: tl.constexpr):
 
 @triton.jit
 def leave(
-    state_ptr, tables_ptr, run, rule, lane, P: tl.constexpr, T: tl.constexpr, TABLES: tl.constexpr,
-    SINGLE: tl.constexpr,
+    state_ptr, tables_ptr, run, rule, keep, lane, P: tl.constexpr, T: tl.constexpr,
+    STORE: tl.constexpr, SINGLE: tl.constexpr,
 ):  # fmt: skip
-    """Writes what a run leaves behind, but its outcome."""
+    """Writes what a run leaves behind, but its outcome; keep: to the tables as well."""
     inside = lane < P
     tl.store(state_ptr + lane, run[0], inside)
     for r in tl.static_range(4):
         tl.store(state_ptr + (3 + r) * P + lane, run[1 + r], inside)
     tl.store(state_ptr + P + lane, run[5], inside)
-    if TABLES:
-        store_row(tables_ptr, 1, lane, run[5], inside, P, T)
-        store_tables(tables_ptr, lane, run, is_owned(rule), P, T, SINGLE)
+    if STORE:
+        stepped = keep & (run[6] > 0)
+        store_row(tables_ptr, 1, lane, run[5], inside & stepped, P, T)
+        store_tables(tables_ptr, lane, run, is_owned(rule) & stepped, P, T, SINGLE)
 
 
 @triton.jit
@@ -148,10 +149,10 @@ def advance(
 
 
 @triton.jit
-def start_of(entered, state_ptr, P: tl.constexpr, TABLES: tl.constexpr):
+def start_of(entered, state_ptr, P: tl.constexpr, LOAD: tl.constexpr):
     """A run before its first epoch; one from the tables finds no state yet."""
     previous = tl.full([], float("nan"), tl.float64)
-    if not TABLES:
+    if not LOAD:
         previous = tl.load(state_ptr + 7 * P + 3)
     return entered + (
         tl.zeros(entered[0].shape, tl.float64),

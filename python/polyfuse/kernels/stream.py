@@ -45,15 +45,16 @@ def step_kernel(
     P: tl.constexpr, K: tl.constexpr, PW: tl.constexpr, KW: tl.constexpr, SW: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr,
     IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
-    TABLES: tl.constexpr, ROUND: tl.constexpr, KIND: tl.constexpr, LOG: tl.constexpr,
-    FULL: tl.constexpr, METHOD: tl.constexpr, SINGLE: tl.constexpr, WEIGHTED: tl.constexpr,
+    LOAD: tl.constexpr, STORE: tl.constexpr, ROUND: tl.constexpr, KIND: tl.constexpr,
+    LOG: tl.constexpr, FULL: tl.constexpr, METHOD: tl.constexpr, SINGLE: tl.constexpr,
+    WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """One step: the last program adds the partial sums and applies the update."""
     T: tl.constexpr = x_ptr.dtype.element_ty
     data = (x_ptr, y_ptr, n_points, x_stride, y_stride, shift, scale, w_ptr, w_stride)
     model = (factor_ptr, span_ptr, slots_ptr, n_products)
     p_lane, k_lane, lane = tl.arange(0, PW), tl.arange(0, KW), tl.arange(0, SW)
-    entered = enter(state_ptr, tables_ptr, p_lane, P, T, TABLES, METHOD, SINGLE)
+    entered = enter(state_ptr, tables_ptr, p_lane, P, T, LOAD, METHOD, SINGLE)
     coef = unpack(coefficients(entered[0], model, p_lane, k_lane, IDENTITY), k_lane, K)
     sums = tile_pass(
         zero_sums(K + 2, ROWS), data, tl.program_id(0), tl.num_programs(0),
@@ -63,7 +64,7 @@ def step_kernel(
     publish(work_ptr, 0, totals(sums, lane, K + 2), lane, K + 2)
     if is_last(counters_ptr):
         rule = load_rule(rule_ptr, p_lane, P)
-        run = start_of(entered, state_ptr, P, TABLES)
+        run = start_of(entered, state_ptr, P, LOAD)
         remember(state_ptr, run[0], p_lane, P)
         total = collect(work_ptr, 0, lane, K + 2, CHUNK)
         loss, grad = objective_of_sums(
@@ -71,7 +72,7 @@ def step_kernel(
         )
         one = (first_epoch, 1, record_every, tol)
         run = advance(run, loss, grad, rule, one, state_ptr, P, ROUND, METHOD)
-        leave(state_ptr, tables_ptr, run, rule, p_lane, P, T, TABLES, SINGLE)
+        leave(state_ptr, tables_ptr, run, rule, True, p_lane, P, T, STORE, SINGLE)
         leave_outcome(state_ptr, run[6], run[7], loss, run[8], float("nan"), P)
 
 
@@ -82,12 +83,13 @@ def stream_kernel(
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, rule_ptr, state_ptr,
     first_epoch: tl.int64, epochs: tl.int64, record_every: tl.int64, tol: tl.float64,
     work_ptr, counters_ptr, weight: tl.float64, number: tl.float64, w_ptr, w_stride: tl.int64,
-    changes_ptr,
+    changes_ptr, tables_ptr,
     P: tl.constexpr, K: tl.constexpr, PW: tl.constexpr, KW: tl.constexpr, SW: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr, RESIDENT: tl.constexpr,
     ALONE: tl.constexpr, IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
     KIND: tl.constexpr, LOG: tl.constexpr, FULL: tl.constexpr, METHOD: tl.constexpr,
-    WEIGHTED: tl.constexpr, CHANGES: tl.constexpr,
+    WEIGHTED: tl.constexpr, CHANGES: tl.constexpr, LOAD: tl.constexpr, STORE: tl.constexpr,
+    SINGLE: tl.constexpr,
 ):  # fmt: skip
     """All epochs: RESIDENT tiles of every program stay in registers, the others are read again.
 
@@ -100,8 +102,8 @@ def stream_kernel(
     p_lane, k_lane, lane = tl.arange(0, PW), tl.arange(0, KW), tl.arange(0, SW)
     me, programs = tl.program_id(0), tl.num_programs(0)
     rule = load_rule(rule_ptr, p_lane, P)
-    entered = enter(state_ptr, state_ptr, p_lane, P, T, False, METHOD, 0)
-    run = start_of(entered, state_ptr, P, False)
+    entered = enter(state_ptr, tables_ptr, p_lane, P, T, LOAD, METHOD, SINGLE)
+    run = start_of(entered, state_ptr, P, LOAD)
     schedule = (first_epoch, epochs, record_every, tol)
     xs, ys, ws = (), (), ()
     for i in tl.static_range(RESIDENT):
@@ -148,7 +150,7 @@ def stream_kernel(
             open_ = tl.full([], 0, tl.int1)
     if me == 0:
         remember(state_ptr, entered[0], p_lane, P)
-        leave(state_ptr, state_ptr, run, rule, p_lane, P, T, False, 0)
+        leave(state_ptr, tables_ptr, run, rule, True, p_lane, P, T, STORE, SINGLE)
         leave_outcome(state_ptr, run[6], run[7], loss, run[8], float("nan"), P)
     if not ALONE:
         leave_barrier(counters_ptr)

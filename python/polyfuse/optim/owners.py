@@ -9,7 +9,7 @@ import torch
 import torch.optim.optimizer as _base
 
 from .. import _C
-from ..backends.tables import of_one_dtype
+from ..backends.tables import has_place, of_one_dtype
 from ..rules import Options, Rule, kept_of, options_in
 
 _alive: dict[int, weakref.ref] = {}
@@ -72,17 +72,6 @@ def rule_of(model: Any, optimizer: torch.optim.Optimizer) -> Rule:
     return holding(model, optimizer).rule
 
 
-def _has_place(value: Any, t: torch.Tensor, scalar: bool) -> bool:
-    """Whether an update can write to a tensor of the optimizer's state of t."""
-    return (
-        isinstance(value, torch.Tensor)
-        and value.is_contiguous()
-        and (value.device == t.device or (scalar and value.device.type == "cpu"))
-        and value.shape == (() if scalar else t.shape)
-        and (value.dtype in (torch.float32, torch.float64) if scalar else value.dtype == t.dtype)
-    )
-
-
 def options_watched(optimizer: torch.optim.Optimizer) -> tuple[list[Any], bool]:
     """What the options of an optimizer rest on, for `_C.Watch`, and whether that is all."""
     groups = optimizer.param_groups
@@ -117,7 +106,7 @@ def bind(known: Any, optimizer: Any = None) -> None:
         state = owner.state.get(t, {})
         values = [None if row is None else state.get(row.name) for row in rows]
         ready = ready and all(
-            row is None or _has_place(value, t, row.scalar)
+            row is None or has_place(value, t, row.scalar)
             for row, value in zip(rows, values, strict=True)
         )
         kept.append(values)
