@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -27,6 +28,7 @@ from .native import ENGINE
 from .tables import Tables
 
 MOST_RECORDED = 1 << 20  # losses of one launch
+NO_SCHEDULE = Schedule(0, 0)
 
 
 MAX_PARAMS = 64  # as csrc/core/run.h has it
@@ -52,7 +54,7 @@ class Cuda:
 
     def __init__(self) -> None:
         self._launches = 0
-        self._workspaces: dict[tuple[int, int], torch.Tensor] = {}
+        self._workspaces: dict[tuple[int, int] | None, torch.Tensor] = {}
 
     @property
     def module(self) -> Any:
@@ -109,7 +111,7 @@ class Cuda:
         self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: Any
     ) -> Report:
         model, device = problem.model, problem.x.device
-        if schedule.seconds:
+        if schedule.seconds and (engine != "closed_form" or schedule.record_every):
             schedule = schedule._replace(epochs=self._within(problem, engine, schedule))
         held = begin(state, schedule, device)
         flags = self.module.STORE * (held.tables is not None) | self.module.LOAD * held.load
@@ -183,49 +185,37 @@ class Cuda:
         map: DeviceMap, rule: DeviceRule | None = None, state: torch.Tensor | None = None,
         moments: torch.Tensor | None = None, tables: Tables | None = None,
         out: torch.Tensor | None = None, engine: str = "stream", mean: bool = True,
-        omit: bool = False, schedule: Schedule | None = None, flags: int = 0,
+        omit: bool = False, schedule: Schedule = NO_SCHEDULE, flags: int = 0,
         criterion: Criterion = SQUARED, weight: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         """One kernel on the current stream, with what `device` lays out; waits for nothing."""
-        module = self.module
-        data = module.Data()
-        data.dtype, data.omit = int(x.dtype == torch.float64), omit
-        data.x, data.x_stride, data.n = x.data_ptr(), x.stride(0) if x.ndim else 1, x.numel()
-        if y is not None:
-            data.y, data.y_stride = y.data_ptr(), y.stride(0) if y.ndim else 1
-        if weight is not None:
-            data.w, data.w_stride = weight.data_ptr(), weight.stride(0)
-        if model is not None:
-            data.shift, data.scale = model.shift, model.scale
-        run = module.Run()
-        run.data, run.mean, run.flags, run.engine = data, mean, flags, ENGINE[engine]
-        run.set_criterion(criterion.address)
-        run.n_params, run.n_coefficients, run.identity = map.n_params, map.n_terms, map.identity
-        run.n_terms, run.n_slots = map.factor.numel(), map.slots.numel()
-        run.factor, run.spans, run.slots = (t.data_ptr() for t in (map.factor, map.span, map.slots))
-        run.device = x.device.index or 0
-        run.has_moments = kernel == "epochs"
-        for name, tensor in (("state", state), ("moments", moments), ("out", out)):
-            if tensor is not None:
-                setattr(run, name, tensor.data_ptr())
-        if rule is not None:
-            run.rule = rule.rows.data_ptr()
-            run.changes = 0 if rule.changes is None else rule.changes.data_ptr()
-        if tables is not None:
-            run.tables, run.single = tables.addresses.data_ptr(), tables.single
-        if schedule is not None:
-            first, epochs, every, tol, _, previous = schedule
-            run.schedule = module.Schedule(first, epochs, every, tol, previous)
-        run.grid = self.geometry(kernel, data, map, x.device)
-        with self.on(x.device) as stream:
-            workspace = self.workspace(x.device, stream)
-            run.workspace = workspace.data_ptr()
+        module, device = self.module, x.device
+        data = module.Data(
+            *(0 if t is None else t.data_ptr() for t in (x, y, weight)), x.numel(),
+            *(t.stride(0) if t is not None and t.ndim else 1 for t in (x, y, weight)),
+            x.dtype == torch.float64, omit, model.shift if model else 0.0,
+            model.scale if model else 1.0,
+        )  # fmt: skip
+        first, epochs, every, tol, _, previous = schedule
+        with self.on(device) as stream:
+            run = module.Run(
+                data, criterion.address, mean, ENGINE[engine],
+                module.Schedule(first, epochs, every, tol, previous), flags, *map.told,
+                rule.rows.data_ptr() if rule else 0,
+                0 if rule is None or rule.changes is None else rule.changes.data_ptr(),
+                0 if state is None else state.data_ptr(),
+                0 if moments is None else moments.data_ptr(), kernel == "epochs",
+                tables.addresses.data_ptr() if tables else 0, tables.single if tables else 0,
+                0 if out is None else out.data_ptr(), self.workspace(device, stream).data_ptr(),
+                device.index or 0, self.geometry(kernel, data, map, device),
+            )  # fmt: skip
             getattr(module, "moments" if kernel == "epochs" else kernel)(run, stream)
         self._launches += 1
 
     def geometry(self, kernel: str, data: Any, map: DeviceMap, device: torch.device) -> Any:
         return self.module.geometry(
-            kernel, data.n, data.dtype, map.n_terms, map.n_params, self.sizes(device), data.w != 0
+            kernel, data.n, data.dtype, map.n_terms, map.n_params, self.sizes(device),
+            data.weighted,
         )  # fmt: skip
 
     def sizes(self, device: torch.device) -> Any:
@@ -233,18 +223,22 @@ class Cuda:
 
     def on(self, device: torch.device) -> Any:
         """A context in which `device` is the current one; gives its stream."""
+        if device.index == torch.cuda.current_device():
+            return nullcontext(torch._C._cuda_getCurrentRawStream(device.index))
         return _On(device)
 
     def workspace(self, device: torch.device, stream: int) -> torch.Tensor:
         """Partial sums and counters; the counters are 0 before and after every launch."""
-        size = self.module.workspace_bytes(self.sizes(device))
+        key: tuple[int, int] | None = (device.index or 0, stream)
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            # The zeros are part of the graph, whose replays may come in any order.
-            return torch.zeros(size, dtype=torch.uint8, device=device)
-        key = (device.index or 0, stream)
-        if key not in self._workspaces:
-            self._workspaces[key] = torch.zeros(size, dtype=torch.uint8, device=device)
-        return self._workspaces[key]
+            key = None  # the zeros are part of the graph, whose replays may come in any order
+        held = self._workspaces.get(key)
+        if held is None:
+            size = self.module.workspace_bytes(self.sizes(device))
+            held = torch.zeros(size, dtype=torch.uint8, device=device)
+            if key is not None:
+                self._workspaces[key] = held
+        return held
 
     def _within(self, problem: Problem, engine: str, schedule: Schedule) -> int:
         """The epochs of a launch that is to come back in time."""

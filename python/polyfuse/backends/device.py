@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +37,13 @@ class DeviceMap:
     factor: torch.Tensor  # [T] float64
     span: torch.Tensor  # [T, 3] int32: coefficient, begin and end in `slots`
     slots: torch.Tensor  # [F] int32
+
+    @cached_property
+    def told(self) -> tuple[Any, ...]:
+        """Sizes and addresses, as the extension's Run takes them."""
+        there = (self.factor, self.span, self.slots)
+        sizes = self.factor.numel(), self.slots.numel(), self.identity
+        return self.n_params, self.n_terms, *sizes, *(t.data_ptr() for t in there)
 
     @classmethod
     def of(cls, model: Traced, device: torch.device) -> DeviceMap:
@@ -141,6 +148,7 @@ class StateBuffer:
     def __init__(self, n_params: int, buffer: torch.Tensor | None = None):
         self.n_params, self.buffer = n_params, buffer  # [7 P + 5 + M]
         self._host: np.ndarray | None = None
+        self._outcome: dict[str, float] = {}
 
     @property
     def host(self) -> np.ndarray:
@@ -152,15 +160,18 @@ class StateBuffer:
 
     def forget(self) -> None:
         """Another launch writes the buffer."""
-        self._host = None
+        self._host, self._outcome = None, {}
 
     def rows(self) -> np.ndarray:
         """[ROWS, P]"""
         return self.host[: len(ROWS) * self.n_params].reshape(len(ROWS), self.n_params)
 
     def outcome(self) -> dict[str, float]:
-        at = len(ROWS) * self.n_params
-        return dict(zip(OUTCOME, self.host[at : at + len(OUTCOME)].tolist(), strict=True))
+        if not self._outcome:
+            at = len(ROWS) * self.n_params
+            numbers = self.host[at : at + len(OUTCOME)].tolist()
+            self._outcome = dict(zip(OUTCOME, numbers, strict=True))
+        return self._outcome
 
     def recorded(self, count: int) -> np.ndarray:
         at = len(ROWS) * self.n_params + len(OUTCOME)

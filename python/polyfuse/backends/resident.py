@@ -105,8 +105,9 @@ class Resident(StateBuffer):
                 t.grad = grad
         for (number, name), value in self.new.items():
             held.optimizer.state[known.tensors[number]][name] = value
-        values, at = self.rows()[3:], known.at
-        self.kept.set({c.tensor: values[:, at[c.tensor][0]] for c in self.kept.copied})
+        if self.kept.copied:
+            values, at = self.rows()[3:], known.at
+            self.kept.set({c.tensor: values[:, at[c.tensor][0]] for c in self.kept.copied})
         owned = [known.tensors[t] for t in held.tensors]
         increment_version([*owned, *self.kept.on_device()])
         known.resident = self
