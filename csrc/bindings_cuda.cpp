@@ -120,8 +120,8 @@ PYBIND11_MODULE(_cuda, m) {
       py::arg("kernel"), py::arg("n"), py::arg("dtype"), py::arg("n_terms"), py::arg("n_params"),
       py::arg("device"), py::arg("weighted") = false);
   m.def("epochs_within", [](double seconds, int engine, int64_t n, int dtype, int n_terms,
-                            const pf::Device& device) {
+                            bool elementary, const pf::Device& device) {
     return pf::epochs_within(seconds, static_cast<pf::Engine>(engine), n,
-                             static_cast<pf::Dtype>(dtype), n_terms, device);
+                             static_cast<pf::Dtype>(dtype), n_terms, elementary, device);
   });
 }

@@ -112,11 +112,12 @@ def test_large_closed_forms_work_in_memory():
 
 
 def test_launches_come_back_in_time():
-    def epochs(engine, n, n_terms=3):
-        return _cuda.epochs_within(0.2, engine, n, 0, n_terms, H100)
+    def epochs(engine, n, n_terms=3, elementary=False):
+        return _cuda.epochs_within(0.2, engine, n, 0, n_terms, elementary, H100)
 
     assert epochs(0, 9) >= 10_000 and 1 <= epochs(0, 2**33) <= 20
     assert epochs(1, 2**33) == epochs(1, 9) > epochs(1, 9, 33) > 10_000
+    assert epochs(0, 10**8) > 2 * epochs(0, 10**8, elementary=True) > 2
     assert epochs(2, 9) >= 2**62
 
 

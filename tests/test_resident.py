@@ -38,7 +38,7 @@ def come_back_after(epochs, runner, monkeypatch):
         within = lambda self, problem, engine, schedule: min(epochs, schedule.epochs)  # noqa: E731
         monkeypatch.setattr(type(runner), "_within", within)
     else:
-        monkeypatch.setattr(geometry, "epochs_at_once", lambda *_: min(epochs, _[-1]))
+        monkeypatch.setattr(geometry, "epochs_at_once", lambda *_: min(epochs, _[4]))
 
 
 @pytest.mark.parametrize("apart", [False, True])

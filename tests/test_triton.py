@@ -91,10 +91,14 @@ def test_a_barrier_is_met_by_programs_that_are_on_the_device_at_once():
 
 
 def test_epochs_of_one_launch():
-    assert geometry.epochs_at_once("closed_form", 9, 4, 3, 10**9) == 10**9
-    assert geometry.epochs_at_once("moments", 9, 4, 3, 100_000) == 100_000
-    assert geometry.epochs_at_once("stream", 2**33, 4, 3, 10**6) == 2
-    assert geometry.epochs_at_once("stream", 2**40, 8, 3, 10**6) == 1
+    def epochs(engine, n, most, itemsize=4, elementary=False):
+        return geometry.epochs_at_once(engine, n, itemsize, 3, most, elementary, H100)
+
+    assert epochs("closed_form", 9, 10**9) == 10**9
+    assert epochs("moments", 9, 100_000) == 100_000
+    assert epochs("stream", 2**33, 10**6) == 2
+    assert epochs("stream", 2**40, 10**6, itemsize=8) == 1
+    assert epochs("stream", 10**8, 10**6) > 2 * epochs("stream", 10**8, 10**6, elementary=True) > 2
 
 
 def test_workspaces_hold_every_partial_sum():

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import polyfuse.kernels
 import pytest
-from polyfuse.backends import geometry, launch
-from polyfuse.criteria import BCE, HUBER, KINDS
+from polyfuse.backends import geometry
+from polyfuse.criteria import BCE, ELEMENTARY, HUBER, KINDS
 from polyfuse.rules import METHODS, AdamOptions, RAdamOptions, SgdOptions
 
 triton = pytest.importorskip("triton")
@@ -84,7 +84,7 @@ def cut_of(name, flags, terms, itemsize, target):
     machine = geometry.Machine(100, target.warp_size)
     if name == "stream_kernel":
         n = 1000 if flags["ALONE"] else N_SAMPLES
-        elementary = flags.get("KIND") in [kind.tag for kind in launch.ELEMENTARY]
+        elementary = flags.get("KIND") in [kind.tag for kind in ELEMENTARY]
         weighted = flags.get("WEIGHTED", False)
         return geometry.stream(n, itemsize, terms, machine, elementary, weighted)
     return geometry.reduction(N_SAMPLES, itemsize, terms, machine)

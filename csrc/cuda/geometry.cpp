@@ -16,6 +16,7 @@ constexpr int64_t kHeader = 64;          // bytes of the workspace before the pa
 constexpr int64_t kMinChunk = 1024;
 constexpr int kBlocksPerProcessor = 2;
 
+constexpr int kElementaryTerms = 60;        // what exp and log of a sample cost, in terms
 constexpr int64_t kOnChipWork = 40 * 1024;  // bytes of the closed form kept in shared memory
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -103,13 +104,13 @@ int64_t workspace_bytes(const Device& device) {
 }
 
 int64_t epochs_within(double seconds, Engine engine, int64_t n, Dtype dtype, int n_terms,
-                      const Device& device) {
-  const double terms = n_terms;
+                      bool elementary, const Device& device) {
+  const double terms = n_terms, work = terms + (elementary ? kElementaryTerms : 0);
   double epoch = 0.0;  // seconds
   switch (engine) {
     case Engine::Stream:
       epoch = 5e-6 + 2e-12 * static_cast<double>(n * size_of(dtype)) +
-              2e-9 * static_cast<double>(n) * terms / (64 * device.processors);
+              2e-9 * static_cast<double>(n) * work / (64 * device.processors);
       break;
     case Engine::Moments: epoch = 1e-6 + 5e-9 * terms * terms; break;
     case Engine::ClosedForm: return int64_t{1} << 62;

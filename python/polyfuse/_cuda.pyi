@@ -64,5 +64,5 @@ def geometry(
     weighted: bool = False,
 ) -> Geometry: ...  # fmt: skip
 def epochs_within(
-    seconds: float, engine: int, n: int, dtype: int, n_terms: int, device: Device
+    seconds: float, engine: int, n: int, dtype: int, n_terms: int, elementary: bool, device: Device
 ) -> int: ...

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..criteria import SQUARED, Criterion
+from ..criteria import ELEMENTARY, SQUARED, Criterion
 from ..problem import Problem, Report, Schedule
 from ..symbolic import Traced
 from .device import (
@@ -245,7 +245,7 @@ class Cuda:
         x, every = problem.x, schedule.record_every
         most = self.module.epochs_within(
             schedule.seconds, ENGINE[engine], x.numel(), int(x.dtype == torch.float64),
-            problem.model.degree + 1, self.sizes(x.device),
+            problem.model.degree + 1, problem.criterion.kind in ELEMENTARY, self.sizes(x.device),
         )  # fmt: skip
         return min(schedule.epochs, most, every * MOST_RECORDED if every else most)
 

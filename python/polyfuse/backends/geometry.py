@@ -112,9 +112,16 @@ def matrices(params: int) -> int:
     return 5 * (2 * params + 1) ** 2
 
 
-def epochs_at_once(engine: str, n: int, itemsize: int, terms: int, epochs: int) -> int:
-    """So many that a launch takes about LAUNCH_SECONDS: 5 us for an epoch's barrier, 1 TB/s."""
+def epochs_at_once(
+    engine: str, n: int, itemsize: int, terms: int, epochs: int, elementary: bool, machine: Machine
+) -> int:
+    """So many that a launch takes about LAUNCH_SECONDS: 5 us for an epoch's barrier, 1 TB/s, 2 ns
+    for a term of a sample in each of 64 lanes of a processor; exp and log cost as 60 terms."""
     if engine == "closed_form":
         return epochs
-    each = 5e-6 + 2 * n * itemsize / 1e12 if engine == "stream" else 1e-6 + 1e-8 * terms**2
+    if engine == "stream":
+        work = n * (terms + 60 * elementary) / (64 * machine.processors)
+        each = 5e-6 + 2 * n * itemsize / 1e12 + 2e-9 * work
+    else:
+        each = 1e-6 + 1e-8 * terms**2
     return min(epochs, max(1, int(LAUNCH_SECONDS / each)))

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..criteria import BCE, KL_DIV, POISSON, SOFT_MARGIN, SQUARED, Criterion
+from ..criteria import ELEMENTARY, SQUARED, Criterion
 from . import geometry
 from .device import DeviceMap, DeviceRule
 from .geometry import Machine
 from .tables import Tables
 
 NUMBERS = ("beta", "delta", "pos_weight", "eps", "variance")  # a criterion has one at most
-ELEMENTARY = (SOFT_MARGIN, BCE, POISSON, KL_DIV)  # of exp or log
 launches = 0
 
 

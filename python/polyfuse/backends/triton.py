@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..criteria import SQUARED, Criterion
+from ..criteria import ELEMENTARY, SQUARED, Criterion
 from ..problem import Problem, Report, Schedule
 from ..symbolic import Traced
 from . import geometry, launch
@@ -90,7 +90,13 @@ class Triton:
         terms = problem.model.degree + 1
         if schedule.seconds:
             at_once = geometry.epochs_at_once(
-                engine, samples.x.numel(), samples.x.element_size(), terms, schedule.epochs
+                engine,
+                samples.x.numel(),
+                samples.x.element_size(),
+                terms,
+                schedule.epochs,
+                problem.criterion.kind in ELEMENTARY,
+                launch.machine(device),
             )
             schedule = schedule._replace(epochs=at_once)
         held = begin(state, schedule, device)
