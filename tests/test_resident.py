@@ -166,11 +166,13 @@ def test_callbacks_see_and_may_change_parameters(runner):
     assert_same(numbers(found[0], found[2]), numbers(truth[0], truth[2]))
 
 
-def test_a_fused_step(dtype):
+def test_a_fused_step_is_one_launch(dtype, runner):
     found, truth = (side(torch.nn, torch.optim, "SGD", dtype, MOMENTUM) for _ in range(2))
     step = pf.fuse(*found[:3])
-    for _ in range(3):
+    for i in range(4):
+        before = runner.launches()
         loss = step(*found[3:])
+        assert i == 0 or runner.launches() - before == 1  # the first makes the optimizer's state
         expected = workload.loop(*truth, 1)
         torch.testing.assert_close(loss, expected.detach())
     assert_same(numbers(found[0], found[2]), numbers(truth[0], truth[2]))

@@ -22,6 +22,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from .each_sample import each_sample  # noqa: E402
 
 N_SAMPLES = 10**8
+SGD = METHODS[SgdOptions].number
 FLAGS = {
     "step_kernel": [
         {},
@@ -84,9 +85,9 @@ def cut_of(name, flags, terms, itemsize, target):
     machine = geometry.Machine(100, target.warp_size)
     if name == "stream_kernel":
         n = 1000 if flags["ALONE"] else N_SAMPLES
-        elementary = flags.get("KIND") in [kind.tag for kind in ELEMENTARY]
-        weighted = flags.get("WEIGHTED", False)
-        return geometry.stream(n, itemsize, terms, machine, elementary, weighted)
+        others = flags.get("KIND") in [kind.tag for kind in ELEMENTARY]
+        others += flags.get("WEIGHTED", False) + (flags.get("METHOD", 0) > SGD)
+        return geometry.stream(n, itemsize, terms, machine, others)
     return geometry.reduction(N_SAMPLES, itemsize, terms, machine)
 
 
@@ -102,7 +103,7 @@ def compiled(name, kernel, flags, degree, dtype, target):
         "RESIDENT": cut.resident, "T": getattr(triton.language, dtype.replace("fp", "float")),
         "IDENTITY": True, "MEAN": True, "x_stride": 1, "y_stride": 1, "g_stride": 1,
         "w_stride": 1,
-        "METHOD": METHODS[SgdOptions].number,
+        "METHOD": SGD,
     } | flags  # fmt: skip
     signature, attrs = {}, {}
     for i, (argument, p) in enumerate(inspect.signature(kernel.fn).parameters.items()):

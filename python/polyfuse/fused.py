@@ -21,7 +21,7 @@ from .criteria import Criterion
 from .device_loop import DeviceLoop
 from .optim.owners import Holding
 from .problem import State
-from .rules import METHODS, Rule, SgdOptions, kept_of, rows_of
+from .rules import METHODS, Rule, SgdOptions, kept_of, rows_of, scalar_place
 from .symbolic import NotPolynomial, Traced
 from .tracing import trace
 from .watching import Contents, watched
@@ -251,7 +251,8 @@ class Fused:
                 kept_there = held.optimizer.state[tensor]
                 there = kept_there.get(kept.name)
                 if there is None and kept.scalar:
-                    kept_there[kept.name] = values[0].to(torch.get_default_dtype())
+                    dtype, device = scalar_place(held.optimizer, tensor)
+                    kept_there[kept.name] = values[0].to(device, dtype)
                 elif there is None:
                     with np.errstate(over="ignore"):
                         new = values.to(tensor.dtype).to(tensor.device).view(tensor.shape)

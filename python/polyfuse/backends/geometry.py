@@ -72,19 +72,16 @@ def reduction(n: int, itemsize: int, sums: int, machine: Machine) -> Pass:
     return Pass(programs, rows, vec, warps)
 
 
-def stream(
-    n: int, itemsize: int, terms: int, machine: Machine, elementary: bool = False,
-    weighted: bool = False,
-) -> Pass:  # fmt: skip
+def stream(n: int, itemsize: int, terms: int, machine: Machine, others: int = 0) -> Pass:
     """All epochs in one launch, whose programs must all be on the device at once.
 
-    elementary: the criterion has exp or log, which take the registers of a resident tile, as the
-    weights of two others do.
+    others: what else takes the registers of a resident tile: exp and log, weights, an optimizer
+    that keeps much.
     """
     rows, vec, warps = shape(n, itemsize, machine)
     count = tiles(n, rows * vec)
     most = 3 if terms <= 5 else 2 if terms <= 8 else 1
-    most = max(1, most - elementary - weighted)
+    most = max(1, most - others)
     if machine.interpreted or count <= ALONE_TILES:
         return Pass(1, rows, vec, warps, min(count, most))
     programs = min(tiles(count, 2), machine.processors)

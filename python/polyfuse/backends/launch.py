@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..criteria import ELEMENTARY, SQUARED, Criterion
+from ..rules import METHODS, SgdOptions
 from . import geometry
 from .device import DeviceMap, DeviceRule
 from .geometry import Machine
@@ -87,6 +88,11 @@ class Run:
             "STORE": tables is not None,
             "SINGLE": 0 if tables is None else tables.single,
         }
+
+    def others(self, samples: Samples) -> int:
+        """What takes registers besides the samples; see `geometry.stream`."""
+        rich = self.rule.method > METHODS[SgdOptions].number
+        return (self.criterion.kind in ELEMENTARY) + (samples.weight is not None) + rich
 
     def rounds(self, samples: Samples) -> bool:
         """Whether a step is one in float32."""
@@ -179,7 +185,7 @@ def stream(samples: Samples, run: Run) -> None:
     terms, sums = run.map.n_terms, run.map.n_terms + 2
     cut = geometry.stream(
         samples.x.numel(), samples.x.element_size(), terms, machine(samples.x.device),
-        run.criterion.kind in ELEMENTARY, samples.weight is not None,
+        run.others(samples),
     )  # fmt: skip
     work, counters = workspace(samples.x.device, geometry.partial_sums(cut, sums))
     alone = cut.programs == 1

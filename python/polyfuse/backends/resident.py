@@ -11,7 +11,7 @@ import torch
 from torch.autograd.graph import increment_version
 
 from ..problem import Schedule
-from ..rules import SgdOptions, kept_of
+from ..rules import SgdOptions, kept_of, scalar_place
 from .device import OUTCOME, ROWS, StateBuffer, n_recorded
 from .tables import OnDevice, has_place, of_one_dtype, tables
 
@@ -159,7 +159,7 @@ def resident(known: Any, held: Any) -> Resident | None:
         for number in kept_of(options):
             value = None if number is None else there.get(number.name)
             if number is not None and value is None:
-                value = new[t, number.name] = started(number, options, tensor)
+                value = new[t, number.name] = started(number, options, tensor, held.optimizer)
             elif number is not None and not has_place(value, tensor, number.scalar):
                 return None
             values.append(value)
@@ -168,10 +168,11 @@ def resident(known: Any, held: Any) -> Resident | None:
     return Resident(known, held, kept, new)
 
 
-def started(number: Any, options: Any, tensor: torch.Tensor) -> torch.Tensor:
+def started(number: Any, options: Any, tensor: torch.Tensor, optimizer: Any) -> torch.Tensor:
     """What an optimizer keeps before its first step, where torch keeps it."""
     if number.scalar:
-        return torch.tensor(number.start(options), dtype=torch.get_default_dtype())
+        dtype, device = scalar_place(optimizer, tensor)
+        return torch.tensor(number.start(options), dtype=dtype, device=device)
     if isinstance(options, SgdOptions):
         return torch.empty_like(tensor, requires_grad=False)
     return torch.full_like(tensor, number.start(options), requires_grad=False)
