@@ -9,7 +9,7 @@ import polyfuse as pf
 import pytest
 import torch
 from polyfuse import workload
-from polyfuse.backends import geometry
+from polyfuse.backends import geometry, tuning
 from polyfuse.backends.geometry import Machine
 
 from .interpreter import INTERPRETED
@@ -100,6 +100,24 @@ def test_epochs_of_one_launch():
     assert epochs("stream", 2**33, 10**6) == 2
     assert epochs("stream", 2**40, 10**6, itemsize=8) == 1
     assert epochs("stream", 10**8, 10**6) > 2 * epochs("stream", 10**8, 10**6, elementary=True) > 2
+
+
+def test_what_is_fastest_is_measured_once():
+    asked = []
+
+    def seconds(choice):
+        asked.append(choice)
+        return abs(choice - 4)
+
+    found = [tuning.fastest(("a test", 1), tuning.OCCUPANCIES, seconds) for _ in range(3)]
+    assert found == [4, 4, 4] and asked == list(tuning.OCCUPANCIES)
+    for occupancy in tuning.OCCUPANCIES:
+        assert geometry.reduction(10**8, 4, 5, H100, occupancy).programs == 132 * occupancy
+
+
+def test_nothing_is_measured_where_there_is_no_gpu():
+    run = []
+    assert tuning.occupancy(torch.zeros(tuning.LARGE // 8), 5, run.append) is None and not run
 
 
 def test_workspaces_hold_every_partial_sum():

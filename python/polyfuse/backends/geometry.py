@@ -64,10 +64,12 @@ def shape(n: int, itemsize: int, machine: Machine) -> tuple[int, int, int]:
     return machine.warp * warps, vec, warps
 
 
-def reduction(n: int, itemsize: int, sums: int, machine: Machine) -> Pass:
-    """A pass whose last program adds the partial sums."""
+def reduction(
+    n: int, itemsize: int, sums: int, machine: Machine, occupancy: int | None = None
+) -> Pass:
+    """A pass whose last program adds the partial sums; occupancy: programs of one processor."""
     rows, vec, warps = shape(n, itemsize, machine)
-    occupancy = 4 if sums <= 8 else 2 if sums <= 16 else 1
+    occupancy = occupancy or (4 if sums <= 8 else 2 if sums <= 16 else 1)
     programs = min(tiles(n, rows * vec), occupancy * machine.processors)
     return Pass(programs, rows, vec, warps)
 

@@ -12,7 +12,7 @@ import torch
 
 from ..criteria import ELEMENTARY, SQUARED, Criterion
 from ..rules import METHODS, SgdOptions
-from . import geometry
+from . import geometry, tuning
 from .device import DeviceMap, DeviceRule
 from .geometry import Machine
 from .tables import Tables
@@ -164,18 +164,23 @@ def step(samples: Samples, run: Run) -> None:
     """One epoch; the loss left behind is that of before the step."""
     from ..kernels.stream import step_kernel
 
-    sums = run.map.n_terms + 2
-    cut = geometry.reduction(
-        samples.x.numel(), samples.x.element_size(), sums, machine(samples.x.device)
-    )
-    work, counters = workspace(samples.x.device, geometry.partial_sums(cut, sums))
-    launch(
-        step_kernel, cut.programs, cut.warps, *samples.arguments(), *run.addresses(),
-        run.first_epoch, run.record_every, run.tol, work, counters,
-        SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(sums),
-        ROUND=run.rounds(samples), **run.of_criterion(), **run.of_tables(),
-        **run.constants(samples),
-    )  # fmt: skip
+    x, sums = samples.x, run.map.n_terms + 2
+
+    def once(occupancy: int | None) -> None:
+        cut = geometry.reduction(
+            x.numel(), x.element_size(), sums, machine(x.device), occupancy
+        )  # fmt: skip
+        work, counters = workspace(x.device, geometry.partial_sums(cut, sums))
+        launch(
+            step_kernel, cut.programs, cut.warps, *samples.arguments(), *run.addresses(),
+            run.first_epoch, run.record_every, run.tol, work, counters,
+            SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(sums),
+            ROUND=run.rounds(samples), **run.of_criterion(), **run.of_tables(),
+            **run.constants(samples),
+        )  # fmt: skip
+
+    kernel = (run.map.n_terms, run.criterion.kind, samples.weight is not None)
+    once(tuning.occupancy(x, kernel, once))
 
 
 def stream(samples: Samples, run: Run) -> None:
