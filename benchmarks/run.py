@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,24 @@ def all_cases(quick: bool) -> list[Callable[[], Case]]:
     return [*cases(quick), *batch_cases(quick), *solving.cases(quick)]
 
 
+def measured(case: Case, budget: float) -> dict[str, Any]:
+    """The case's entry in the report, which is printed."""
+    results = measure(case, budget)
+    first = next(iter(results.values()))["median"]
+    print(f"\n{case.name}   (target: {case.target})")
+    for name, r in results.items():
+        rate = f"  {case.bytes / r['median'] / 1e9:6.1f} GB/s" if case.bytes else ""
+        spread = f"[{pretty(r['p20'])} .. {pretty(r['p80'])}]"
+        ratio = f"{r['median'] / first:.4g}x"
+        print(f"  {name:42}{pretty(r['median']):>10}  {spread:24}{ratio:>12}{rate}", flush=True)
+    for name, why in case.missing.items():
+        print(f"  {name:42}{'missing':>10}  {why}")
+    return {
+        "name": case.name, "target": case.target, "bytes": case.bytes, "contestants": results,
+        "missing": case.missing,
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, for a smoke test")
@@ -138,28 +157,24 @@ def main() -> None:
         "import_seconds": import_seconds(),
         "cases": [],
     }  # fmt: skip
+    failures = 0
     for make in chosen(args.quick):
-        case = make()
-        if args.only not in case.name:
-            continue
-        results = measure(case, 0.2 if args.quick else args.seconds)
-        report["cases"].append(
-            {"name": case.name, "target": case.target, "bytes": case.bytes,
-             "contestants": results, "missing": case.missing}
-        )  # fmt: skip
-        first = next(iter(results.values()))["median"]
-        print(f"\n{case.name}   (target: {case.target})")
-        for name, r in results.items():
-            rate = f"  {case.bytes / r['median'] / 1e9:6.1f} GB/s" if case.bytes else ""
-            spread = f"[{pretty(r['p20'])} .. {pretty(r['p80'])}]"
-            ratio = f"{r['median'] / first:.4g}x"
-            print(f"  {name:42}{pretty(r['median']):>10}  {spread:24}{ratio:>12}{rate}")
-        for name, why in case.missing.items():
-            print(f"  {name:42}{'missing':>10}  {why}")
+        try:
+            case = make()
+            if args.only not in case.name:
+                continue
+            entry = measured(case, 0.2 if args.quick else args.seconds)
+        except Exception:  # the other cases are to be measured all the same
+            failures += 1
+            entry = {"failed": traceback.format_exc()}
+            print(entry["failed"])
+        report["cases"].append(entry)
+        if args.out:
+            args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"\nimport: {report['import_seconds']}, memory: {report['memory_growth_mib']:.1f} MiB")
     if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
         print(f"wrote {args.out}")
+    sys.exit(failures > 0)
 
 
 if __name__ == "__main__":

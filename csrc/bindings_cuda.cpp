@@ -9,19 +9,9 @@ namespace pf = polyfuse;
 
 namespace {
 
-// A property of Owner that Python sees as an int: an address.
-template <class Owner, class T>
-void def_address(py::class_<Owner>& type, const char* name, T Owner::* member) {
-  type.def_property(
-      name, [member](const Owner& o) { return reinterpret_cast<uintptr_t>(o.*member); },
-      [member](Owner& o, uintptr_t address) { o.*member = reinterpret_cast<T>(address); });
-}
-
-template <class Owner, class T>
-void def_tag(py::class_<Owner>& type, const char* name, T Owner::* member) {
-  type.def_property(
-      name, [member](const Owner& o) { return static_cast<int>(o.*member); },
-      [member](Owner& o, int tag) { o.*member = static_cast<T>(tag); });
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
 }
 
 using Launch = void (*)(const pf::Run&, void*);
@@ -40,19 +30,17 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("STORE") = static_cast<int>(pf::kStore);
   m.attr("STEP") = static_cast<int>(pf::kStep);
   m.attr("MOMENTS") = static_cast<int>(pf::kMoments);
-  m.attr("APART") = static_cast<int>(pf::kApart);
 
-  py::class_<pf::Data> data(m, "Data", py::module_local());
-  data.def(py::init<>())
-      .def_readwrite("n", &pf::Data::n)
-      .def_readwrite("x_stride", &pf::Data::x_stride)
-      .def_readwrite("y_stride", &pf::Data::y_stride)
-      .def_readwrite("omit", &pf::Data::omit)
-      .def_readwrite("shift", &pf::Data::shift)
-      .def_readwrite("scale", &pf::Data::scale);
-  def_address(data, "x", &pf::Data::x);
-  def_address(data, "y", &pf::Data::y);
-  def_tag(data, "dtype", &pf::Data::dtype);
+  py::class_<pf::Data>(m, "Data", py::module_local())
+      .def(py::init([](uintptr_t x, uintptr_t y, uintptr_t w, int64_t n, int64_t x_stride,
+                       int64_t y_stride, int64_t w_stride, bool is64, bool omit, double shift,
+                       double scale) {
+        return pf::Data{at<void>(x), at<void>(y),     at<void>(w), n,     x_stride, y_stride,
+                        w_stride,    pf::Dtype(is64), omit,        shift, scale};
+      }))
+      .def_readonly("n", &pf::Data::n)
+      .def_property_readonly("dtype", [](const pf::Data& d) { return static_cast<int>(d.dtype); })
+      .def_property_readonly("weighted", [](const pf::Data& d) { return d.w != nullptr; });
 
   py::class_<pf::Schedule>(m, "Schedule", py::module_local())
       .def(py::init([](int64_t first_epoch, int64_t epochs, int64_t record_every, double tol,
@@ -69,33 +57,41 @@ PYBIND11_MODULE(_cuda, m) {
       .def_readwrite("resident", &pf::Geometry::resident)
       .def_readwrite("cooperative", &pf::Geometry::cooperative);
 
-  py::class_<pf::Run> run(m, "Run", py::module_local());
-  run.def(py::init<>())
-      .def_readwrite("data", &pf::Run::data)
-      .def_readwrite("mean", &pf::Run::mean)
-      .def_readwrite("schedule", &pf::Run::schedule)
-      .def_readwrite("flags", &pf::Run::flags)
-      .def_readwrite("n_params", &pf::Run::n_params)
-      .def_readwrite("n_coefficients", &pf::Run::n_coefficients)
-      .def_readwrite("n_terms", &pf::Run::n_terms)
-      .def_readwrite("n_slots", &pf::Run::n_slots)
-      .def_readwrite("identity", &pf::Run::identity)
-      .def_readwrite("has_moments", &pf::Run::has_moments)
-      .def_readwrite("device", &pf::Run::device)
-      .def_readwrite("grid", &pf::Run::grid)
-      .def("set_criterion", [](pf::Run& run, uintptr_t address) {
-        run.criterion = *reinterpret_cast<const pf::Criterion*>(address);
-      });
-  def_tag(run, "engine", &pf::Run::engine);
-  def_address(run, "factor", &pf::Run::factor);
-  def_address(run, "spans", &pf::Run::spans);
-  def_address(run, "slots", &pf::Run::slots);
-  def_address(run, "rule", &pf::Run::rule);
-  def_address(run, "state", &pf::Run::state);
-  def_address(run, "moments", &pf::Run::moments);
-  def_address(run, "tables", &pf::Run::tables);
-  def_address(run, "out", &pf::Run::out);
-  def_address(run, "workspace", &pf::Run::workspace);
+  py::class_<pf::Run>(m, "Run", py::module_local())
+      .def(py::init([](const pf::Data& data, uintptr_t criterion, bool mean, int engine,
+                       const pf::Schedule& schedule, int flags, int n_params, int n_coefficients,
+                       int n_terms, int n_slots, bool identity, uintptr_t factor, uintptr_t spans,
+                       uintptr_t slots, uintptr_t rule, uintptr_t changes, uintptr_t state,
+                       uintptr_t moments, bool has_moments, uintptr_t tables, int single,
+                       uintptr_t out, uintptr_t workspace, int device, const pf::Geometry& grid) {
+        pf::Run run;
+        run.data = data;
+        run.criterion = *at<const pf::Criterion>(criterion);
+        run.mean = mean;
+        run.engine = static_cast<pf::Engine>(engine);
+        run.schedule = schedule;
+        run.flags = flags;
+        run.n_params = n_params;
+        run.n_coefficients = n_coefficients;
+        run.n_terms = n_terms;
+        run.n_slots = n_slots;
+        run.identity = identity;
+        run.factor = at<const double>(factor);
+        run.spans = at<const pf::Span>(spans);
+        run.slots = at<const int32_t>(slots);
+        run.rule = at<const double>(rule);
+        run.changes = at<const int64_t>(changes);
+        run.state = at<double>(state);
+        run.moments = at<double>(moments);
+        run.has_moments = has_moments;
+        run.tables = at<const int64_t>(tables);
+        run.single = single;
+        run.out = at<void>(out);
+        run.workspace = at<void>(workspace);
+        run.device = device;
+        run.grid = grid;
+        return run;
+      }));
 
   m.def("step", &launch_on<pf::launch_step>);
   m.def("stream", &launch_on<pf::launch_stream>);
@@ -114,14 +110,18 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("missing", &pf::missing);
   m.def("kernels", &pf::kernels);
   m.def("workspace_bytes", &pf::workspace_bytes);
-  m.def("geometry", [](const std::string& kernel, int64_t n, int dtype, int n_terms, int n_params,
-                       const pf::Device& device) {
-    return pf::geometry(pf::kernel_named(kernel), n, static_cast<pf::Dtype>(dtype), n_terms,
-                        n_params, device);
-  });
+  m.def(
+      "geometry",
+      [](const std::string& kernel, int64_t n, int dtype, int n_terms, int n_params,
+         const pf::Device& device, bool weighted) {
+        return pf::geometry(pf::kernel_named(kernel), n, static_cast<pf::Dtype>(dtype), n_terms,
+                            n_params, device, weighted);
+      },
+      py::arg("kernel"), py::arg("n"), py::arg("dtype"), py::arg("n_terms"), py::arg("n_params"),
+      py::arg("device"), py::arg("weighted") = false);
   m.def("epochs_within", [](double seconds, int engine, int64_t n, int dtype, int n_terms,
-                            const pf::Device& device) {
+                            bool elementary, const pf::Device& device) {
     return pf::epochs_within(seconds, static_cast<pf::Engine>(engine), n,
-                             static_cast<pf::Dtype>(dtype), n_terms, device);
+                             static_cast<pf::Dtype>(dtype), n_terms, elementary, device);
   });
 }

@@ -1,7 +1,6 @@
 // What a step does with gradients: the tensors that backward fills, and when it may.
 #include <utility>
 
-#include "core/optimizer.h"
 #include "element.h"
 #include "step.h"
 
@@ -63,7 +62,7 @@ py::array_t<double> Step::grads() const {
   return py::array_t<double>(static_cast<py::ssize_t>(grad_.size()), grad_.data());
 }
 
-bool Step::exchange(const py::list& spares, const py::list& momentum_spares) {
+bool Step::exchange(const py::list& spares, const py::list& kept_spares) {
   // References to a storage and its Python object, one of which is held here; what they are where
   // nobody else holds any differs between versions of torch.
   const auto holders = [](py::handle tensor) {
@@ -77,11 +76,10 @@ bool Step::exchange(const py::list& spares, const py::list& momentum_spares) {
     const auto [objects, uses] = holders(tensor);
     return objects == fewest.first + held_here && uses == fewest.second;
   };
-  const auto momentum_of = [&](size_t t) -> Kept& { return kept_at_[t * kKept + Sgd::kBuffer]; };
-  for (size_t t = 0; t < tensors_.size(); ++t) {
+  for (size_t t = 0; t < tensors_.size(); ++t)
     if (!spares[t].is_none() && !alone(tensors_[t].ptr(), 1)) return false;
-    if (!momentum_spares[t].is_none() && !alone(momentum_of(t).tensor.ptr(), 0)) return false;
-  }
+  for (size_t k = 0; k < kept_at_.size(); ++k)
+    if (!kept_spares[k].is_none() && !alone(kept_at_[k].tensor.ptr(), 0)) return false;
   const auto swap = [](PyObject* tensor, const py::list& from, size_t t) {
     if (from[t].is_none()) return false;
     const py::object now = torch().detach.call(tensor), next = from[t];
@@ -89,14 +87,14 @@ bool Step::exchange(const py::list& spares, const py::list& momentum_spares) {
     from[t] = now;
     return true;
   };
-  for (size_t t = 0; t < tensors_.size(); ++t) {
+  for (size_t t = 0; t < tensors_.size(); ++t)
     if (swap(tensors_[t].ptr(), spares, t)) {
       storages_[t] = tensors_[t].attr("untyped_storage")();
       param_at_[t] = Layout::of(tensors_[t].ptr());
     }
-    if (swap(momentum_of(t).tensor.ptr(), momentum_spares, t))
-      momentum_of(t).at = Layout::of(momentum_of(t).tensor.ptr());
-  }
+  for (size_t k = 0; k < kept_at_.size(); ++k)
+    if (Kept& kept = kept_at_[k]; swap(kept.tensor.ptr(), kept_spares, k))
+      kept.at = Layout::of(kept.tensor.ptr());
   return true;
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <tuple>
 
+#include "core/optimizer.h"
+
 namespace polyfuse {
 
 Plan::Plan(int n_params, int n_coefficients, const py::list& term_list, double shift,
@@ -66,6 +68,13 @@ void Plan::set_changes(const py::list& list) {
   problem.rule = rule.data();
   problem.changes = changes.data();
   problem.n_changes = static_cast<int>(changes.size());
+}
+
+std::vector<double> advance(const py::object& options, std::vector<double> kept) {
+  double nothing = 0.0;
+  kept.resize(kKept);
+  update(rule_from(options), nothing, 0.0, kept.data());
+  return kept;
 }
 
 }  // namespace polyfuse

@@ -92,9 +92,9 @@ class Step {
   int give_grads(const Objective& objective);
   // p.grad = values [P], whatever was there; false where somebody holds the last gradients.
   bool replace_grads(const py::array_t<double>& values);
-  // Parameters and momentum buffers take the memory of the spare ones, which take theirs (None:
-  // stays); false, and nothing done, where somebody else holds any of it.
-  bool exchange(const py::list& spares, const py::list& momentum_spares);
+  // Parameters, and what is kept of them, take the memory of the spare ones, [T] and [T, kKept],
+  // which take theirs (None: stays); false, and nothing done, where somebody else holds any of it.
+  bool exchange(const py::list& spares, const py::list& kept_spares);
   // The update that the launch has computed, or from what lies there now where values changed.
   bool install(PyObject* owner);
 

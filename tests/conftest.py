@@ -43,6 +43,16 @@ def emulated(request, emulation, monkeypatch):
         assert not workspace[:64].any()
 
 
+@pytest.fixture(params=["triton"] if INTERPRETED else [None, 3])
+def on_device(request, monkeypatch):
+    """A device's backend with its kernels on the CPU: Triton's interpreted, or CUDA's emulated."""
+    if INTERPRETED:
+        return REGISTRY["triton"]
+    backend = Emulated(request.getfixturevalue("emulation"), request.param)
+    monkeypatch.setitem(REGISTRY, backend.name, backend)
+    return backend
+
+
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["f32", "f64"])
 def dtype(request):
     return request.param

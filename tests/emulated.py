@@ -71,15 +71,15 @@ class Emulated(Cuda):
     def on(self, device):
         return nullcontext(0)
 
-    def geometry(self, kernel, n, dtype, map, device):
-        grid = super().geometry(kernel, n, dtype, map, device)
+    def geometry(self, kernel, data, map, device):
+        grid = super().geometry(kernel, data, map, device)
         if self.blocks is None or kernel in ("epochs", "update", "store"):
             return grid
         grid.blocks = self.blocks
-        if kernel == "stream":  # half of a block's chunk on chip, the rest in memory
-            width = 2 if dtype else 4
-            grid.chunk = -(-n // (self.blocks * width)) * width
-            grid.blocks = -(-n // grid.chunk)
-            grid.resident = grid.chunk // 2 // width * width
+        if kernel == "stream":  # half of a block's chunk on chip where it fits, the rest in memory
+            width = 2 if data.dtype else 4
+            grid.chunk = -(-data.n // (self.blocks * width)) * width
+            grid.blocks = -(-data.n // grid.chunk)
+            grid.resident = min(grid.resident, grid.chunk // 2 // width * width)
             grid.cooperative = grid.blocks > 1
         return grid

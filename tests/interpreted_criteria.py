@@ -6,7 +6,8 @@ import pytest
 import torch
 from polyfuse import criteria
 from polyfuse.backends import REGISTRY, launch
-from polyfuse.backends.device import DeviceMap, device_rule, tables
+from polyfuse.backends.device import DeviceMap, device_rule
+from polyfuse.backends.tables import nothing, tables
 from polyfuse.problem import Schedule, State
 from polyfuse.rules import SgdOptions
 
@@ -143,7 +144,7 @@ def test_step(name, reduction, dtype):
     optimizer.step()
     cpu = torch.device("cpu")
     grads, spares = ([torch.zeros_like(t) for t in tensors] for _ in range(2))
-    table = tables(problem.model, tensors, grads, [None], spares, [None])
+    table = tables(problem.model, tensors, grads, nothing(1), spares)
     state = TRITON.step(
         DeviceMap.of(problem.model, cpu),
         device_rule((SgdOptions(1e-3, 0.0, 0.0, 0.1, False, False),) * 3, cpu),

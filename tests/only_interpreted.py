@@ -8,12 +8,15 @@ import pytest
 import torch
 from polyfuse import workload
 from polyfuse.backends import REGISTRY, launch
-from polyfuse.backends.device import DeviceMap, device_rule, tables
+from polyfuse.backends.device import DeviceMap, device_rule
+from polyfuse.backends.tables import nothing, tables
 from polyfuse.fused import fused
 from polyfuse.problem import Problem, Schedule, State
 from polyfuse.rules import SgdOptions
 
 from .test_kernels import make, state_of
+from .test_optimizers import CASES as OPTIMIZERS
+from .test_optimizers import numbers, side
 from .tolerance import assert_like_torch, assert_relative
 
 TRITON, REFERENCE = REGISTRY["triton"], REGISTRY["reference"]
@@ -120,7 +123,10 @@ def test_step_store_and_update(moments, first, n, dtype):
     spare_momenta = [torch.zeros_like(tensors[0])]
     map = DeviceMap.of(problem.model, torch.device("cpu"))
     rule = device_rule((MOMENTUM,) * 3, torch.device("cpu"))
-    table = tables(problem.model, tensors, grads, held, spares, spare_momenta)
+    table = tables(
+        problem.model, tensors, grads, [held, *nothing(1)[1:]], spares,
+        [spare_momenta, *nothing(1)[1:]],
+    )  # fmt: skip
     before = TRITON.launches()
     sums = TRITON.accumulate(problem) if moments else None
     state = TRITON.step(map, rule, table, problem.x, problem.y, problem.model, True, sums)
@@ -140,7 +146,7 @@ def test_step_store_and_update(moments, first, n, dtype):
     assert_like_torch(spare_momenta[0], buffer)
     if first:
         return
-    row = tables(problem.model, tensors, grads, held)
+    row = tables(problem.model, tensors, grads, [held, *nothing(1)[1:]])
     with torch.no_grad():
         TRITON.store(map, rule, row, state, dtype)
         assert torch.equal(tensors[0], spares[0]) and torch.equal(held[0], spare_momenta[0])
@@ -149,6 +155,21 @@ def test_step_store_and_update(moments, first, n, dtype):
         TRITON.update(map, rule, row, dtype)
     assert_like_torch(tensors[0].detach(), plain.detach())
     assert_like_torch(held[0], buffer)
+
+
+@pytest.mark.parametrize("engine", ["stream", "moments"])
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS, ids=str)
+def test_every_optimizer(name, options, engine):
+    sides = [side(torch.nn, torch.optim, name, torch.float64, options) for _ in range(2)]
+    for epochs in (7, 3):  # from nothing, and from where a run has ended
+        for s, on in zip(sides, ("triton", "cpu"), strict=True):
+            result = pf.fit(*s, epochs=epochs, engine=engine, backend=on)
+            assert result.backend == on
+        found, truth = (numbers(s[0], s[2]) for s in sides)
+        assert found.keys() == truth.keys()
+        for key, value in truth.items():
+            if value is not None:
+                assert_relative(found[key], value, 1e-9)
 
 
 def test_what_is_not_finite_is_counted():

@@ -38,10 +38,11 @@ def assert_same_runs(problem, coef, emulated):
         for name in ("params", "grad", "kept"):
             assert_relative(getattr(found, name), getattr(truth, name), 1e-8)
         if epochs == 1:
-            on_device = DeviceState(start(), Schedule(0, 1), problem.x.device)
+            found = start()
+            on_device = DeviceState(found, Schedule(0, 1), problem.x.device)
             step(emulated, problem, on_device.buffer)
             assert_relative(on_device.outcome()["loss"], expected.recorded[0], 1e-10)
-            on_device.read_into(found)
+            on_device.finish()
             assert_relative(found.params, truth.params, 1e-10)
 
 

@@ -9,6 +9,7 @@ import torch
 from polyfuse import workload
 from polyfuse.backends import REGISTRY
 from polyfuse.backends.device import DeviceMap, DeviceState, device_rule
+from polyfuse.backends.tables import nothing, tables
 from polyfuse.fused import fused
 from polyfuse.problem import Problem, Schedule, State
 from polyfuse.rules import SgdOptions
@@ -60,11 +61,11 @@ def test_loss_and_gradient(degree, n, dtype, backend):
     trace = backend.descend(problem, "stream", None, Schedule(0, 1, 1), found)
     assert_close(torch.tensor(found.grad), plain_grad, grad, grad_scale)
     assert_close(trace.recorded, plain_loss[None], np.array([loss]), loss_scale)
-    on_device = DeviceState(state_of(model), Schedule(0, 1), problem.x.device)
+    stepped = state_of(model)
+    on_device = DeviceState(stepped, Schedule(0, 1), problem.x.device)
     step(backend, problem, on_device.buffer)
     assert_close(torch.tensor([on_device.outcome()["loss"]]), plain_loss[None], [loss], loss_scale)
-    stepped = state_of(model)
-    on_device.read_into(stepped)
+    on_device.finish()
     assert_close(torch.tensor(stepped.grad), plain_grad, grad, grad_scale)
     assert_relative(stepped.params, state_of(model).params - 1e-3 * stepped.grad, 1e-14)
 
@@ -154,9 +155,10 @@ def test_moments(n, offset, backend):
         assert truth.square <= square * (1 + 1e-12) and square <= truth.square * 1.05
 
 
-def tables_of(params, grads, momentum):
-    rows = [[0 if t is None else t.data_ptr() for t in row] for row in (params, grads, momentum)]
-    return torch.tensor(rows, dtype=torch.int64)
+def tables_of(model, params, grads, momentum):
+    """Of parameters that are tensors of their own."""
+    apart = replace(model, slots=tuple((k, 0) for k in range(len(params))))
+    return tables(apart, params, grads, [momentum, *nothing(len(params))[1:]])
 
 
 def in_torch(problem, params, momentum, factor=1.0):
@@ -202,9 +204,9 @@ def test_a_step_through_tables(kernel, held, dtype, backend):
     moments = torch.empty(18, dtype=torch.float64)
     if kernel == "epochs":
         moments = backend.accumulate(problem).buffer
-    tables = tables_of(scalars, grads, momentum)
+    table = tables_of(problem.model, scalars, grads, momentum)
     launched = backend.launches()
-    step(backend, problem, on_device.buffer, tables, module.LOAD, kernel, moments)
+    step(backend, problem, on_device.buffer, table, module.LOAD, kernel, moments)
     assert there == before
     assert on_device.host[8:12].tolist() == [s.item() for s in scalars]
     rtol = 1e-5 if dtype == torch.float32 else 1e-11
@@ -215,14 +217,14 @@ def test_a_step_through_tables(kernel, held, dtype, backend):
     # Computed before and installed now leaves what a step does that stores at once.
     rule = device_rule(problem.rule, problem.x.device)
     backend.launch(
-        "store", problem.model, problem.x, None, tables=tables, rule=rule,
+        "store", problem.model, problem.x, None, tables=table, rule=rule,
         map=DeviceMap.of(problem.model, problem.x.device), state=on_device.buffer,
     )  # fmt: skip
     assert backend.launches() - launched == 2
     installed = [t.clone() for t in there]
     for t, b in zip(there, before, strict=True):
         t.copy_(b)
-    step(backend, problem, on_device.buffer, tables, module.LOAD | module.STORE, kernel, moments)
+    step(backend, problem, on_device.buffer, table, module.LOAD | module.STORE, kernel, moments)
     assert installed == there
     assert_relative([p.item() for p in scalars], [q.item() for q in stepped], rtol)
     assert_relative([g.item() for g in grads], [q.grad.item() for q in stepped], rtol)
@@ -238,10 +240,9 @@ def test_the_update_alone(held, dtype, backend):
     momentum = [torch.tensor([0.25], dtype=dtype) if held and k in (1, 2) else None
                 for k in range(4)]  # fmt: skip
     stepped, buffers, _ = in_torch(problem, scalars, momentum, 0.5)
-    tables = tables_of(scalars, [p.grad for p in stepped], momentum)
+    table = tables_of(problem.model, scalars, [p.grad for p in stepped], momentum)
     rule = device_rule(problem.rule, problem.x.device)
-    backend.launch("update", problem.model, problem.x, None, tables=tables, rule=rule,
-                   map=DeviceMap.of(problem.model, problem.x.device))  # fmt: skip
+    backend.update(DeviceMap.of(problem.model, problem.x.device), rule, table, dtype)
     rtol = 1e-6 if dtype == torch.float32 else 1e-14
     assert_relative([p.item() for p in scalars], [q.item() for q in stepped], rtol)
     for b, truth in zip(momentum, buffers, strict=True):

@@ -52,6 +52,14 @@ def test_every_option_of_sgd(options, engine, reduction, backend):
             assert "momentum_buffer" not in optimizer.state[p]
 
 
+def test_shares_that_do_not_fit_on_chip(dtype, backend):
+    model, problem = make(2, 100_003, dtype)
+    found, truth = state_of(model), state_of(model)
+    backend.descend(problem, "stream", None, Schedule(0, 3), found)
+    REFERENCE.descend(problem, "stream", None, Schedule(0, 3), truth)
+    assert_relative(found.params, truth.params, 1e-11)
+
+
 @pytest.mark.parametrize(("engine", "epochs"), [("moments", 5000), ("closed_form", 100_000)])
 @pytest.mark.parametrize("offset", [0.0, 1.7e9])
 def test_long_runs(engine, epochs, offset, dtype, backend):

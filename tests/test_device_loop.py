@@ -3,17 +3,18 @@
 import polyfuse as pf
 import pytest
 import torch
-from polyfuse import fused as fused_module
-from polyfuse.backends import REGISTRY
-from polyfuse.fused import Fused
+from polyfuse.backends import REGISTRY, tables
 
 from .criteria import BY_REDUCTION, CASES, KL_MEAN_WARNS
 from .emulated import Emulated
-from .fake_device import FakeDevice
+from .fake_device import FakeDevice, take_for_a_device
 from .interpreter import INTERPRETED
 from .scripts import SCRIPTS, line
 from .sides import Side, check, step
 from .test_criteria_loop import sides_of
+from .test_optimizers import CASES as OPTIMIZERS
+from .test_optimizers import assert_same, numbers
+from .test_optimizers import side as side_of
 from .tolerance import assert_like_torch
 
 # What is compared by value on the CPU, and cannot be on a device without waiting for it.
@@ -27,17 +28,7 @@ def device(request, monkeypatch):
     else:
         runner = REGISTRY["triton"] if INTERPRETED else FakeDevice()
 
-    class Elsewhere:
-        """The property on_host, which a trace sets before it asks for its loop."""
-
-        def __get__(self, *_):
-            return False
-
-        def __set__(self, *_):
-            pass
-
-    monkeypatch.setattr(Fused, "on_host", Elsewhere(), raising=False)
-    monkeypatch.setattr(fused_module, "backend_of", lambda *_: runner)
+    take_for_a_device(monkeypatch, runner)
     return runner
 
 
@@ -84,6 +75,31 @@ def test_clipped_gradients_and_another_lr(sides):
         step(side, lambda: torch.nn.utils.clip_grad_norm_(side.model.parameters(), 1.0))
 
     check(sides, script)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS, ids=str)
+def test_every_optimizer(device, name, options, apart, dtype, monkeypatch):
+    """apart: numbers that torch keeps once per tensor lie where no kernel can reach them."""
+    if apart:
+        monkeypatch.setattr(tables, "lies_apart", lambda t, _: t.ndim == 0)
+    libraries = (pf.nn, pf.optim), (torch.nn, torch.optim)
+    sides = [side_of(nn, optim, name, dtype, options) for nn, optim in libraries]
+    held = []
+    for epoch in range(12):
+        before = device.launches()
+        for model, criterion, optimizer, xs, ys in sides:
+            optimizer.zero_grad()
+            criterion(model(xs), ys).backward()
+            if epoch in (5, 6):  # the launch's update no longer holds
+                for p in model.parameters():
+                    p.grad.mul_(0.5)
+            optimizer.step()
+        if epoch > 2:  # the first step, which makes the state, is torch's
+            assert device.launches() - before == (2 if held or epoch in (5, 6) else 1)
+        if epoch == 8:  # from here on the next parameters are copied
+            held.append(sides[0][0].a.detach())
+        assert_same(*(numbers(s[0], s[2]) for s in sides))
 
 
 def test_static_data(sides):

@@ -114,6 +114,22 @@ def test_fit(name, options, engine):
         assert result.engine == "moments" or name == "SGD"
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_count_of_steps_is_kept_as_torch_keeps_it(fused):
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found, truth = (side(torch.nn, torch.optim, "Adam", torch.float64, {"fused": fused})
+                        for _ in range(2))  # fmt: skip
+        pf.fit(*found, epochs=3)
+        for _ in range(3):
+            step(truth)
+        assert_same(numbers(found[0], found[2]), numbers(truth[0], truth[2]), 1e-8)
+        step(found)  # plain torch goes on from there
+    finally:
+        torch.set_default_dtype(default)
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "SGD"])
 def test_closed_form_is_refused(name):
     with pytest.raises(ValueError, match=r"engine: closed_form .* not linear"):

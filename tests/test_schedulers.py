@@ -134,3 +134,20 @@ def test_bad_schedulers():
     with pytest.raises(ValueError, match=r"engine: closed_form .* a scheduler changes the update"):
         pf.fit(*call, epochs=3, scheduler=L.StepLR(optimizer, 3), engine="closed_form")
     assert [p.item() for p in model.parameters()] == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("engine", ["moments", "stream"])
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+@pytest.mark.parametrize("name", ["StepLR", "OneCycleLR", "ReduceLROnPlateau"])
+def test_small_schedules_on_a_device(name, optimizer, engine, on_device):
+    found, truth = make(optimizer), make(optimizer)
+    schedulers = [[SCHEDULERS[name](side[1])] for side in (found, truth)]
+    data = workload.data(torch.float64)
+    for epochs in (17, 8):
+        result = pf.fit(found[0], torch.nn.MSELoss(), found[1], *data, epochs=epochs,
+                        engine=engine, scheduler=schedulers[0], record_every=1,
+                        nan_policy="propagate", backend=on_device.name)  # fmt: skip
+        losses = loop(*truth, schedulers[1], epochs)
+        assert_relative(result.history[:epochs], losses, 1e-9)
+        assert_same_run(found, truth, schedulers)
+        assert result.launches == (epochs if name == "ReduceLROnPlateau" else 1)

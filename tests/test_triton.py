@@ -9,7 +9,7 @@ import polyfuse as pf
 import pytest
 import torch
 from polyfuse import workload
-from polyfuse.backends import geometry
+from polyfuse.backends import geometry, tuning
 from polyfuse.backends.geometry import Machine
 
 from .interpreter import INTERPRETED
@@ -29,6 +29,9 @@ RUNS = {
     "loop": ["test_device_loop.py"],
     "its own": ["only_interpreted.py"],
     "criteria": ["interpreted_criteria.py"],
+    "weights": ["test_device_weights.py"],
+    "resident": ["test_resident.py"],
+    "schedules": ["test_schedulers.py", "-k", "on_a_device"],
 }
 
 
@@ -83,14 +86,38 @@ def test_a_barrier_is_met_by_programs_that_are_on_the_device_at_once():
         assert geometry.stream(n, 4, 3, Machine(2, interpreted=True)).programs == 1
     assert geometry.stream(9, 4, 3, H100)[:4] == (1, 32, 4, 1)
     assert geometry.stream(10**6, 4, 3, H100).resident == 3
-    assert geometry.stream(10**6, 4, 3, H100, elementary=True).resident == 2
+    assert [geometry.stream(10**6, 4, 3, H100, others).resident for others in range(4)] == [
+        3, 2, 1, 1,
+    ]  # fmt: skip
 
 
 def test_epochs_of_one_launch():
-    assert geometry.epochs_at_once("closed_form", 9, 4, 3, 10**9) == 10**9
-    assert geometry.epochs_at_once("moments", 9, 4, 3, 100_000) == 100_000
-    assert geometry.epochs_at_once("stream", 2**33, 4, 3, 10**6) == 2
-    assert geometry.epochs_at_once("stream", 2**40, 8, 3, 10**6) == 1
+    def epochs(engine, n, most, itemsize=4, elementary=False):
+        return geometry.epochs_at_once(engine, n, itemsize, 3, most, elementary, H100)
+
+    assert epochs("closed_form", 9, 10**9) == 10**9
+    assert epochs("moments", 9, 100_000) == 100_000
+    assert epochs("stream", 2**33, 10**6) == 2
+    assert epochs("stream", 2**40, 10**6, itemsize=8) == 1
+    assert epochs("stream", 10**8, 10**6) > 2 * epochs("stream", 10**8, 10**6, elementary=True) > 2
+
+
+def test_what_is_fastest_is_measured_once():
+    asked = []
+
+    def seconds(choice):
+        asked.append(choice)
+        return abs(choice - 4)
+
+    found = [tuning.fastest(("a test", 1), tuning.OCCUPANCIES, seconds) for _ in range(3)]
+    assert found == [4, 4, 4] and asked == list(tuning.OCCUPANCIES)
+    for occupancy in tuning.OCCUPANCIES:
+        assert geometry.reduction(10**8, 4, 5, H100, occupancy).programs == 132 * occupancy
+
+
+def test_nothing_is_measured_where_there_is_no_gpu():
+    run = []
+    assert tuning.occupancy(torch.zeros(tuning.LARGE // 8), 5, run.append) is None and not run
 
 
 def test_workspaces_hold_every_partial_sum():

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import polyfuse.kernels
 import pytest
-from polyfuse.backends import geometry, launch
-from polyfuse.criteria import BCE, HUBER, KINDS
+from polyfuse.backends import geometry
+from polyfuse.criteria import BCE, ELEMENTARY, HUBER, KINDS
+from polyfuse.rules import METHODS, AdamOptions, RAdamOptions, SgdOptions
 
 triton = pytest.importorskip("triton")
 
@@ -21,19 +22,47 @@ from triton.compiler import ASTSource  # noqa: E402
 from .each_sample import each_sample  # noqa: E402
 
 N_SAMPLES = 10**8
+SGD = METHODS[SgdOptions].number
 FLAGS = {
-    "step_kernel": [{}, {"TABLES": True, "ROUND": True}, {"KIND": HUBER.tag}],
-    "stream_kernel": [{"ALONE": True}, {"ALONE": False}, {"ALONE": False, "KIND": BCE.tag}],
+    "step_kernel": [
+        {},
+        {"LOAD": True, "STORE": True, "ROUND": True, "SINGLE": 15},
+        {"KIND": HUBER.tag},
+        {"WEIGHTED": True, "OMIT": True},
+    ],
+    "stream_kernel": [
+        {"ALONE": True},
+        {"ALONE": False},
+        {"ALONE": False, "KIND": BCE.tag},
+        {"ALONE": False, "METHOD": METHODS[AdamOptions].number},
+        {"ALONE": False, "METHOD": METHODS[RAdamOptions].number},
+        {"ALONE": False, "WEIGHTED": True},
+        {"ALONE": False, "WEIGHTED": True, "KIND": BCE.tag},
+        {"ALONE": False, "CHANGES": True},
+        {"ALONE": True, "LOAD": True, "STORE": True, "SINGLE": 1},
+        {"ALONE": False, "LOAD": True, "STORE": True, "SINGLE": 1},
+    ],
+    "update_kernel": [{"METHOD": method.number} for method in METHODS.values()],
     "evaluate_kernel": [{}, {"IDENTITY": False}],
     "project_kernel": [{}, {"IDENTITY": False}],
     "moments_kernel": [
         {"RUN": False},
+        {"RUN": False, "WEIGHTED": True},
         {"RUN": True},
         {"RUN": True, "CLOSED": True, "IDENTITY": False, "OMIT": True},
-        {"RUN": True, "GIVEN": True, "STEP": True, "TABLES": True},
+        {"RUN": True, "GIVEN": True, "STEP": True, "LOAD": True, "STORE": True},
+        {"RUN": True, "GIVEN": True, "CHANGES": True},
+        {"RUN": True, "CLOSED": True, "LOAD": True, "STORE": True, "SINGLE": 1},
+        *({"RUN": True, "GIVEN": True, "METHOD": m.number} for m in METHODS.values()),
     ],
 }
-POINTERS = {"slots_ptr": "*i32", "span_ptr": "*i32", "tables_ptr": "*i64", "counters_ptr": "*i64"}
+POINTERS = {
+    "slots_ptr": "*i32",
+    "span_ptr": "*i32",
+    "tables_ptr": "*i64",
+    "counters_ptr": "*i64",
+    "changes_ptr": "*i64",
+}
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -56,8 +85,9 @@ def cut_of(name, flags, terms, itemsize, target):
     machine = geometry.Machine(100, target.warp_size)
     if name == "stream_kernel":
         n = 1000 if flags["ALONE"] else N_SAMPLES
-        elementary = flags.get("KIND") in [kind.tag for kind in launch.ELEMENTARY]
-        return geometry.stream(n, itemsize, terms, machine, elementary)
+        others = flags.get("KIND") in [kind.tag for kind in ELEMENTARY]
+        others += flags.get("WEIGHTED", False) + (flags.get("METHOD", 0) > SGD)
+        return geometry.stream(n, itemsize, terms, machine, others)
     return geometry.reduction(N_SAMPLES, itemsize, terms, machine)
 
 
@@ -72,6 +102,8 @@ def compiled(name, kernel, flags, degree, dtype, target):
         "CHUNK": geometry.chunk(sums), "BAND": geometry.band(jump), "JUMP": geometry.width(jump),
         "RESIDENT": cut.resident, "T": getattr(triton.language, dtype.replace("fp", "float")),
         "IDENTITY": True, "MEAN": True, "x_stride": 1, "y_stride": 1, "g_stride": 1,
+        "w_stride": 1,
+        "METHOD": SGD,
     } | flags  # fmt: skip
     signature, attrs = {}, {}
     for i, (argument, p) in enumerate(inspect.signature(kernel.fn).parameters.items()):
@@ -79,10 +111,10 @@ def compiled(name, kernel, flags, degree, dtype, target):
             signature[argument] = "constexpr"
             constants.setdefault(argument, False)
         elif argument.endswith("_ptr"):
-            of_data = argument in ("x_ptr", "y_ptr", "g_ptr") or name == "evaluate_kernel"
+            of_data = argument in ("x_ptr", "y_ptr", "g_ptr", "w_ptr") or name == "evaluate_kernel"
             other = "*i64" if (name, argument) == ("nonfinite_kernel", "out_ptr") else "*fp64"
             signature[argument] = POINTERS.get(argument, other)
-            if of_data and argument in ("x_ptr", "y_ptr", "g_ptr", "out_ptr"):
+            if of_data and argument in ("x_ptr", "y_ptr", "g_ptr", "w_ptr", "out_ptr"):
                 signature[argument] = f"*{dtype}"
             attrs[(i,)] = [["tt.divisibility", 16]]
         else:

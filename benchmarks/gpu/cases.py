@@ -11,6 +11,12 @@ import polyfuse as pf
 import torch
 from cases import EXACT, Case, expect, parameters, per, repeat
 from polyfuse import workload
+from polyfuse.backends import REGISTRY, backend_of
+from polyfuse.backends.device import DeviceMap, device_rule
+from polyfuse.backends.tables import nothing, tables
+from polyfuse.criteria import SQUARED
+from polyfuse.fused import fused
+from polyfuse.rules import SgdOptions
 
 DEVICE = torch.device("cuda")
 BACKENDS = ("cuda", "triton")
@@ -46,7 +52,8 @@ def whole_workload(quick: bool) -> Case:
     xs, ys = nine_on_device()
     epochs = 1000 if quick else workload.EPOCHS
     contestants: dict[str, Callable[[], Any]] = {}
-    missing, last = {}, {}
+    missing: dict[str, str] = {}
+    fits: list[tuple[Any, Callable[[], Any]]] = []
     for backend, state in there().items():
         for engine in ("closed_form", "moments", "stream"):
             name = f"polyfuse.fit {engine}, {backend}"
@@ -55,13 +62,10 @@ def whole_workload(quick: bool) -> Case:
                 continue
             model, criterion, optimizer = new(torch.nn, torch.optim, workload.LR)
 
-            def fit(m=model, c=criterion, o=optimizer, e=engine, b=backend, name=name) -> None:
-                with torch.no_grad():
-                    for p, start in zip(m.parameters(), (1.0, 2.0, 3.0), strict=True):
-                        p.fill_(start)
+            def fit(m=model, c=criterion, o=optimizer, e=engine, b=backend) -> None:
                 pf.fit(m, c, o, xs, ys, epochs=epochs, engine=e, backend=b)
-                last[name] = m
 
+            fits.append((model, fit))
             contestants[name] = repeat(5, waited(fit))
     steps = 100 if quick else 1000
     eager = new(torch.nn, torch.optim, workload.LR)
@@ -99,49 +103,129 @@ def whole_workload(quick: bool) -> Case:
         missing["JAX jitted fori_loop"] = "jax is not installed"
 
     def check() -> None:
-        for model in last.values():
-            if not quick:
-                expect(parameters(model), EXACT, 1e-6)
-        found = [parameters(m) for m in last.values()]
-        for other in found[1:]:
-            expect(other, found[0], 1e-5)
+        found = []
+        for model, fit in fits:  # which, when they are timed, go on from where the last one ended
+            with torch.no_grad():
+                for p, start in zip(model.parameters(), (1.0, 2.0, 3.0), strict=True):
+                    p.fill_(start)
+            fit()
+            found.append(parameters(model))
+            expect(found[-1], found[0] if quick else EXACT, 1e-5 if quick else 1e-6)
 
     return Case("whole workload: 9 points, 100,000 epochs", contestants, {"all": check}, missing,
                 target="closed_form < 60 us, moments < 3 ms, stream < 10 ms")  # fmt: skip
 
 
-def loop_iteration(quick: bool) -> Case:
+def compiled_loop(quick: bool) -> Case:
+    """The step compiled by torch, which takes a while to compile."""
+    xs, ys = nine_on_device()
+    steps = 100 if quick else 1000
+    model, criterion, optimizer = new(torch.nn, torch.optim, workload.LR)
+    loss_of = torch.compile(lambda x, y: criterion(model(x), y), mode="max-autotune-no-cudagraphs")
+
+    def loop() -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss_of(xs, ys).backward()
+            optimizer.step()
+
+    name = f"torch.compile'd loss ({steps:,} steps, scaled)"
+    contestants = {name: per(steps / workload.EPOCHS, waited(loop))}
+    return Case("whole workload, torch.compile", contestants, {})
+
+
+def loop_iteration(quick: bool, optimizer: str, **options: Any) -> Case:
     """The import-swap loop, per iteration."""
     xs, ys = nine_on_device()
     steps = 200 if quick else 2000
-    swap = {"import swap": (pf.nn, pf.optim, {}), "eager PyTorch": (torch.nn, torch.optim, {}),
-            "eager, SGD(fused=True)": (torch.nn, torch.optim, {"fused": True})}  # fmt: skip
+    swap: dict[str, tuple[Any, Any, dict[str, bool]]] = {
+        "import swap": (pf.nn, pf.optim, {}),
+        "eager PyTorch": (torch.nn, torch.optim, {}),
+        f"eager, {optimizer}(fused=True)": (torch.nn, torch.optim, {"fused": True}),
+    }
+
+    def parts(nn: Any, optim: Any, fused: dict[str, bool]) -> tuple[Any, ...]:
+        model = workload.make_model(nn).to(DEVICE)
+        made = getattr(optim, optimizer)(model.parameters(), **options, **fused)
+        return model, nn.MSELoss(), made, xs, ys
+
     contestants = {}
-    for name, (nn, optim, options) in swap.items():
-        parts = new(nn, optim, workload.LR, **options)
-        contestants[name] = per(
-            steps, waited(lambda parts=parts: workload.loop(*parts, xs, ys, steps))
-        )
+    for name, library in swap.items():
+        mine = parts(*library)
+        contestants[name] = per(steps, waited(lambda mine=mine: workload.loop(*mine, steps)))
 
     def check() -> None:
         found = []
-        for nn, optim, options in swap.values():
-            parts = new(nn, optim, workload.LR, **options)
-            workload.loop(*parts, xs, ys, 3)
-            found.append(parameters(parts[0]))
+        for library in swap.values():
+            mine = parts(*library)
+            workload.loop(*mine, 3)
+            found.append(parameters(mine[0]))
         for other in found[1:]:
             expect(found[0], other, 1e-5)
+        runner, mine = backend_of(DEVICE, 3), parts(pf.nn, pf.optim, {})
+        workload.loop(*mine, 3)
+        before = runner.launches()
+        workload.loop(*mine, 10)
+        assert runner.launches() - before == 10, "launches in 10 iterations"
 
-    return Case("import-swap loop, one iteration, n = 9", contestants, {"all": check},
-                target="1 launch, under 20 us, 10 x eager")  # fmt: skip
+    return Case(f"import-swap loop, {optimizer}, one iteration, n = 9", contestants,
+                {"all": check}, target="1 launch, under 20 us, 10 x eager")  # fmt: skip
 
 
-def large(n: int) -> tuple[torch.Tensor, torch.Tensor, Callable[[], Any], Callable[[], Any]]:
-    """Data, one copy of as many bytes (read and written), and one read of them."""
+def large(
+    n: int, arrays: int = 2
+) -> tuple[torch.Tensor, torch.Tensor, Callable[[], Any], Callable[[], Any]]:
+    """Data, one copy of as many bytes (read and written) as so many arrays, one read of them."""
     xs = torch.linspace(-1, 1, n, device=DEVICE)
-    source = torch.empty(2 * n, device=DEVICE).fill_(1.0)
-    target = torch.empty(n, device=DEVICE)
-    return xs, torch.exp(xs), waited(lambda: target.copy_(source[:n])), waited(source.sum)
+    source = torch.ones(arrays * n, device=DEVICE)
+    half = arrays * n // 2
+    target = torch.empty(half, device=DEVICE)
+    return xs, torch.exp(xs), waited(lambda: target.copy_(source[:half])), waited(source.sum)
+
+
+def one_step(quick: bool, weighted: bool) -> Case:
+    """The fused step on many samples, by its kernels and by `pf.fuse`."""
+    n = 1_000_000 if quick else 100_000_000
+    xs, ys, copy, read = large(n, 3 if weighted else 2)
+    weight = torch.rand(n, device=DEVICE) if weighted else None
+    contestants: dict[str, Callable[[], Any]] = {}
+    missing, states = {}, {}
+    traced = fused(pf.nn.Polynomial(2).to(DEVICE), torch.float32, DEVICE).traced
+    params, grads, spares = ([torch.zeros(3, device=DEVICE)] for _ in range(3))
+    rule = device_rule((SgdOptions(0.1, 0.0, 0.0, 0.0, False, False),) * 3, DEVICE)
+    for name, state in there().items():
+        if state != "available":
+            missing[name] = state
+            continue
+
+        def step(name: str = name) -> None:
+            table = tables(traced, params, grads, nothing(1), spares)
+            states[name] = REGISTRY[name].step(
+                DeviceMap.of(traced, DEVICE), rule, table, xs, ys, traced, True, None, SQUARED,
+                weight,
+            )  # fmt: skip
+
+        contestants[f"step, {name}"] = repeat(5, waited(step))
+    if not weighted:
+        model = pf.nn.Polynomial(2).to(DEVICE)
+        call = pf.fuse(
+            model, torch.nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=1e-6)
+        )  # fmt: skip
+        contestants["polyfuse.fuse step"] = repeat(5, waited(lambda: call(xs, ys)))
+    contestants["copying as many bytes, read and written"] = copy
+    contestants["reading the data once (torch.sum)"] = read
+
+    def check() -> None:
+        w = torch.ones_like(xs, dtype=torch.float64) if weight is None else weight.double()
+        u = xs.double()
+        truth = [float(-2 * (w * u**k * ys.double()).sum() / w.sum()) for k in range(3)]
+        for state in states.values():
+            expect(state[3:6].cpu(), truth, 1e-5)
+
+    size = 12 if weighted else 8
+    title = "one weighted step" if weighted else "one step"
+    return Case(f"{title}, n = {n:,} float32, degree 2", contestants, {"all": check}, missing,
+                bytes=size * n, target="90 % of copy bandwidth")  # fmt: skip
 
 
 def runs(quick: bool, title: str, n: int, epochs: int, engine: str, target: str) -> Case:
@@ -186,9 +270,12 @@ def runs(quick: bool, title: str, n: int, epochs: int, engine: str, target: str)
 def cases(quick: bool) -> list[Callable[[], Case]]:
     return [
         lambda: whole_workload(quick),
-        lambda: loop_iteration(quick),
-        lambda: runs(quick, "one epoch", 100_000_000, 1, "stream", "90 % of copy bandwidth"),
+        lambda: loop_iteration(quick, "SGD", lr=workload.LR),
+        lambda: one_step(quick, False),
         lambda: runs(quick, "10,000 epochs", 2_000_000, 10_000, "stream",
                      "3 x the rate of reading the data every epoch"),
         lambda: runs(quick, "1,000 epochs", 100_000_000, 1000, "auto", "1.3 x one read"),
+        lambda: loop_iteration(quick, "Adam", lr=0.01),
+        lambda: one_step(quick, True),
+        lambda: compiled_loop(quick),
     ]  # fmt: skip

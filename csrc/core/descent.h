@@ -134,12 +134,7 @@ PF_HD void update_all(const Team& team, const Descent& descent, State s) {
     T p = T(s.params[i]), kept[kKept];
     PF_UNROLL
     for (int r = 0; r < kKept; ++r) kept[r] = T(s.kept[r * n + i]);
-    const UpdateRule& rule = descent.rule[i];
-    if constexpr (sizeof(T) == sizeof(float)) {  // a device's step, which is one of SGD
-      if (rule.method == Method::Sgd) Sgd::update(rule.option, p, T(s.grad[i]), kept);
-    } else {
-      update(rule, p, T(s.grad[i]), kept);
-    }
+    update(descent.rule[i], p, T(s.grad[i]), kept);
     s.params[i] = p;
     PF_UNROLL
     for (int r = 0; r < kKept; ++r) s.kept[r * n + i] = kept[r];

@@ -10,15 +10,17 @@ constexpr int kMaxParams = 64;  // scalar parameters that a device's kernels hol
 
 // State buffer: rows [P]; outcome; recorded losses.
 enum Row : int32_t { kParams, kGrad, kBefore, kKeptRows, kStateRows = kKeptRows + kKept };
+// Tables of addresses [P], 0 where there is nothing: parameters, gradients, what is kept of them,
+// and where the next parameters and the next of what is kept go.
+enum Table : int32_t { kParamAt, kGradAt, kKeptAt, kNextAt = kKeptAt + kKept, kNextKeptAt };
 constexpr int kRuleRow = 1 + kOptions;
 constexpr int kOutcome = 5;  // epochs, converged, loss, previous, square
 
 enum Flags : int32_t {
-  kLoad = 1,     // parameters and momentum come from the tables
-  kStore = 2,    // parameters, gradients and momentum go to the tables
+  kLoad = 1,     // parameters and what is kept of them come from the tables
+  kStore = 2,    // parameters, gradients and what is kept go to the tables
   kStep = 4,     // one epoch; its loss is that before the step
   kMoments = 8,  // moments alone
-  kApart = 16,   // with kStore: parameters and momentum go to rows 3 and 4 of the tables
 };
 
 // How a launch fills the device.
@@ -45,13 +47,16 @@ struct Run {
   const Span* spans = nullptr;     // [T]
   const int32_t* slots = nullptr;  // [F]
 
-  const double* rule = nullptr;  // [P, kRuleRow]: method, options
-  double* state = nullptr;       // [7 P + 5 + M]; [P] for evaluate and project
-  double* moments = nullptr;     // [4 K + 2]: shift, scale, square, reference, power, cross
-  bool has_moments = false;      // they are there; else the launch computes them
-  // [3, P] addresses: parameters, gradients, momentum; [5, P] with kApart.
-  const int64_t* tables = nullptr;
-  void* out = nullptr;  // of evaluate, project, count_nonfinite
+  const double* rule = nullptr;  // [1 + C, P, kRuleRow]: method, options
+  // Epochs of the launch, ascending, from which on the next rule holds, and one that never comes;
+  // null: there is one rule.
+  const int64_t* changes = nullptr;  // [C + 1]
+  double* state = nullptr;           // [7 P + 5 + M]; [P] for evaluate and project
+  double* moments = nullptr;         // [4 K + 2]: shift, scale, square, reference, power, cross
+  bool has_moments = false;          // they are there; else the launch computes them
+  const int64_t* tables = nullptr;   // [11, P]
+  int32_t single = 0;                // bit r: number r of what is kept lies in the tables' float32
+  void* out = nullptr;               // of evaluate, project, count_nonfinite
   void* workspace = nullptr;
   int32_t device = 0;
   Geometry grid;

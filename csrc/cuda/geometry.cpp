@@ -16,6 +16,7 @@ constexpr int64_t kHeader = 64;          // bytes of the workspace before the pa
 constexpr int64_t kMinChunk = 1024;
 constexpr int kBlocksPerProcessor = 2;
 
+constexpr int kElementaryTerms = 60;        // what exp and log of a sample cost, in terms
 constexpr int64_t kOnChipWork = 40 * 1024;  // bytes of the closed form kept in shared memory
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -43,7 +44,7 @@ Geometry pass_over(int64_t n, const Device& device) {
 }
 
 // Every block keeps its chunk on chip, as far as it fits.
-Geometry stream_over(int64_t n, Dtype dtype, int n_terms, const Device& device) {
+Geometry stream_over(int64_t n, Dtype dtype, int n_terms, const Device& device, bool weighted) {
   const int64_t width = 16 / size_of(dtype);
   Geometry grid;
   if (n > kAloneSamples)
@@ -53,7 +54,7 @@ Geometry stream_over(int64_t n, Dtype dtype, int n_terms, const Device& device) 
   grid.blocks = static_cast<int32_t>(ceil_div(n, grid.chunk));
   grid.threads = threads_for(grid.chunk, stream_threads(bucket_of(n_terms)));
   grid.cooperative = grid.blocks > 1;
-  const int64_t sample = 2 * size_of(dtype);
+  const int64_t sample = (weighted ? 3 : 2) * size_of(dtype);
   const int64_t fits = (device.shared - kStreamDeclared) / sample / width * width;
   grid.resident = std::min(grid.chunk, fits);
   grid.shared = grid.resident * sample;
@@ -78,10 +79,10 @@ Kernel kernel_named(const std::string& name) {
 }
 
 Geometry geometry(Kernel kernel, int64_t n, Dtype dtype, int n_terms, int n_params,
-                  const Device& device) {
+                  const Device& device, bool weighted) {
   Geometry grid;
   switch (kernel) {
-    case Kernel::Stream: return stream_over(n, dtype, n_terms, device);
+    case Kernel::Stream: return stream_over(n, dtype, n_terms, device, weighted);
     case Kernel::Step:
     case Kernel::Evaluate:
     case Kernel::Project:
@@ -103,13 +104,13 @@ int64_t workspace_bytes(const Device& device) {
 }
 
 int64_t epochs_within(double seconds, Engine engine, int64_t n, Dtype dtype, int n_terms,
-                      const Device& device) {
-  const double terms = n_terms;
+                      bool elementary, const Device& device) {
+  const double terms = n_terms, work = terms + (elementary ? kElementaryTerms : 0);
   double epoch = 0.0;  // seconds
   switch (engine) {
     case Engine::Stream:
       epoch = 5e-6 + 2e-12 * static_cast<double>(n * size_of(dtype)) +
-              2e-9 * static_cast<double>(n) * terms / (64 * device.processors);
+              2e-9 * static_cast<double>(n) * work / (64 * device.processors);
       break;
     case Engine::Moments: epoch = 1e-6 + 5e-9 * terms * terms; break;
     case Engine::ClosedForm: return int64_t{1} << 62;

@@ -40,12 +40,15 @@ constexpr int stream_threads(int bucket) { return bucket <= 4 ? 512 : 256; }
 // Bytes of shared memory that the stream kernels declare themselves, at most.
 constexpr int64_t kStreamDeclared = 20 * 1024;
 
-Geometry geometry(Kernel, int64_t n, Dtype, int n_terms, int n_params, const Device&);
+Geometry geometry(Kernel, int64_t n, Dtype, int n_terms, int n_params, const Device&,
+                  bool weighted = false);
 
 // Of every launch on the device.
 int64_t workspace_bytes(const Device&);
 
-// Epochs that take about so many seconds, by a rough estimate on the safe side.
-int64_t epochs_within(double seconds, Engine, int64_t n, Dtype, int n_terms, const Device&);
+// Epochs that take about so many seconds, by a rough estimate on the safe side; elementary: the
+// criterion has exp or log.
+int64_t epochs_within(double seconds, Engine, int64_t n, Dtype, int n_terms, bool elementary,
+                      const Device&);
 
 }  // namespace polyfuse

@@ -21,24 +21,25 @@ struct Board {
 };
 static_assert(sizeof(MomentsObjective) >= sizeof(double) * kMaxTerms * (kMaxTerms + 1), "work()");
 
-PF_DEVICE Data pilot_of(const Data& data) {
+// One sample of `every`.
+PF_DEVICE Data thinned(const Data& data, int64_t every) {
   Data pilot = data;
-  const int64_t every = data.n < kPilot ? 1 : data.n / kPilot;
   pilot.n = (data.n + every - 1) / every;
   pilot.x_stride *= every;
   pilot.y_stride *= every;
+  pilot.w_stride *= every;
   pilot.omit = true;
   return pilot;
 }
 
-// Centre and half width of the pilot's finite x.
+// Centre and half width of the pilot's finite x that count; whether there are any.
 template <class T>
-PF_DEVICE void measure(const Block& block, Board& board, const Data& pilot, int n_terms) {
+PF_DEVICE bool measure(const Block& block, Board& board, const Data& pilot, int n_terms) {
   double bounds[2] = {INFINITY, INFINITY};  // least x, least -x
-  const T* const xs = static_cast<const T*>(pilot.x);
-  for (int64_t i = threadIdx.x; i < pilot.n; i += blockDim.x) {
-    const double x = xs[i * pilot.x_stride];
-    if (!finite(x)) continue;
+  const Samples<T> samples = Samples<T>::of(pilot);
+  for (int64_t i = threadIdx.x; i < samples.n; i += blockDim.x) {
+    const double x = samples.x[i * samples.x_stride];
+    if (!finite(x) || samples.weight(i) == T(0)) continue;
     bounds[0] = fmin(bounds[0], x);
     bounds[1] = fmin(bounds[1], -x);
   }
@@ -52,6 +53,7 @@ PF_DEVICE void measure(const Block& block, Board& board, const Data& pilot, int 
     moments.scale = low < high ? 1.0 / (0.5 * high - 0.5 * low) : 1.0;
   });
   block.each(n_terms, [&](int k) { board.moments.reference[k] = 0.0; });
+  return desk.sums[0] <= -desk.sums[1];
 }
 
 // The moments from sums of MomentSums<K>.
@@ -63,7 +65,7 @@ PF_DEVICE void take_sums(const Block& block, Board& board, const Data& data) {
   block.each(2 * terms - 1, [&](int k) { moments.power[k] = sums[k]; });
   block.each(terms, [&](int k) { moments.cross[k] = sums[2 * K - 1 + k]; });
   block.one([&] {
-    if (!data.omit) moments.power[0] = static_cast<double>(data.n);
+    if (!counted(data)) moments.power[0] = static_cast<double>(data.n);
     moments.square = sums[3 * K - 1];
   });
 }
@@ -73,8 +75,11 @@ template <class T, int K>
 PF_DEVICE bool accumulate(const Block& block, Board& board, const Run& run) {
   Desk& desk = board.desk;
   Moments& moments = board.moments;
-  const Data pilot = pilot_of(run.data);
-  measure<T>(block, board, pilot, run.n_coefficients);
+  Data pilot = thinned(run.data, run.data.n < kPilot ? 1 : run.data.n / kPilot);
+  if (!measure<T>(block, board, pilot, run.n_coefficients)) {  // weights of 0 leave it out
+    pilot = thinned(run.data, 1);
+    measure<T>(block, board, pilot, run.n_coefficients);
+  }
 #pragma unroll 1  // one body for both
   for (int pass = 0; pass < 2; ++pass) {
     const bool whole = pass == 1;
@@ -127,10 +132,12 @@ PF_DEVICE void descend_by(const Team& team, Board& board, const Run& run) {
     double* const work = run.grid.shared ? reinterpret_cast<double*>(dynamic_shared()) : behind;
     closed_form(team, objective, descent, out, state, record, work);
   } else {
-    step_by_step(team, objective, descent, out, state, record, [] { return true; });
+    step_by_step(team, objective, descent, out, state, record, Follow<Team>{team, run, desk, out});
   }
   if ((run.flags & kStep) && out.epochs > 0) out.loss = out.previous;
-  desk.finish(team, run, out, board.moments.square);
+  // A run on moments that are not finite comes to nothing.
+  const double square = board.moments.square;
+  desk.finish(team, run, out, square, (run.flags & kStep) || finite(square));
 }
 
 // The matrices of the closed form are work for a block; an epoch is little for a warp.

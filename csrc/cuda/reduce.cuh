@@ -1,4 +1,5 @@
-// Sums over a block and over the grid, in a fixed order: the same bits from launch to launch.
+// Sums over a block and over the grid, in a fixed order: the same bits from launch to launch. Not
+// CUB's, which takes the same shuffles, but a pair of barriers for each of the K + 2 to 3 K sums.
 #pragma once
 
 #include "../core/problem.h"

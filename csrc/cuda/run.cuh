@@ -28,6 +28,15 @@ PF_DEVICE UpdateRule rule_in(const double* rows, int i) {
   return rule;
 }
 
+PF_DEVICE Dtype dtype_of_kept(const Run& run, int r) {
+  return run.single >> r & 1 ? Dtype::Float32 : Dtype::Float64;
+}
+
+PF_DEVICE double kept_at(const Run& run, int r, int i) {
+  const int64_t address = run.tables[(kKeptAt + r) * run.n_params + i];
+  return address ? read(dtype_of_kept(run, r), address) : 0.0;
+}
+
 struct Desk {
   double params[kMaxParams], kept[kKept * kMaxParams], grad[kMaxParams], fresh[kMaxParams];
   UpdateRule rule[kMaxParams];
@@ -41,7 +50,8 @@ struct Desk {
   PF_DEVICE State state() { return {params, kept, grad}; }
 
   PF_DEVICE Descent descent(const Run& run) {
-    const bool single = (run.flags & kLoad) && run.data.dtype == Dtype::Float32;
+    const bool step = (run.flags & kLoad) && (run.flags & kStep);
+    const bool single = step && run.data.dtype == Dtype::Float32;
     return {run.n_params, rule, run.schedule, fresh, single};
   }
 
@@ -82,31 +92,29 @@ struct Desk {
     const int n = run.n_params;
     const bool load = run.flags & kLoad;
     team.each(n, [&](int i) {
-      const int64_t at = load ? run.tables[2 * n + i] : 0;
-      const double held = load && at ? read(run.data.dtype, at) : 0.0;
-      for (int r = 0; r < kKept; ++r)
-        kept[r * n + i] = load ? 0.0 : run.state[(kKeptRows + r) * n + i];
-      if (load) {
-        kept[Sgd::kBuffer * n + i] = held;
-        kept[Sgd::kFilled * n + i] = at != 0;
-      }
-      grad[i] = run.state[kGrad * n + i];
-      if (writes) run.state[kBefore * n + i] = params[i];
       rule[i] = rule_in(run.rule, i);
+      for (int r = 0; r < kKept; ++r)
+        kept[r * n + i] = load ? kept_at(run, r, i) : run.state[(kKeptRows + r) * n + i];
+      if (load && rule[i].method == Method::Sgd)
+        kept[Sgd::kFilled * n + i] = run.tables[(kKeptAt + Sgd::kBuffer) * n + i] != 0;
+      grad[i] = load ? 0.0 : run.state[kGrad * n + i];
+      if (writes) run.state[kBefore * n + i] = params[i];
     });
   }
 
+  // keep: whether what the run has found goes to the tables as well.
   template <class Team>
-  PF_DEVICE void finish(const Team& team, const Run& run, const Outcome& out, double square) {
+  PF_DEVICE void finish(const Team& team, const Run& run, const Outcome& out, double square,
+                        bool keep = true) {
     const int n = run.n_params;
+    const bool store = run.flags & kStore && keep && out.epochs > 0;
     team.each(n, [&](int i) {
       run.state[i] = params[i];
       for (int r = 0; r < kKept; ++r) run.state[(kKeptRows + r) * n + i] = kept[r * n + i];
       run.state[kGrad * n + i] = grad[i];
-      if (!(run.flags & kStore)) return;
-      if (out.epochs > 0) write(run.data.dtype, run.tables[n + i], grad[i]);
-      if (rule[i].method != Method::None) store(run, i);
+      if (store) write(run.data.dtype, run.tables[kGradAt * n + i], grad[i]);
     });
+    if (store) store_owned(team, run);
     team.one([&] {
       double* const row = run.state + kStateRows * n;
       row[0] = static_cast<double>(out.epochs);
@@ -127,13 +135,16 @@ struct Desk {
     return sums[0] * weight;
   }
 
-  // Parameter i and its momentum, to the tables' addresses.
-  PF_DEVICE void store(const Run& run, int i) {
-    const bool apart = run.flags & kApart;
+  // The parameters that an optimizer holds and what is kept of them, to where the next ones go.
+  template <class Team>
+  PF_DEVICE void store_owned(const Team& team, const Run& run) {
     const int n = run.n_params;
-    write(run.data.dtype, run.tables[(apart ? 3 * n : 0) + i], params[i]);
-    if (kept[Sgd::kFilled * n + i] != 0.0)
-      write(run.data.dtype, run.tables[(apart ? 4 : 2) * n + i], kept[Sgd::kBuffer * n + i]);
+    team.each(n, [&](int i) {
+      if (rule[i].method == Method::None) return;
+      write(run.data.dtype, run.tables[kNextAt * n + i], params[i]);
+      for (int r = 0; r < kKept; ++r)
+        write(dtype_of_kept(run, r), run.tables[(kNextKeptAt + r) * n + i], kept[r * n + i]);
+    });
   }
 
  private:
@@ -149,6 +160,23 @@ struct Desk {
         parameters |= parameter;
       }
     }
+    return true;
+  }
+};
+
+// After an epoch: the rule that the next one follows.
+template <class Team>
+struct Follow {
+  const Team& team;
+  const Run& run;
+  Desk& desk;
+  const Outcome& out;
+  int64_t row = 0;
+
+  PF_DEVICE bool operator()() {
+    if (!run.changes || run.changes[row] > out.epochs) return true;
+    const double* const rows = run.rule + ++row * kRuleRow * run.n_params;
+    team.each(run.n_params, [&](int i) { desk.rule[i] = rule_in(rows, i); });
     return true;
   }
 };

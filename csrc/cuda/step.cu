@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kPassThreads, 1) step(const __grid_constant__ 
   sum_block(sums.sum, desk.scratch, desk.sums);
   if (!sum_grid(workspace_of(run), Sums::kSums, desk.scratch, desk.sums)) return;
   desk.load_rest(block, run, true);
-  const double n = run.data.omit ? desk.sums[K + 1] : static_cast<double>(run.data.n);
+  const double n = counted(run.data) ? desk.sums[K + 1] : static_cast<double>(run.data.n);
   Summed objective{run, desk, n};
   const Descent descent = desk.descent(run);
   Outcome out;

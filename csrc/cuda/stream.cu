@@ -32,22 +32,24 @@ struct StreamObjective {
       meet_grid(workspace_of(run));
       combine(partial, Sums::kSums, desk.scratch, desk.sums);
     }
-    const double n = run.data.omit ? desk.sums[K + 1] : static_cast<double>(run.data.n);
+    const double n = counted(run.data) ? desk.sums[K + 1] : static_cast<double>(run.data.n);
     return desk.gradient(block, run, n, params, grad);
   }
 };
 
-// Copies samples into shared memory that has room for so many; y is aligned as x is.
+// Copies samples into shared memory that has room for so many; y and w are aligned as x is.
 template <class T>
 PF_DEVICE Samples<T> bring(const Samples<T>& from, int64_t room) {
   T* const x = reinterpret_cast<T*>(dynamic_shared());
   T* const y = x + room;
+  T* const w = from.w ? y + room : nullptr;
   for (int64_t i = threadIdx.x; i < from.n; i += blockDim.x) {
     x[i] = from.x[i * from.x_stride];
     y[i] = from.y[i * from.y_stride];
+    if (w) w[i] = from.weight(i);
   }
   __syncthreads();
-  return {x, y, from.n, 1, 1};
+  return {x, y, w, from.n, 1, 1, 1};
 }
 
 template <class T, int K, class Rho>
@@ -68,7 +70,7 @@ __global__ void __launch_bounds__(stream_threads(K), 1) stream(const __grid_cons
   Outcome out;
   out.previous = run.schedule.previous;
   step_by_step(block, objective, descent, out, desk.state(), Recorder::of(run, writes),
-               [] { return true; });
+               Follow<Block>{block, run, desk, out});
   if (writes) desk.finish(block, run, out, NAN);
   leave_grid(workspace_of(run));
 }

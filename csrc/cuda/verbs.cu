@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(kPassThreads) count_nonfinite(const Run run) {
   PF_SHARED(Desk, desk);
   const Block block;
   double count[1] = {0.0};
-  for_each_sample<1>(Samples<T>::of(run.data), Ranks::grid(), [&](T x, T y) {
-    if (!finite(x) || !finite(y)) count[0] += 1.0;
+  for_each_sample<1>(Samples<T>::of(run.data), Ranks::grid(), [&](T x, T y, T w) {
+    if (w != T(0) && !(finite(x) && finite(y))) count[0] += 1.0;
   });
   sum_block(count, desk.scratch, desk.sums);
   if (!sum_grid(workspace_of(run), 1, desk.scratch, desk.sums)) return;
@@ -68,15 +68,18 @@ __global__ void __launch_bounds__(kPassThreads) count_nonfinite(const Run run) {
 
 template <class T>
 __global__ void __launch_bounds__(kMaxParams) update(const Run run) {
-  const int i = threadIdx.x, n = run.n_params;
-  if (i >= n) return;
-  const auto at = [&](int table) { return reinterpret_cast<T*>(run.tables[table * n + i]); };
-  const UpdateRule rule = rule_in(run.rule, i);
-  if (rule.method != Method::Sgd || !at(1)) return;
-  T p = *at(0), kept[kKept] = {at(2) ? *at(2) : T(0), at(2) ? T(1) : T(0)};
-  Sgd::update(rule.option, p, *at(1), kept);
-  *at(0) = p;
-  if (at(2)) *at(2) = kept[Sgd::kBuffer];
+  PF_SHARED(Desk, desk);
+  const Block block;
+  desk.load_params(block, run);
+  desk.load_rest(block, run, false);
+  block.each(run.n_params, [&](int i) {
+    if (const int64_t g = run.tables[kGradAt * run.n_params + i])
+      desk.grad[i] = read(run.data.dtype, g);
+    else
+      desk.rule[i].method = Method::None;
+  });
+  update_all<T>(block, desk.descent(run), desk.state());
+  desk.store_owned(block, run);
 }
 
 __global__ void __launch_bounds__(kMaxParams) store(const Run run) {
@@ -84,9 +87,7 @@ __global__ void __launch_bounds__(kMaxParams) store(const Run run) {
   const Block block;
   desk.load_params(block, run);
   desk.load_rest(block, run, false);
-  block.each(run.n_params, [&](int i) {
-    if (desk.rule[i].method != Method::None) desk.store(run, i);
-  });
+  desk.store_owned(block, run);
 }
 
 }  // namespace

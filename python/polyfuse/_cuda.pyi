@@ -6,18 +6,18 @@ LOAD: int
 STORE: int
 STEP: int
 MOMENTS: int
-APART: int
 
 class Data:
-    x: int
-    y: int
-    n: int
-    x_stride: int
-    y_stride: int
-    dtype: int
-    omit: bool
-    shift: float
-    scale: float
+    def __init__(
+        self, x: int, y: int, w: int, n: int, x_stride: int, y_stride: int, w_stride: int,
+        is64: bool, omit: bool, shift: float, scale: float,
+    ) -> None: ...  # fmt: skip
+    @property
+    def n(self) -> int: ...
+    @property
+    def dtype(self) -> int: ...
+    @property
+    def weighted(self) -> bool: ...
 
 class Schedule:
     def __init__(
@@ -33,29 +33,13 @@ class Geometry:
     cooperative: bool
 
 class Run:
-    data: Data
-    mean: bool
-    engine: int
-    schedule: Schedule
-    flags: int
-    n_params: int
-    n_coefficients: int
-    n_terms: int
-    n_slots: int
-    identity: bool
-    factor: int
-    spans: int
-    slots: int
-    rule: int
-    state: int
-    moments: int
-    has_moments: bool
-    tables: int
-    out: int
-    workspace: int
-    device: int
-    grid: Geometry
-    def set_criterion(self, address: int) -> None: ...
+    def __init__(
+        self, data: Data, criterion: int, mean: bool, engine: int, schedule: Schedule, flags: int,
+        n_params: int, n_coefficients: int, n_terms: int, n_slots: int, identity: bool,
+        factor: int, spans: int, slots: int, rule: int, changes: int, state: int, moments: int,
+        has_moments: bool, tables: int, single: int, out: int, workspace: int, device: int,
+        grid: Geometry,
+    ) -> None: ...  # fmt: skip
 
 def step(run: Run, stream: int) -> None: ...
 def stream(run: Run, stream: int) -> None: ...
@@ -76,8 +60,9 @@ def missing() -> str: ...
 def kernels() -> list[tuple[str, int]]: ...
 def workspace_bytes(device: Device) -> int: ...
 def geometry(
-    kernel: str, n: int, dtype: int, n_terms: int, n_params: int, device: Device
-) -> Geometry: ...
+    kernel: str, n: int, dtype: int, n_terms: int, n_params: int, device: Device,
+    weighted: bool = False,
+) -> Geometry: ...  # fmt: skip
 def epochs_within(
-    seconds: float, engine: int, n: int, dtype: int, n_terms: int, device: Device
+    seconds: float, engine: int, n: int, dtype: int, n_terms: int, elementary: bool, device: Device
 ) -> int: ...

@@ -43,6 +43,7 @@ KL_DIV = Kind(7, nn.KLDivLoss, F.kl_div, ("log_target",))
 GAUSSIAN = Kind(8, nn.GaussianNLLLoss, F.gaussian_nll_loss, ("var", "full", "eps"))
 
 KINDS = (MSE, L1, SMOOTH_L1, HUBER, SOFT_MARGIN, BCE, POISSON, KL_DIV, GAUSSIAN)
+ELEMENTARY = (SOFT_MARGIN, BCE, POISSON, KL_DIV)  # of exp or log
 BY_FUNCTION = {kind.function: kind for kind in KINDS}
 BY_NAME = {kind.name: kind for kind in KINDS}
 _BY_MODULE: dict[type, Kind] = {kind.module: kind for kind in KINDS}

@@ -12,8 +12,9 @@ from torch.autograd.graph import increment_version
 
 from . import _C
 from ._check import GONE
-from .backends.device import DeviceMap, device_rule, tables
-from .rules import Rule
+from .backends.device import DeviceMap, DeviceRule, device_rule
+from .backends.tables import OnDevice, tables
+from .rules import Options, Rule
 from .symbolic import Traced
 
 GIVEN, UNLIKE, ACCUMULATE, HELD, STALE = range(5)  # what give_grads answers
@@ -25,12 +26,7 @@ class Launched(NamedTuple):
     objective: Any
     state: torch.Tensor  # as `backends.device` lays it out
     grads: list[torch.Tensor]
-    versions: list[int]  # of parameters, gradients and momentum buffers
-
-
-def spare_of(t: torch.Tensor | None) -> torch.Tensor | None:
-    """New memory for what t holds."""
-    return None if t is None else torch.empty_like(t, requires_grad=False)
+    versions: list[int]  # of parameters, gradients and what is kept
 
 
 class DeviceLoop(_C.Loop):
@@ -43,29 +39,33 @@ class DeviceLoop(_C.Loop):
         )
         self.traced, self.runner, self.device = traced, runner, first.device
         self.map = DeviceMap.of(traced, first.device)
-        self.rule: torch.Tensor | None = None
-        self.momentum: list[Any] = [None] * len(traced.tensors)
+        self.rule: DeviceRule | None = None
+        self.options: dict[int, Options] = {}  # of the tensors that an optimizer holds
+        self.kept = OnDevice(len(traced.tensors), {}, first.device)
         self.updates, self.owner = False, None
         self.moments: Any = None
-        # Where the next parameters and momenta go: they take each other's place in `install`.
+        # Where the next parameters go: they take each other's place in `install`.
         self.spares: list[Any] = []
-        self.momentum_spares: list[Any] = []
         self.last: Launched | None = None
 
     # -- the optimizer and the data
 
     def set_rule(self, rule: Rule) -> None:
         self.rule = device_rule(rule, self.device)
+        slots = zip(self.traced.slots, rule, strict=True)
+        self.options = {t: options for (t, _), options in slots if options is not None}
 
     def bind(self, owner: Any, *, held: Any = (), kept: Any = (), **rest: Any) -> None:
         super().bind(owner, held=list(held), kept=list(kept), **rest)
-        buffers = {id(t): b for t, tensors in zip(held, kept, strict=True) for b in tensors[:1]}
-        self.momentum = [buffers.get(id(t)) for t in self.traced.tensors]
         self.updates = owner is not None and rest.get("updates", False)
         self.owner = owner
-        mine = {id(t) for t in held} if self.updates else set()
-        self.spares = [spare_of(t) if id(t) in mine else None for t in self.traced.tensors]
-        self.momentum_spares = [spare_of(b) if self.updates else None for b in self.momentum]
+        number = {id(t): i for i, t in enumerate(self.traced.tensors)}
+        mine = {number[id(t)]: of for t, of in zip(held, kept, strict=True) if self.updates}
+        self.kept = OnDevice(len(number), mine, self.device)
+        self.kept.make_spares()
+        tensors = enumerate(self.traced.tensors)
+        self.spares = [torch.empty_like(t, requires_grad=False) if i in mine else None
+                       for i, t in tensors]  # fmt: skip
         if owner is None:
             self.rule = device_rule((None,) * len(self.traced.slots), self.device)
 
@@ -111,10 +111,10 @@ class DeviceLoop(_C.Loop):
         if not self.unchanged_since(forward):
             raise RuntimeError(GONE.format("a parameter"))
         grads = [torch.empty_like(t, requires_grad=False) for t in self.traced.tensors]
+        self.kept.refresh()
         table = tables(
-            self.traced, self.traced.tensors, grads, self.momentum, self.spares,
-            self.momentum_spares,
-        )  # fmt: skip
+            self.traced, self.traced.tensors, grads, self.kept.rows, self.spares, self.kept.spares
+        )
         criterion = objective.criterion.over_rows_of(forward.x)
         state = self.runner.step(
             self.map, self.rule, table, forward.x.reshape(-1), objective.y.reshape(-1),
@@ -128,7 +128,7 @@ class DeviceLoop(_C.Loop):
         return True
 
     def _versions(self, launched: Launched) -> list[int]:
-        of = (*self.traced.tensors, *launched.grads, *(b for b in self.momentum if b is not None))
+        of = (*self.traced.tensors, *launched.grads, *self.kept.originals)
         return [t._version for t in of]
 
     def holds(self, objective: Any) -> bool:
@@ -167,13 +167,17 @@ class DeviceLoop(_C.Loop):
             return False
         unchanged = last.versions == self._versions(last)
         capturing = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        if capturing or not (unchanged and self.exchange(self.spares, self.momentum_spares)):
-            table = tables(self.traced, tensors, last.grads, self.momentum)
+        kept_spares = self.kept.exchangeable()
+        if not capturing and unchanged and self.exchange(self.spares, kept_spares):
+            self.kept.exchanged(kept_spares)
+        else:
+            self.kept.refresh()
+            table = tables(self.traced, tensors, last.grads, self.kept.rows)
             dtype = tensors[0].dtype
             if unchanged:
                 self.runner.store(self.map, self.rule, table, last.state, dtype)
             else:
                 self.runner.update(self.map, self.rule, table, dtype)
-        buffers = [b for b in self.momentum if b is not None]
-        increment_version([*(t for t, _ in pairs), *buffers])
+        self.kept.advance(self.options)
+        increment_version([*(t for t, _ in pairs), *self.kept.on_device()])
         return True

@@ -14,11 +14,12 @@ import torch
 
 from . import _C, _check
 from .backends import choose
+from .backends.resident import Resident
 from .batch import fit_batch, is_batch
 from .fused import Fused, fused
 from .linear import Held
 from .optim.owners import Holding, holding, options_watched
-from .problem import Problem, Schedule, State
+from .problem import Problem, Schedule
 from .recognise import (
     read_criterion,
     refuse_optimizer,
@@ -253,12 +254,13 @@ def fit(
         raise ValueError("x, y: no sample is left after nan_policy='omit'")
 
     moments = None
-    state = known.state(held)
+    stays = None if callback is not None else runner  # a callback is shown, and may change, all
+    state = known.state(held, stays)
     bar = _progress_bar(epochs) if progress else None
     history_epochs: list[int] = []
     history: list[float] = []
     done, reason, loss, previous = 0, "epochs", float("nan"), float("nan")
-    left: tuple[State, int, float] | None = None
+    left: tuple[Any, int, float] | None = None
     try:
         while True:
             stop = epochs
@@ -287,7 +289,7 @@ def fit(
                             stacklevel=2,
                         )
                     engine, moments, previous = "stream", None, float("nan")
-                    state = known.state(held)
+                    state = known.state(held, stays)
                     continue
             if every:
                 at = -(-done // every) * every
@@ -314,6 +316,8 @@ def fit(
                 break
     except KeyboardInterrupt:
         reason = "interrupted"
+        if isinstance(state, Resident):  # the last launch has changed it, whoever took note of that
+            left = state.left()
     finally:
         if bar is not None:
             bar.close()

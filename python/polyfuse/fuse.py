@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .backends import choose
+from .device_loop import DeviceLoop
 from .fit import prepare
 from .fused import Fused
 from .optim.owners import Holding
@@ -45,7 +46,7 @@ class FusedStep:
             or refuse_parameters(known.tensors)
         ):
             known, held, problem = prepare(self.model, criterion, optimizer, x, y)
-            if not known.on_host:
+            if not (known.on_host or isinstance(known.loop, DeviceLoop)):
                 return self._run(known, held, problem)
             if not known.accepts(y, x):  # of another layout, or in need of a gradient
                 x, y = (t.detach().resolve_neg().clone().contiguous() for t in (x, y))
@@ -63,7 +64,7 @@ class FusedStep:
             optimizer.step()
         else:
             self._note_step()
-        return torch.tensor(objective.item(), dtype=known.dtype)
+        return objective.plain()
 
     def _note_step(self) -> None:
         """What a scheduler's patch of `optimizer.step` would note."""
@@ -71,9 +72,10 @@ class FusedStep:
             self.optimizer._opt_called = True
 
     def _run(self, known: Fused, held: Holding, problem: Problem) -> torch.Tensor:
-        """The same as a run of one epoch, for data on a device, or with weights."""
-        state = known.state(held)
-        run = choose("auto", problem).descend(problem, "stream", None, Schedule(0, 1, 1), state)
+        """The same as a run of one epoch: of weighted samples, or where there is no loop."""
+        runner = choose("auto", problem)
+        state = known.state(held, runner)
+        run = runner.descend(problem, "stream", None, Schedule(0, 1, 1), state)
         self.optimizer.zero_grad()
         known.commit(state, held, stepped=True)
         self._note_step()

@@ -16,6 +16,7 @@ from . import _C
 from .backends import backend_of
 from .backends.native import make_plan
 from .backends.reference import coefficients
+from .backends.resident import Resident, resident
 from .criteria import Criterion
 from .device_loop import DeviceLoop
 from .optim.kept import read_kept, write_kept
@@ -68,6 +69,7 @@ class Fused:
         self.moments: Any = None
         self.criterion: tuple[Criterion, bool] | None = None  # that the loop sees
         self.last_fit: Any = None  # what it found out about criterion and optimizer
+        self.resident: Any = None  # what the last one left on the device
         # The fused optimizer that owns the parameters, and when it was looked for.
         self.owner: Any = None
         self.generation = -1
@@ -126,8 +128,15 @@ class Fused:
         del flat, memory
         self.loop.set_grads(tuple(grads), storage, torch._C._storage_Use_Count(storage))
 
-    def state(self, held: Holding) -> State:
-        """The scalar parameters, and the optimizer's state of them, as float64 [P]."""
+    def state(self, held: Holding, runner: Any = None) -> Any:
+        """The scalar parameters, and the optimizer's state of them, as float64 [P].
+
+        For a run of a device's backend that stay there, where they can.
+        """
+        if not self.on_host and getattr(runner, "in_place", False):
+            there = resident(self, held)
+            if there is not None:
+                return there
         state, optimizer = State.of(self.read()), held.optimizer
         if not optimizer.state and isinstance(optimizer, torch.optim.SGD):
             return state  # SGD keeps nothing before its first step
@@ -210,17 +219,21 @@ class Fused:
         parts = flat.split(self.sizes) if len(self.sizes) > 1 else (flat,)
         return [p.view(t.shape) for p, t in zip(parts, self.tensors, strict=True)]
 
-    def commit(self, state: State, held: Holding, stepped: bool) -> None:
+    def commit(self, state: Any, held: Holding, stepped: bool) -> None:
         """Writes parameters, .grad and optimizer state as the training loop would have."""
+        for p in held.others if stepped else ():
+            p.grad = None  # as zero_grad leaves what the loss does not depend on
+        if isinstance(state, Resident):
+            if stepped:
+                state.commit(self, held)
+            return
         self.write(state.params)
         if not stepped:
             return
         self.write_grads(state.grad)
-        for p in held.others:
-            p.grad = None  # as zero_grad leaves what the loss does not depend on
         for t, options in held.tensors.items() if held.keeps else ():
             tensor = self.tensors[t]
-            write_kept(options, held.optimizer.state[tensor], state.kept[:, self.at[t]], tensor)
+            write_kept(options, held.optimizer, tensor, state.kept[:, self.at[t]])
 
 
 # Of modules that have no slot for them, the last few: what is watched may lead back to the module.

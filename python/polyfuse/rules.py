@@ -281,5 +281,15 @@ def kept_of(options: Options) -> tuple[Kept | None, ...]:
     return tuple(k if k.used(options) else None for k in METHODS[type(options)].kept)
 
 
+def scalar_place(
+    optimizer: optim.Optimizer, p: torch.Tensor
+) -> tuple[torch.dtype, torch.device]:  # fmt: skip
+    """Where torch keeps the numbers that it keeps once for a tensor."""
+    fused = any(g.get("fused") and any(q is p for q in g["params"]) for g in optimizer.param_groups)
+    dtype = torch.float32 if fused else torch.get_default_dtype()
+    near = fused or isinstance(optimizer, optim.ASGD)
+    return dtype, p.device if near else torch.device("cpu")
+
+
 def is_sgd(rule: Rule) -> bool:
     return all(o is None or isinstance(o, SgdOptions) for o in rule)

@@ -143,7 +143,7 @@ def fit_surface(
         if done and p.requires_grad:
             p.grad = torch.from_numpy(grad).to(p.dtype).view(p.shape)
     if done and options is not None and any(kept_of(options)):
-        write_kept(options, optimizer.state[p], kept, p)
+        write_kept(options, optimizer, p, kept)
     if at[-1:] != [done]:
         at.append(done)
         history.append(loss)

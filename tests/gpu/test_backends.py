@@ -14,6 +14,8 @@ from polyfuse.problem import Problem, Schedule, State
 from polyfuse.rules import SgdOptions
 
 from ..criteria import BY_REDUCTION, CASES, KL_MEAN_WARNS, data
+from ..test_optimizers import CASES as OPTIMIZERS
+from ..test_optimizers import assert_same, numbers, side
 from ..tolerance import assert_close, assert_like_torch, assert_relative
 
 DEVICE = torch.device(os.environ.get("POLYFUSE_TEST_DEVICE", "cuda"))
@@ -56,6 +58,13 @@ def make(degree, n, dtype, options=None, mean=True, seed=0):
     near = Problem(traced, reduction, rule, x, y)
     far = Problem(traced, reduction, rule, x.to(DEVICE), y.to(DEVICE))
     return far, near, start
+
+
+def on_device(model, criterion, optimizer, xs, ys, device):
+    """The same there; nothing has been optimized yet."""
+    for p in model.parameters():
+        p.data = p.data.to(device)
+    return model, criterion, optimizer, xs.to(device), ys.to(device)
 
 
 def state_of(start):
@@ -112,6 +121,63 @@ def test_criteria(backend, name, reduction, n, dtype):
     b = REFERENCE.descend(near, "stream", None, Schedule(0, 20, 1), truth)
     assert_relative(a.recorded, b.recorded, 1e-9)
     assert_relative(found.params, truth.params, 1e-9)
+
+
+@pytest.mark.parametrize("engine", ["stream", "moments"])
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS, ids=str)
+def test_optimizers(backend, name, options, engine, dtype):
+    """`fit` from nothing, and from where a run has ended, beside the loop of torch."""
+    sides = [side(torch.nn, torch.optim, name, dtype, options) for _ in range(2)]
+    sides = [on_device(*s, DEVICE) for s in sides]
+    (*found, xs, ys), truth = sides
+    for epochs in (4, 3):
+        result = pf.fit(*found, xs, ys, epochs=epochs, engine=engine, backend=backend.name,
+                        nan_policy="propagate")  # fmt: skip
+        assert (result.backend, result.launches) == (backend.name, 1)
+        workload.loop(*truth, epochs)
+        assert_same(*(numbers(s[0], s[2]) for s in sides))
+
+
+@pytest.mark.parametrize("n", [9, 1003, 2_000_003])
+@pytest.mark.parametrize("engine", ["stream", "moments", "closed_form"])
+def test_weighted_runs(backend, engine, n, dtype):
+    assert_weighted_run(backend, engine, n, dtype)
+
+
+@pytest.mark.parametrize("engine", ["stream", "moments", "closed_form"])
+def test_small_weighted_runs_of_several_blocks(backend, engine, dtype):
+    assert_weighted_run(backend, engine, 12_001, dtype)
+
+
+def assert_weighted_run(backend, engine, n, dtype):
+    far, near, start = make(2, n, dtype, {"lr": 0.05, "momentum": 0.5})
+    w = torch.rand(n, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 3 - 1
+    w = w.clamp(min=0).index_fill(0, torch.tensor([0]), 1.0).to(dtype)
+    near.x[w == 0] = float("nan")
+    far = far._replace(x=near.x.to(DEVICE), weight=w.to(DEVICE))
+    near = near._replace(weight=w)
+    found, truth = state_of(start), state_of(start)
+    mine = backend.descend(far, engine, None, Schedule(0, 9, 2), found)
+    exact = REFERENCE.descend(near, "stream", None, Schedule(0, 9, 2), truth)
+    assert_relative(found.params, truth.params, 1e-9)
+    assert_relative(mine.recorded, exact.recorded, 1e-9)
+    assert backend.nonfinite(far) == 0
+
+
+@pytest.mark.parametrize("engine", ["stream", "moments"])
+def test_small_schedules(backend, engine):
+    xs, ys = (t.to(DEVICE) for t in workload.data(torch.float64))
+    sides = [workload.make_model(torch.nn, torch.float64).to(DEVICE) for _ in range(2)]
+    optimizers = [torch.optim.SGD(m.parameters(), lr=1e-5, momentum=0.5) for m in sides]
+    mine, plain = (torch.optim.lr_scheduler.ExponentialLR(o, 0.97) for o in optimizers)
+    result = pf.fit(sides[0], torch.nn.MSELoss(), optimizers[0], xs, ys, epochs=40, engine=engine,
+                    backend=backend.name, scheduler=mine, nan_policy="propagate")  # fmt: skip
+    assert result.launches == 1
+    for _ in range(40):
+        workload.loop(sides[1], torch.nn.MSELoss(), optimizers[1], xs, ys, 1)
+        plain.step()
+    for p, q in zip(*(m.parameters() for m in sides), strict=True):
+        assert_relative(p.detach().cpu(), q.detach().cpu(), 1e-9)
 
 
 @pytest.mark.parametrize("n", [70_001, 2_000_003])

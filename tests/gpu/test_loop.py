@@ -5,10 +5,13 @@ import pytest
 import torch
 from polyfuse import workload
 from polyfuse.backends import backend_of
-from polyfuse.backends.device import DeviceMap, device_rule, tables
+from polyfuse.backends.device import DeviceMap, device_rule
+from polyfuse.backends.tables import nothing, tables
 
+from ..test_optimizers import CASES as OPTIMIZERS
+from ..test_optimizers import assert_same, numbers, side
 from ..tolerance import assert_like_torch
-from .test_backends import DEVICE, backend, make, pytestmark  # noqa: F401
+from .test_backends import DEVICE, backend, make, on_device, pytestmark  # noqa: F401
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -29,6 +32,27 @@ def test_small_loop_takes_one_launch_an_iteration(momentum, dtype):
     assert_like_torch(loss.detach().cpu() / 100, expected.detach().cpu() / 100)
     for p, q in zip(found.parameters(), truth.parameters(), strict=True):
         assert_like_torch(p.detach().cpu(), q.detach().cpu())
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS, ids=str)
+def test_every_optimizer(name, options, dtype):
+    runner = backend_of(DEVICE, 3)
+    if runner is None:
+        pytest.skip("no device backend is available")
+    libraries = (pf.nn, pf.optim), (torch.nn, torch.optim)
+    sides = [on_device(*side(nn, optim, name, dtype, options), DEVICE) for nn, optim in libraries]
+    for epoch in range(9):
+        before = runner.launches()
+        for model, criterion, optimizer, xs, ys in sides:
+            optimizer.zero_grad()
+            criterion(model(xs), ys).backward()
+            if epoch == 5:  # the launch's update no longer holds
+                for p in model.parameters():
+                    p.grad.mul_(0.5)
+            optimizer.step()
+        if epoch > 2:  # the first step, which makes the state, is torch's
+            assert runner.launches() - before == (2 if epoch == 5 else 1)
+        assert_same(*(numbers(s[0], s[2]) for s in sides))
 
 
 def test_looking_and_clipping_between_the_lines(dtype):
@@ -59,7 +83,7 @@ def test_small_step_in_a_graph(backend):  # noqa: F811
         [torch.tensor(start, dtype=torch.float32, device=DEVICE)] for _ in range(3)
     )
     map, rule = DeviceMap.of(far.model, DEVICE), device_rule(far.rule, DEVICE)
-    table = tables(far.model, params, grads, [None], spares, [None])
+    table = tables(far.model, params, grads, nothing(1), spares)
     arguments = (map, rule, table, far.x, far.y, far.model, True, None)
     truth = backend.step(*arguments).clone()
     expected = spares[0].clone()

@@ -37,7 +37,10 @@ class Backend(Protocol):
     def descend(
         self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: State
     ) -> Report:
-        """The fused run, in one launch; moments that are None are accumulated in it."""
+        """The fused run, in one launch; moments that are None are accumulated in it.
+
+        A backend that is `in_place` takes a `resident.Resident` for the state as well.
+        """
 
     def nonfinite(self, problem: Problem) -> int:
         """How many samples hold a nan or inf."""

@@ -11,7 +11,7 @@ import torch
 from .. import _C
 from ..bases import recurrence_of
 from ..criteria import Criterion
-from ..rules import METHODS, STEP, Kept, Options, SgdOptions, group_of, kept_of, row_of
+from ..rules import METHODS, STEP, Kept, Options, SgdOptions, group_of, kept_of, row_of, scalar_place
 from .native import ENGINE
 
 SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
@@ -105,7 +105,8 @@ class Run:
             there = state.get(kept.name)
             new = torch.as_tensor(value)
             if kept.scalar:
-                new = new.to(torch.get_default_dtype() if there is None else there.dtype)
+                dtype, device = scalar_place(self.optimizer, p)
+                new = new.to(device, dtype)
             else:
                 new = new.view(p.shape)
             if there is None:

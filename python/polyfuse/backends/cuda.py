@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
-from ..criteria import SQUARED, Criterion
-from ..problem import Problem, Report, Schedule, State
+from ..criteria import ELEMENTARY, SQUARED, Criterion
+from ..problem import Problem, Report, Schedule
 from ..symbolic import Traced
 from .device import (
+    MAX_CHANGES,
     OUTCOME,
     ROWS,
     DeviceMap,
     DeviceMoments,
-    DeviceState,
-    device_rule,
+    DeviceRule,
+    begin,
     loss_and_gradient,
     n_recorded,
+    rule_of,
 )
 from .native import ENGINE
+from .tables import Tables
 
 MOST_RECORDED = 1 << 20  # losses of one launch
+NO_SCHEDULE = Schedule(0, 0)
 
 
 MAX_PARAMS = 64  # as csrc/core/run.h has it
@@ -43,11 +48,13 @@ def _missing() -> str | None:
 class Cuda:
     name = "cuda"
     max_params = MAX_PARAMS
+    max_changes = MAX_CHANGES
+    in_place = True
     device_type = "cuda"
 
     def __init__(self) -> None:
         self._launches = 0
-        self._workspaces: dict[tuple[int, int], torch.Tensor] = {}
+        self._workspaces: dict[tuple[int, int] | None, torch.Tensor] = {}
 
     @property
     def module(self) -> Any:
@@ -61,8 +68,6 @@ class Cuda:
     def refuse(self, problem: Problem) -> str | None:
         if problem.x.device.type != self.device_type:
             return f"the data is on {problem.x.device}"
-        if problem.weight is not None:
-            return "it has no kernel of weighted samples"
         if len(problem.model.slots) > MAX_PARAMS:
             return f"{len(problem.model.slots)} scalar parameters, more than {MAX_PARAMS}"
         return None
@@ -98,120 +103,119 @@ class Cuda:
         map = DeviceMap.identity_of(model.degree + 1, device)
         self.launch(
             "moments", model, problem.x, problem.y, map=map, moments=moments,
-            omit=problem.omit, flags=self.module.MOMENTS,
+            omit=problem.omit, weight=problem.weight, flags=self.module.MOMENTS,
         )  # fmt: skip
         return DeviceMoments(moments, float(moments[2]))
 
     def descend(
-        self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: State
+        self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: Any
     ) -> Report:
         model, device = problem.model, problem.x.device
-        if schedule.seconds:
+        if schedule.seconds and (engine != "closed_form" or schedule.record_every):
             schedule = schedule._replace(epochs=self._within(problem, engine, schedule))
-        on_device = DeviceState(state, schedule, device)
+        held = begin(state, schedule, device)
+        flags = self.module.STORE * (held.tables is not None) | self.module.LOAD * held.load
         buffer = moments.buffer if moments is not None else None
         if buffer is None and engine != "stream":
             buffer = torch.empty(4 * model.degree + 6, dtype=torch.float64, device=device)
         self.launch(
             "stream" if engine == "stream" else "moments" if moments is None else "epochs",
             model, problem.x, problem.y, map=DeviceMap.of(model, device),
-            rule=device_rule(problem.rule, device), state=on_device.buffer, moments=buffer,
+            rule=rule_of(problem), state=held.buffer, moments=buffer, tables=held.tables,
+            flags=flags,
             engine=engine, mean=problem.reduction == "mean", omit=problem.omit, schedule=schedule,
-            criterion=problem.criterion,
+            criterion=problem.criterion, weight=problem.weight,
         )  # fmt: skip
-        outcome = on_device.outcome()
-        on_device.read_into(state)
+        held.launched(schedule, engine)
+        held.finish()
+        outcome = held.outcome()
         epochs, converged = int(outcome["epochs"]), bool(outcome["converged"])
         if engine != "stream":
             assert buffer is not None
             moments = DeviceMoments(buffer, outcome["square"])
         looked_at = schedule._replace(epochs=epochs + converged)
-        recorded = on_device.recorded(n_recorded(looked_at))
+        recorded = held.recorded(n_recorded(looked_at))
         return Report(epochs, converged, outcome["loss"], recorded, moments, outcome["previous"])
 
     def nonfinite(self, problem: Problem) -> int:
         count = torch.empty((), dtype=torch.int64, device=problem.x.device)
         map = DeviceMap.identity_of(1, problem.x.device)
-        self.launch("count_nonfinite", problem.model, problem.x, problem.y, map=map, out=count)
+        self.launch(
+            "count_nonfinite", problem.model, problem.x, problem.y, map=map, out=count,
+            weight=problem.weight,
+        )  # fmt: skip
         return int(count)
 
     def step(
-        self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, x: torch.Tensor,
+        self, map: DeviceMap, rule: DeviceRule, table: Tables, x: torch.Tensor,
         y: torch.Tensor, model: Traced, mean: bool, moments: DeviceMoments | None,
-        criterion: Criterion = SQUARED,
+        criterion: Criterion = SQUARED, weight: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """The fused step from what table [5, P] points at; returns its state buffer."""
+        """The fused step from what the table points at; returns its state buffer."""
         module, size = self.module, len(ROWS) * map.n_params + len(OUTCOME)
         state = torch.empty(size, dtype=torch.float64, device=x.device)
         self.launch(
             "step" if moments is None else "epochs", model, x, y, map=map, rule=rule, state=state,
             moments=None if moments is None else moments.buffer, tables=table, engine="moments",
-            mean=mean, schedule=Schedule(0, 1), criterion=criterion,
-            flags=module.LOAD | module.STORE | module.STEP | module.APART,
+            mean=mean, schedule=Schedule(0, 1), criterion=criterion, weight=weight,
+            flags=module.LOAD | module.STORE | module.STEP,
         )  # fmt: skip
         return state
 
     def store(
-        self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, state: torch.Tensor,
+        self, map: DeviceMap, rule: DeviceRule, table: Tables, state: torch.Tensor,
         dtype: torch.dtype,
     ) -> None:  # fmt: skip
-        """Writes the parameters and momenta that a step computed to table [3, P]."""
+        """Writes what a step has computed to where the table has the next ones go."""
         x = torch.empty(0, dtype=dtype, device=state.device)
         self.launch("store", None, x, None, map=map, rule=rule, tables=table, state=state)
 
-    def update(
-        self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, dtype: torch.dtype
-    ) -> None:
-        """The ordinary update of what table [3, P] points at."""
-        x = torch.empty(0, dtype=dtype, device=rule.device)
-        self.launch("update", None, x, None, map=map, rule=rule, tables=table)
+    def update(self, map: DeviceMap, rule: DeviceRule, table: Tables, dtype: torch.dtype) -> None:
+        """The ordinary update of what the table points at."""
+        x = torch.empty(0, dtype=dtype, device=rule.rows.device)
+        self.launch(
+            "update", None, x, None, map=map, rule=rule, tables=table, flags=self.module.LOAD
+        )
 
     def launches(self) -> int:
         return self._launches
 
     def launch(
         self, kernel: str, model: Traced | None, x: torch.Tensor, y: torch.Tensor | None, *,
-        map: DeviceMap, rule: torch.Tensor | None = None, state: torch.Tensor | None = None,
-        moments: torch.Tensor | None = None, tables: torch.Tensor | None = None,
+        map: DeviceMap, rule: DeviceRule | None = None, state: torch.Tensor | None = None,
+        moments: torch.Tensor | None = None, tables: Tables | None = None,
         out: torch.Tensor | None = None, engine: str = "stream", mean: bool = True,
-        omit: bool = False, schedule: Schedule | None = None, flags: int = 0,
-        criterion: Criterion = SQUARED,
+        omit: bool = False, schedule: Schedule = NO_SCHEDULE, flags: int = 0,
+        criterion: Criterion = SQUARED, weight: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         """One kernel on the current stream, with what `device` lays out; waits for nothing."""
-        module = self.module
-        data = module.Data()
-        data.dtype, data.omit = int(x.dtype == torch.float64), omit
-        data.x, data.x_stride, data.n = x.data_ptr(), x.stride(0) if x.ndim else 1, x.numel()
-        if y is not None:
-            data.y, data.y_stride = y.data_ptr(), y.stride(0) if y.ndim else 1
-        if model is not None:
-            data.shift, data.scale = model.shift, model.scale
-        run = module.Run()
-        run.data, run.mean, run.flags, run.engine = data, mean, flags, ENGINE[engine]
-        run.set_criterion(criterion.address)
-        run.n_params, run.n_coefficients, run.identity = map.n_params, map.n_terms, map.identity
-        run.n_terms, run.n_slots = map.factor.numel(), map.slots.numel()
-        run.factor, run.spans, run.slots = (t.data_ptr() for t in (map.factor, map.span, map.slots))
-        run.device = x.device.index or 0
-        run.has_moments = kernel == "epochs"
-        for name, tensor in (
-            ("rule", rule), ("state", state), ("moments", moments), ("tables", tables), ("out", out)
-        ):  # fmt: skip
-            if tensor is not None:
-                setattr(run, name, tensor.data_ptr())
-        if schedule is not None:
-            first, epochs, every, tol, _, previous = schedule
-            run.schedule = module.Schedule(first, epochs, every, tol, previous)
-        run.grid = self.geometry(kernel, data.n, data.dtype, map, x.device)
-        with self.on(x.device) as stream:
-            workspace = self.workspace(x.device, stream)
-            run.workspace = workspace.data_ptr()
+        module, device = self.module, x.device
+        data = module.Data(
+            *(0 if t is None else t.data_ptr() for t in (x, y, weight)), x.numel(),
+            *(t.stride(0) if t is not None and t.ndim else 1 for t in (x, y, weight)),
+            x.dtype == torch.float64, omit, model.shift if model else 0.0,
+            model.scale if model else 1.0,
+        )  # fmt: skip
+        first, epochs, every, tol, _, previous = schedule
+        with self.on(device) as stream:
+            run = module.Run(
+                data, criterion.address, mean, ENGINE[engine],
+                module.Schedule(first, epochs, every, tol, previous), flags, *map.told,
+                rule.rows.data_ptr() if rule else 0,
+                0 if rule is None or rule.changes is None else rule.changes.data_ptr(),
+                0 if state is None else state.data_ptr(),
+                0 if moments is None else moments.data_ptr(), kernel == "epochs",
+                tables.addresses.data_ptr() if tables else 0, tables.single if tables else 0,
+                0 if out is None else out.data_ptr(), self.workspace(device, stream).data_ptr(),
+                device.index or 0, self.geometry(kernel, data, map, device),
+            )  # fmt: skip
             getattr(module, "moments" if kernel == "epochs" else kernel)(run, stream)
         self._launches += 1
 
-    def geometry(self, kernel: str, n: int, dtype: int, map: DeviceMap, device: Any) -> Any:
+    def geometry(self, kernel: str, data: Any, map: DeviceMap, device: torch.device) -> Any:
         return self.module.geometry(
-            kernel, n, dtype, map.n_terms, map.n_params, self.sizes(device)
+            kernel, data.n, data.dtype, map.n_terms, map.n_params, self.sizes(device),
+            data.weighted,
         )  # fmt: skip
 
     def sizes(self, device: torch.device) -> Any:
@@ -219,25 +223,29 @@ class Cuda:
 
     def on(self, device: torch.device) -> Any:
         """A context in which `device` is the current one; gives its stream."""
+        if device.index == torch.cuda.current_device():
+            return nullcontext(torch._C._cuda_getCurrentRawStream(device.index))
         return _On(device)
 
     def workspace(self, device: torch.device, stream: int) -> torch.Tensor:
         """Partial sums and counters; the counters are 0 before and after every launch."""
-        size = self.module.workspace_bytes(self.sizes(device))
+        key: tuple[int, int] | None = (device.index or 0, stream)
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            # The zeros are part of the graph, whose replays may come in any order.
-            return torch.zeros(size, dtype=torch.uint8, device=device)
-        key = (device.index or 0, stream)
-        if key not in self._workspaces:
-            self._workspaces[key] = torch.zeros(size, dtype=torch.uint8, device=device)
-        return self._workspaces[key]
+            key = None  # the zeros are part of the graph, whose replays may come in any order
+        held = self._workspaces.get(key)
+        if held is None:
+            size = self.module.workspace_bytes(self.sizes(device))
+            held = torch.zeros(size, dtype=torch.uint8, device=device)
+            if key is not None:
+                self._workspaces[key] = held
+        return held
 
     def _within(self, problem: Problem, engine: str, schedule: Schedule) -> int:
         """The epochs of a launch that is to come back in time."""
         x, every = problem.x, schedule.record_every
         most = self.module.epochs_within(
             schedule.seconds, ENGINE[engine], x.numel(), int(x.dtype == torch.float64),
-            problem.model.degree + 1, self.sizes(x.device),
+            problem.model.degree + 1, problem.criterion.kind in ELEMENTARY, self.sizes(x.device),
         )  # fmt: skip
         return min(schedule.epochs, most, every * MOST_RECORDED if every else most)
 

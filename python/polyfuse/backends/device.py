@@ -2,17 +2,14 @@
 
 State [7 P + 5 + M] float64: the rows of `ROWS`, each [P]; `OUTCOME`; the recorded losses [M].
 Moments [4 K + 2] float64: shift, scale, square, reference [K], power [2 K - 1], cross [K].
-Tables [3, P] int64: the addresses of each scalar parameter, its gradient and its momentum; 0: none.
-A step's have 5 rows: where the next parameters and momenta go as well.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +17,7 @@ import torch
 from ..problem import Moments, Problem, Schedule, State
 from ..rules import KEPT, Rule, row_of
 from ..symbolic import Traced
+from .tables import Tables, method_of, nothing, tables
 
 ROWS = ("params", "grad", "before", *(f"kept {r}" for r in range(KEPT)))
 RULE_ROW = 10
@@ -39,6 +37,13 @@ class DeviceMap:
     factor: torch.Tensor  # [T] float64
     span: torch.Tensor  # [T, 3] int32: coefficient, begin and end in `slots`
     slots: torch.Tensor  # [F] int32
+
+    @cached_property
+    def told(self) -> tuple[Any, ...]:
+        """Sizes and addresses, as the extension's Run takes them."""
+        there = (self.factor, self.span, self.slots)
+        sizes = self.factor.numel(), self.slots.numel(), self.identity
+        return self.n_params, self.n_terms, *sizes, *(t.data_ptr() for t in there)
 
     @classmethod
     def of(cls, model: Traced, device: torch.device) -> DeviceMap:
@@ -69,37 +74,42 @@ def _map(terms: Terms, n_terms: int, n_params: int, device: torch.device) -> Dev
     )
 
 
+class DeviceRule(NamedTuple):
+    # [1 + C, P, RULE_ROW] float64: the method (0: no optimizer holds the parameter), its options
+    rows: torch.Tensor
+    method: int  # of those that an optimizer holds; 0: there is none
+    # [C + 1] int64, ascending: epochs from which on the next rule holds; the last never comes
+    changes: torch.Tensor | None = None
+
+
+NEVER = 1 << 62
+MAX_CHANGES = 4096  # of the rule, in one launch
+
+
 @lru_cache(maxsize=64)
-def device_rule(rule: Rule, device: torch.device) -> torch.Tensor:
-    """[P, RULE_ROW] float64: the method (0: no optimizer holds it) and its options."""
-    rows = np.zeros((len(rule), RULE_ROW))
-    for row, options in zip(rows, rule, strict=True):
-        if options is not None:
-            numbers = row_of(options)
-            row[: len(numbers)] = numbers
+def device_rule(rule: Rule, device: torch.device) -> DeviceRule:
+    return DeviceRule(_rows([rule], device), method_of(rule))
+
+
+def rule_of(problem: Problem) -> DeviceRule:
+    """The problem's rule, with its changes."""
+    device = problem.x.device
+    if not problem.changes:
+        return device_rule(problem.rule, device)
+    epochs, rules = zip(*problem.changes, strict=True)
+    rows = _rows([problem.rule, *rules], device)
+    changes = torch.tensor([*epochs, NEVER], dtype=torch.int64, device=device)
+    return DeviceRule(rows, method_of(problem.rule), changes)
+
+
+def _rows(rules: Sequence[Rule], device: torch.device) -> torch.Tensor:
+    rows = np.zeros((len(rules), len(rules[0]), RULE_ROW))
+    for of_rule, rule in zip(rows, rules, strict=True):
+        for row, options in zip(of_rule, rule, strict=True):
+            if options is not None:
+                numbers = row_of(options)
+                row[: len(numbers)] = numbers
     return torch.from_numpy(rows).to(device)
-
-
-_tables: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
-_KEPT_TABLES = 64
-
-
-def tables(model: Traced, params: Sequence[Any], *others: Sequence[Any]) -> torch.Tensor:
-    """[R, P] int64 on the device: where each slot's element of these tensors lies; 0 for None."""
-    device = params[0].device
-    rows = [
-        tuple(0 if of[t] is None else of[t].data_ptr() + e * of[t].itemsize for t, e in model.slots)
-        for of in (params, *others)
-    ]
-    key = (device, *rows)
-    found = _tables.get(key)
-    if found is None:
-        found = _tables[key] = torch.tensor(rows, dtype=torch.int64, device=device)
-        if len(_tables) > _KEPT_TABLES:
-            _tables.popitem(last=False)
-    else:
-        _tables.move_to_end(key)
-    return found
 
 
 def n_recorded(schedule: Schedule) -> int:
@@ -119,18 +129,63 @@ def loss_and_gradient(
     backend: Any, problem: Problem, params: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a step in which no optimizer holds the parameters computes: views [] and [P]."""
-    model, nowhere, params = problem.model, (None,), params.contiguous()
+    model, params = problem.model, params.contiguous()
     n, device = len(params), params.device
     state = backend.step(
         DeviceMap.of(model, device), device_rule((None,) * n, device),
-        tables(model, (params,), *(nowhere,) * 4), problem.x, problem.y, model,
-        problem.reduction == "mean", None, problem.criterion,
+        tables(model, (params,), (None,), nothing(1), (None,)), problem.x, problem.y, model,
+        problem.reduction == "mean", None, problem.criterion, problem.weight,
     )  # fmt: skip
     return loss_in(state, n), state[n : 2 * n]
 
 
-class DeviceState:
-    """The state buffer of one run, made from a host State and read back into it."""
+class StateBuffer:
+    """The state buffer of a run, and what launches leave there."""
+
+    tables: Tables | None = None  # where launches store as well what they leave in the buffer
+    load = False  # whether the next launch starts from the tables
+
+    def __init__(self, n_params: int, buffer: torch.Tensor | None = None):
+        self.n_params, self.buffer = n_params, buffer  # [7 P + 5 + M]
+        self._host: np.ndarray | None = None
+        self._outcome: dict[str, float] = {}
+
+    @property
+    def host(self) -> np.ndarray:
+        """The buffer as the launch left it, read once; waits for the launch."""
+        if self._host is None:
+            assert self.buffer is not None
+            self._host = self.buffer.cpu().numpy()
+        return self._host
+
+    def forget(self) -> None:
+        """Another launch writes the buffer."""
+        self._host, self._outcome = None, {}
+
+    def rows(self) -> np.ndarray:
+        """[ROWS, P]"""
+        return self.host[: len(ROWS) * self.n_params].reshape(len(ROWS), self.n_params)
+
+    def outcome(self) -> dict[str, float]:
+        if not self._outcome:
+            at = len(ROWS) * self.n_params
+            numbers = self.host[at : at + len(OUTCOME)].tolist()
+            self._outcome = dict(zip(OUTCOME, numbers, strict=True))
+        return self._outcome
+
+    def recorded(self, count: int) -> np.ndarray:
+        at = len(ROWS) * self.n_params + len(OUTCOME)
+        return self.host[at : at + count].copy()
+
+    def launched(self, schedule: Schedule, engine: str) -> None:
+        """A launch is under way."""
+
+    def finish(self) -> None:
+        """Takes over what the launch has left; waits for it."""
+
+
+class DeviceState(StateBuffer):
+    """One launch's, made from a host State and read back into it."""
 
     def __init__(self, state: State, schedule: Schedule, device: torch.device):
         p = len(state.params)
@@ -140,26 +195,22 @@ class DeviceState:
         rows[:2] = state.params, state.grad
         rows[3:] = state.kept
         host[at + OUTCOME.index("previous")] = schedule.previous
-        self.n_params = p
-        self.buffer = torch.from_numpy(host).to(device)  # [7 P + 5 + M]
+        super().__init__(p, torch.from_numpy(host).to(device))
+        self.state = state
 
-    @cached_property
-    def host(self) -> np.ndarray:
-        """The buffer as the launch left it; waits for the launch."""
-        return self.buffer.cpu().numpy()
-
-    def outcome(self) -> dict[str, float]:
-        at = len(ROWS) * self.n_params
-        return dict(zip(OUTCOME, self.host[at : at + len(OUTCOME)].tolist(), strict=True))
-
-    def recorded(self, count: int) -> np.ndarray:
-        at = len(ROWS) * self.n_params + len(OUTCOME)
-        return self.host[at : at + count].copy()
-
-    def read_into(self, state: State) -> None:
-        rows = self.host[: len(ROWS) * self.n_params].reshape(len(ROWS), self.n_params)
+    def finish(self) -> None:
+        rows, state = self.rows(), self.state
         state.params[:], state.grad[:] = rows[:2]
         state.kept[:] = rows[3:]
+
+
+def begin(state: Any, schedule: Schedule, device: torch.device) -> StateBuffer:
+    """What a launch works on, of a host State or what stays on the device."""
+    if isinstance(state, State):
+        return DeviceState(state, schedule, device)
+    state.begin(schedule)
+    held: StateBuffer = state
+    return held
 
 
 @dataclass

@@ -64,23 +64,26 @@ def shape(n: int, itemsize: int, machine: Machine) -> tuple[int, int, int]:
     return machine.warp * warps, vec, warps
 
 
-def reduction(n: int, itemsize: int, sums: int, machine: Machine) -> Pass:
-    """A pass whose last program adds the partial sums."""
+def reduction(
+    n: int, itemsize: int, sums: int, machine: Machine, occupancy: int | None = None
+) -> Pass:
+    """A pass whose last program adds the partial sums; occupancy: programs of one processor."""
     rows, vec, warps = shape(n, itemsize, machine)
-    occupancy = 4 if sums <= 8 else 2 if sums <= 16 else 1
+    occupancy = occupancy or (4 if sums <= 8 else 2 if sums <= 16 else 1)
     programs = min(tiles(n, rows * vec), occupancy * machine.processors)
     return Pass(programs, rows, vec, warps)
 
 
-def stream(n: int, itemsize: int, terms: int, machine: Machine, elementary: bool = False) -> Pass:
+def stream(n: int, itemsize: int, terms: int, machine: Machine, others: int = 0) -> Pass:
     """All epochs in one launch, whose programs must all be on the device at once.
 
-    elementary: the criterion has exp or log, which take the registers of a resident tile.
+    others: what else takes the registers of a resident tile: exp and log, weights, an optimizer
+    that keeps much.
     """
     rows, vec, warps = shape(n, itemsize, machine)
     count = tiles(n, rows * vec)
     most = 3 if terms <= 5 else 2 if terms <= 8 else 1
-    most = max(1, most - elementary)
+    most = max(1, most - others)
     if machine.interpreted or count <= ALONE_TILES:
         return Pass(1, rows, vec, warps, min(count, most))
     programs = min(tiles(count, 2), machine.processors)
@@ -108,9 +111,16 @@ def matrices(params: int) -> int:
     return 5 * (2 * params + 1) ** 2
 
 
-def epochs_at_once(engine: str, n: int, itemsize: int, terms: int, epochs: int) -> int:
-    """So many that a launch takes about LAUNCH_SECONDS: 5 us for an epoch's barrier, 1 TB/s."""
+def epochs_at_once(
+    engine: str, n: int, itemsize: int, terms: int, epochs: int, elementary: bool, machine: Machine
+) -> int:
+    """So many that a launch takes about LAUNCH_SECONDS: 5 us for an epoch's barrier, 1 TB/s, 2 ns
+    for a term of a sample in each of 64 lanes of a processor; exp and log cost as 60 terms."""
     if engine == "closed_form":
         return epochs
-    each = 5e-6 + 2 * n * itemsize / 1e12 if engine == "stream" else 1e-6 + 1e-8 * terms**2
+    if engine == "stream":
+        work = n * (terms + 60 * elementary) / (64 * machine.processors)
+        each = 5e-6 + 2 * n * itemsize / 1e12 + 2e-9 * work
+    else:
+        each = 1e-6 + 1e-8 * terms**2
     return min(epochs, max(1, int(LAUNCH_SECONDS / each)))

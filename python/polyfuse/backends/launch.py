@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..criteria import BCE, KL_DIV, POISSON, SOFT_MARGIN, SQUARED, Criterion
-from . import geometry
-from .device import DeviceMap
+from ..criteria import ELEMENTARY, SQUARED, Criterion
+from ..rules import METHODS, SgdOptions
+from . import geometry, tuning
+from .device import DeviceMap, DeviceRule
 from .geometry import Machine
+from .tables import Tables
 
 NUMBERS = ("beta", "delta", "pos_weight", "eps", "variance")  # a criterion has one at most
-ELEMENTARY = (SOFT_MARGIN, BCE, POISSON, KL_DIV)  # of exp or log
 launches = 0
 
 
@@ -29,20 +30,27 @@ class Samples:
     shift: float = 0.0
     scale: float = 1.0
     omit: bool = False
+    weight: torch.Tensor | None = None  # [N]
 
     def arguments(self) -> tuple[Any, ...]:
         stride = [t.stride(0) if t.ndim else 1 for t in (self.x, self.y)]
         return self.x, self.y, self.x.numel(), *stride, self.shift, self.scale
 
+    def of_weight(self) -> dict[str, Any]:
+        w = self.x if self.weight is None else self.weight
+        stride = w.stride(0) if w.ndim else 1
+        return {"w_ptr": w, "w_stride": stride, "WEIGHTED": self.weight is not None}
+
 
 @dataclass(frozen=True)
 class Run:
-    """What a run needs besides its samples; tables: of a step that starts and ends there."""
+    """What a run needs besides its samples; tables: where it ends, and with `load` starts."""
 
     map: DeviceMap
-    rule: torch.Tensor  # [P, 7]
-    state: torch.Tensor  # [7 P + 5 + M]
-    tables: torch.Tensor | None = None  # [5, P]
+    rule: DeviceRule
+    state: Any  # [7 P + 5 + M]
+    tables: Tables | None = None
+    load: bool = False
     mean: bool = True
     criterion: Criterion = SQUARED
     first_epoch: int = 0
@@ -51,10 +59,16 @@ class Run:
     tol: float = -math.inf
 
     def addresses(self) -> tuple[Any, ...]:
-        return *model_arguments(self.map), self.rule, self.state
+        return *model_arguments(self.map), self.rule.rows, self.state
 
     def constants(self, samples: Samples) -> dict[str, Any]:
-        return sizes(self.map) | {"OMIT": samples.omit, "MEAN": self.mean}
+        told = {"OMIT": samples.omit, "MEAN": self.mean, "METHOD": self.rule.method}
+        return sizes(self.map) | samples.of_weight() | told
+
+    def of_changes(self) -> dict[str, Any]:
+        changes = self.rule.changes
+        there = changes is not None
+        return {"changes_ptr": changes if there else self.state, "CHANGES": there}
 
     def of_criterion(self) -> dict[str, Any]:
         told = self.criterion.told
@@ -66,13 +80,23 @@ class Run:
             "FULL": told.get("full", False),
         }
 
-    def of_tables(self, samples: Samples) -> dict[str, Any]:
-        there = self.tables is not None
+    def of_tables(self) -> dict[str, Any]:
+        tables = self.tables
         return {
-            "tables_ptr": self.tables if there else self.state,
-            "TABLES": there,
-            "ROUND": there and samples.x.dtype == torch.float32,
+            "tables_ptr": self.state if tables is None else tables.addresses,
+            "LOAD": self.load,
+            "STORE": tables is not None,
+            "SINGLE": 0 if tables is None else tables.single,
         }
+
+    def others(self, samples: Samples) -> int:
+        """What takes registers besides the samples; see `geometry.stream`."""
+        rich = self.rule.method > METHODS[SgdOptions].number
+        return (self.criterion.kind in ELEMENTARY) + (samples.weight is not None) + rich
+
+    def rounds(self, samples: Samples) -> bool:
+        """Whether a step is one in float32."""
+        return self.load and samples.x.dtype == torch.float32
 
 
 def model_arguments(map: DeviceMap) -> tuple[Any, ...]:
@@ -140,17 +164,23 @@ def step(samples: Samples, run: Run) -> None:
     """One epoch; the loss left behind is that of before the step."""
     from ..kernels.stream import step_kernel
 
-    sums = run.map.n_terms + 2
-    cut = geometry.reduction(
-        samples.x.numel(), samples.x.element_size(), sums, machine(samples.x.device)
-    )
-    work, counters = workspace(samples.x.device, geometry.partial_sums(cut, sums))
-    launch(
-        step_kernel, cut.programs, cut.warps, *samples.arguments(), *run.addresses(),
-        run.first_epoch, run.record_every, run.tol, work, counters,
-        SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(sums),
-        **run.of_criterion(), **run.of_tables(samples), **run.constants(samples),
-    )  # fmt: skip
+    x, sums = samples.x, run.map.n_terms + 2
+
+    def once(occupancy: int | None) -> None:
+        cut = geometry.reduction(
+            x.numel(), x.element_size(), sums, machine(x.device), occupancy
+        )  # fmt: skip
+        work, counters = workspace(x.device, geometry.partial_sums(cut, sums))
+        launch(
+            step_kernel, cut.programs, cut.warps, *samples.arguments(), *run.addresses(),
+            run.first_epoch, run.record_every, run.tol, work, counters,
+            SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(sums),
+            ROUND=run.rounds(samples), **run.of_criterion(), **run.of_tables(),
+            **run.constants(samples),
+        )  # fmt: skip
+
+    kernel = (run.map.n_terms, run.criterion.kind, samples.weight is not None)
+    once(tuning.occupancy(x, kernel, once))
 
 
 def stream(samples: Samples, run: Run) -> None:
@@ -160,7 +190,7 @@ def stream(samples: Samples, run: Run) -> None:
     terms, sums = run.map.n_terms, run.map.n_terms + 2
     cut = geometry.stream(
         samples.x.numel(), samples.x.element_size(), terms, machine(samples.x.device),
-        run.criterion.kind in ELEMENTARY,
+        run.others(samples),
     )  # fmt: skip
     work, counters = workspace(samples.x.device, geometry.partial_sums(cut, sums))
     alone = cut.programs == 1
@@ -169,7 +199,7 @@ def stream(samples: Samples, run: Run) -> None:
         run.first_epoch, run.epochs, run.record_every, run.tol, work, counters,
         SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(sums),
         RESIDENT=cut.resident, ALONE=alone, launch_cooperative_grid=not alone,
-        **run.of_criterion(), **run.constants(samples),
+        **run.of_criterion(), **run.of_tables(), **run.of_changes(), **run.constants(samples),
     )  # fmt: skip
 
 
@@ -196,7 +226,8 @@ def moments(
         counters, SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec,
         CHUNK=geometry.chunk(sums), BAND=geometry.band(jump), JUMP=geometry.width(jump),
         GIVEN=given, RUN=run_epochs, CLOSED=closed, STEP=step,
-        **run.of_tables(samples), **run.constants(samples),
+        ROUND=step and run.rounds(samples), **run.of_tables(), **run.of_changes(),
+        **run.constants(samples),
     )  # fmt: skip
 
 
@@ -241,30 +272,33 @@ def nonfinite(samples: Samples) -> torch.Tensor:
     work, counters = workspace(x.device, geometry.partial_sums(cut, 1))
     launch(
         nonfinite_kernel, cut.programs, cut.warps, *samples.arguments()[:5], out, work, counters,
-        ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(1),
+        ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(1), **samples.of_weight(),
     )  # fmt: skip
     return out
 
 
-def update(tables: torch.Tensor, rule: torch.Tensor, dtype: torch.dtype) -> None:
-    """The ordinary update, from parameters, gradients and momenta at tables [3, P]."""
+def update(tables: Tables, rule: DeviceRule, dtype: torch.dtype) -> None:
+    """The ordinary update, from what lies at the tables' addresses."""
     from ..kernels.verbs import update_kernel
 
-    launch(update_kernel, 1, 1, tables, rule, **_vector(rule, dtype))
+    launch(
+        update_kernel, 1, 1, tables.addresses, rule.rows, METHOD=rule.method,
+        **_vector(tables, rule, dtype),
+    )  # fmt: skip
 
 
-def store(
-    state: torch.Tensor, tables: torch.Tensor, rule: torch.Tensor, dtype: torch.dtype
-) -> None:
-    """Writes the state's parameters and momenta to tables [3, P]."""
+def store(state: torch.Tensor, tables: Tables, rule: DeviceRule, dtype: torch.dtype) -> None:
+    """Writes the state's parameters, and what is kept of them, to where the next ones go."""
     from ..kernels.verbs import store_kernel
 
-    launch(store_kernel, 1, 1, state, tables, rule, **_vector(rule, dtype))
+    launch(
+        store_kernel, 1, 1, state, tables.addresses, rule.rows, **_vector(tables, rule, dtype)
+    )  # fmt: skip
 
 
-def _vector(rule: torch.Tensor, dtype: torch.dtype) -> dict[str, Any]:
+def _vector(tables: Tables, rule: DeviceRule, dtype: torch.dtype) -> dict[str, Any]:
     import triton.language as tl
 
-    count = len(rule)
+    count = rule.rows.shape[1]
     element = tl.float32 if dtype == torch.float32 else tl.float64
-    return {"P": count, "PW": geometry.width(count), "T": element}
+    return {"P": count, "PW": geometry.width(count), "T": element, "SINGLE": tables.single}

@@ -72,7 +72,7 @@ class Cpu:
         plan = borrow_plan(problem.model, problem.rule)
         plan.mean = problem.reduction == "mean"
         plan.criterion = problem.criterion
-        data = make_data(problem.model, problem.x, problem.y, problem.omit)
+        data = make_data(problem.model, problem.x, problem.y, problem.omit, problem.weight)
         found = _C.loss_and_gradient(plan, data, params, torch.get_num_threads())
         vars(problem.model)["_plan"] = plan, problem.rule
         return found

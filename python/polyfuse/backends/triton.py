@@ -9,22 +9,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..criteria import SQUARED, Criterion
-from ..problem import Problem, Report, Schedule, State
-from ..rules import is_sgd
+from ..criteria import ELEMENTARY, SQUARED, Criterion
+from ..problem import Problem, Report, Schedule
 from ..symbolic import Traced
 from . import geometry, launch
 from .device import (
+    MAX_CHANGES,
     OUTCOME,
     ROWS,
     DeviceMap,
     DeviceMoments,
-    DeviceState,
-    device_rule,
+    DeviceRule,
+    begin,
     loss_and_gradient,
     n_recorded,
+    rule_of,
 )
 from .launch import Run, Samples
+from .tables import Tables
 
 
 def interpreted() -> bool:
@@ -34,12 +36,14 @@ def interpreted() -> bool:
 
 def _samples(problem: Problem) -> Samples:
     model = problem.model
-    return Samples(problem.x, problem.y, model.shift, model.scale, problem.omit)
+    return Samples(problem.x, problem.y, model.shift, model.scale, problem.omit, problem.weight)
 
 
 class Triton:
     name = "triton"
     max_params = geometry.MAX_PARAMS
+    max_changes = MAX_CHANGES
+    in_place = True
 
     def missing(self) -> str | None:
         """None, or why the backend is not available here."""
@@ -53,12 +57,8 @@ class Triton:
         device = problem.x.device
         if device.type != ("cpu" if interpreted() else "cuda"):
             return f"the data is on {device}"
-        if problem.weight is not None:
-            return "it has no kernel of weighted samples"
         if len(problem.model.slots) > geometry.MAX_PARAMS:
             return f"{len(problem.model.slots)} parameters, above {geometry.MAX_PARAMS}"
-        if not is_sgd(problem.rule):
-            return "its kernels know no optimizer but SGD"
         return None
 
     def evaluate(self, model: Traced, coef: Any, x: torch.Tensor) -> torch.Tensor:
@@ -79,23 +79,30 @@ class Triton:
         device = problem.x.device
         terms = problem.model.degree + 1
         buffer = torch.empty(4 * terms + 2, dtype=torch.float64, device=device)
-        run = Run(DeviceMap.identity_of(terms, device), buffer, buffer)
+        run = Run(DeviceMap.identity_of(terms, device), DeviceRule(buffer, 0), buffer)
         launch.moments(_samples(problem), run, buffer, given=False, run_epochs=False)
         return DeviceMoments(buffer, float(buffer[2]))
 
     def descend(
-        self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: State
+        self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: Any
     ) -> Report:
         samples, device = _samples(problem), problem.x.device
         terms = problem.model.degree + 1
         if schedule.seconds:
             at_once = geometry.epochs_at_once(
-                engine, samples.x.numel(), samples.x.element_size(), terms, schedule.epochs
+                engine,
+                samples.x.numel(),
+                samples.x.element_size(),
+                terms,
+                schedule.epochs,
+                problem.criterion.kind in ELEMENTARY,
+                launch.machine(device),
             )
             schedule = schedule._replace(epochs=at_once)
-        held = DeviceState(state, schedule, device)
+        held = begin(state, schedule, device)
         run = Run(
-            DeviceMap.of(problem.model, device), device_rule(problem.rule, device), held.buffer,
+            DeviceMap.of(problem.model, device), rule_of(problem), held.buffer, held.tables,
+            load=held.load,
             mean=problem.reduction == "mean", criterion=problem.criterion,
             first_epoch=schedule.first_epoch, epochs=schedule.epochs,
             record_every=schedule.record_every, tol=schedule.tol,
@@ -109,8 +116,9 @@ class Triton:
                 moments = DeviceMoments(buffer, np.nan)
             closed = engine == "closed_form"
             launch.moments(samples, run, moments.buffer, given=given, closed=closed)
+        held.launched(schedule, engine)
+        held.finish()
         outcome = held.outcome()
-        held.read_into(state)
         if engine != "stream":
             moments.square = outcome["square"]
         done, converged = int(outcome["epochs"]), bool(outcome["converged"])
@@ -126,15 +134,15 @@ class Triton:
         return launch.launches
 
     def step(
-        self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, x: torch.Tensor,
+        self, map: DeviceMap, rule: DeviceRule, table: Tables, x: torch.Tensor,
         y: torch.Tensor, model: Traced, mean: bool, moments: DeviceMoments | None,
-        criterion: Criterion = SQUARED,
+        criterion: Criterion = SQUARED, weight: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """The fused step from what table [5, P] points at; returns its state buffer."""
+        """The fused step from what the table points at; returns its state buffer."""
         size = len(ROWS) * map.n_params + len(OUTCOME)
         state = torch.empty(size, dtype=torch.float64, device=x.device)
-        run = Run(map, rule, state, table, mean=mean, criterion=criterion)
-        samples = Samples(x, y, model.shift, model.scale)
+        run = Run(map, rule, state, table, load=True, mean=mean, criterion=criterion)
+        samples = Samples(x, y, model.shift, model.scale, weight=weight)
         if moments is None:
             launch.step(samples, run)
         else:
@@ -142,14 +150,12 @@ class Triton:
         return state
 
     def store(
-        self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, state: torch.Tensor,
+        self, map: DeviceMap, rule: DeviceRule, table: Tables, state: torch.Tensor,
         dtype: torch.dtype,
     ) -> None:  # fmt: skip
-        """Writes the parameters and momenta that a step computed to table [3, P]."""
+        """Writes what a step has computed to where the table has the next ones go."""
         launch.store(state, table, rule, dtype)
 
-    def update(
-        self, map: DeviceMap, rule: torch.Tensor, table: torch.Tensor, dtype: torch.dtype
-    ) -> None:
-        """The ordinary update of what table [3, P] points at."""
+    def update(self, map: DeviceMap, rule: DeviceRule, table: Tables, dtype: torch.dtype) -> None:
+        """The ordinary update of what the table points at."""
         launch.update(table, rule, dtype)

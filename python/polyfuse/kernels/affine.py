@@ -9,7 +9,7 @@ import triton.language as tl
 
 from .coefficients import coefficients
 from .moments import grad_of_moved, objective_of_moments
-from .optimizer import sgd
+from .optimizer import SGD, fills_momentum, is_owned, update
 from .state import record
 from .vectors import is_finite, pick, times
 
@@ -73,9 +73,10 @@ def apply(jump_ptr, moved, momentum, lane, P: tl.constexpr, S: tl.constexpr):
 @triton.jit
 def store_column(one_ptr, column, rule, p, g, b, lane, P: tl.constexpr, S: tl.constexpr):
     """What one step adds to (p, b), for the part of the state that column stands for."""
-    p_new, b_new = sgd(rule, p, g, b, lane < 0, tl.float64)
-    tl.store(one_ptr + lane * S + column, p_new - p, lane < P)
-    tl.store(one_ptr + (P + lane) * S + column, b_new - b, lane < P)
+    zero = tl.zeros(p.shape, tl.float64)
+    new = update(rule, p, g, (b, zero + 1.0, zero, zero), SGD, tl.float64)
+    tl.store(one_ptr + lane * S + column, new[0] - p, lane < P)
+    tl.store(one_ptr + (P + lane) * S + column, new[1] - b, lane < P)
 
 
 @triton.jit
@@ -113,7 +114,7 @@ def origin_of(fit, params, rule, lane, P: tl.constexpr, IDENTITY: tl.constexpr):
             rest = pick(fit[3], k, lane) - tl.sum(tl.where(lane > k, row * coef, 0.0), axis=0)
             coef = tl.where(lane == k, rest / pick(row, k, lane), coef)
         infinite = tl.sum(tl.where(is_finite(coef), 0, 1), axis=0)
-        origin = tl.where(rule[6] != 0.0, tl.where(infinite == 0, coef, params), params)
+        origin = tl.where(is_owned(rule) & (infinite == 0), coef, params)
     return origin
 
 
@@ -126,13 +127,13 @@ def jumps(
     S: tl.constexpr = 2 * P + 1
     first_epoch, every, last = schedule[0], schedule[2], schedule[1] - 1
     one_ptr, powers_ptr = work_ptr, work_ptr + S * S
-    params, has_momentum, done = run[0], run[2], run[4]
+    params, filled, done = run[0], run[2] != 0.0, run[6]
     origin = origin_of(fit, params, rule, p_lane, P, IDENTITY)
     one_epoch(one_ptr, fit, origin, rule, model, p_lane, k_lane, P, S, IDENTITY)
-    moved, momentum = params - origin, tl.where(has_momentum, run[1], 0.0)
+    moved, momentum = params - origin, tl.where(filled, run[1], 0.0)
     length = tl.full([], 0, tl.int64)
     jump_ptr = powers_ptr
-    loss = run[6]
+    loss = run[8]
     while done < last:
         target = last
         if every > 0:
@@ -148,13 +149,5 @@ def jumps(
             jump_ptr = power(one_ptr, powers_ptr, length, S, SW, BAND)
         moved, momentum = apply(jump_ptr, moved, momentum, p_lane, P, S)
         done = target
-    kept = has_momentum & (rule[6] != 0.0) & (rule[1] != 0.0)
-    return (
-        origin + moved,
-        tl.where(kept, momentum, run[1]),
-        has_momentum,
-        run[3],
-        done,
-        run[5],
-        run[6],
-    )
+    momentum = tl.where(filled & fills_momentum(rule, SGD), momentum, run[1])
+    return (origin + moved, momentum, run[2], run[3], run[4], run[5], done, run[7], run[8])

@@ -1,6 +1,7 @@
 """Tiles [ROWS, VEC] of the samples; a thread's VEC are neighbours, read in one load of 16 bytes.
 
-data: (x, y, how many, stride of x, stride of y, shift, scale); u = (x - shift) * scale.
+data: (x, y, how many, stride of x, stride of y, shift, scale, weights w, stride of w);
+u = (x - shift) * scale. WEIGHTED: there are weights, of which 0 leaves a sample out.
 """
 
 import triton
@@ -24,18 +25,24 @@ def here(n_points, tile, ROWS: tl.constexpr, VEC: tl.constexpr):
 
 
 @triton.jit
-def read(data, tile, ROWS: tl.constexpr, VEC: tl.constexpr, MASKED: tl.constexpr):
-    """x and y as they lie in memory; y is x again where there is none."""
+def read(
+    data, tile, ROWS: tl.constexpr, VEC: tl.constexpr, MASKED: tl.constexpr, WEIGHTED: tl.constexpr
+):
+    """x, y and w as they lie in memory; y or w is x again where there is none."""
     first = tl.cast(tile, tl.int64) * (ROWS * VEC)
     at = inside_of(ROWS, VEC)
     x_at = data[0] + first * data[3] + at * data[3]
     y_at = data[1] + first * data[4] + at * data[4]
+    w_at = data[7] + first * data[8] + at * data[8]
     if MASKED:
         keep = here(data[2], tile, ROWS, VEC)
         x, y = tl.load(x_at, keep, other=0.0), tl.load(y_at, keep, other=0.0)
     else:
         x, y = tl.load(x_at), tl.load(y_at)
-    return x, y
+    w = x
+    if WEIGHTED:
+        w = tl.load(w_at, keep, other=0.0) if MASKED else tl.load(w_at)
+    return x, y, w
 
 
 @triton.jit
@@ -50,7 +57,7 @@ def held(x, zero):
 
 
 @triton.jit
-def weigh(x, y, data, tile, MASKED: tl.constexpr, OMIT: tl.constexpr):
+def weigh(x, y, w, data, tile, MASKED: tl.constexpr, OMIT: tl.constexpr, WEIGHTED: tl.constexpr):
     """u, y and the weight, 0 for what is past the end or left out."""
     u, target = x.to(tl.float64), y.to(tl.float64)
     keep = tl.full(x.shape, True, tl.int1)
@@ -58,7 +65,11 @@ def weigh(x, y, data, tile, MASKED: tl.constexpr, OMIT: tl.constexpr):
         keep = here(data[2], tile, x.shape[0], x.shape[1])
     if OMIT:
         keep = keep & is_finite(u) & is_finite(target)
-    if MASKED or OMIT:
+    weight = keep.to(tl.float64)
+    if WEIGHTED:
+        keep = keep & (w != 0.0)
+        weight = tl.where(keep, w.to(tl.float64), 0.0)
+    if MASKED or OMIT or WEIGHTED:
         u = tl.where(keep, u, data[5])
         target = tl.where(keep, target, 0.0)
-    return (u - data[5]) * data[6], target, keep.to(tl.float64)
+    return (u - data[5]) * data[6], target, weight

@@ -4,23 +4,29 @@ import triton
 import triton.language as tl
 
 from .affine import jumps
-from .moments import load_fit, objective_of_moments, pilot, store_moments
-from .optimizer import load_rule
+from .moments import load_fit, objective_of_moments, pilot, store_moments, thinned
+from .optimizer import follow, load_rule
 from .passes import add_moments, tile_pass, zero_sums
 from .reduce import collect, is_last, publish
 from .state import advance, enter, leave, leave_outcome, remember, start_of
-from .vectors import totals, unpack
+from .vectors import is_finite, totals, unpack
 
 
 @triton.jit
 def descend(
-    until, run, fit, rule, schedule, state_ptr, model, p_lane, k_lane, P: tl.constexpr,
-    IDENTITY: tl.constexpr, ROUND: tl.constexpr,
+    until, run, fit, rule, rules, schedule, state_ptr, model, p_lane, k_lane, P: tl.constexpr,
+    IDENTITY: tl.constexpr, ROUND: tl.constexpr, METHOD: tl.constexpr, CHANGES: tl.constexpr,
 ):  # fmt: skip
-    """Epochs one by one, until so many are done or the run converged."""
-    while (run[4] < until) & (run[5] == 0):
+    """Epochs one by one, until so many are done or the run converged.
+
+    rules: (the table of rules, when they change).
+    """
+    row = tl.full([], 0, tl.int64)
+    while (run[6] < until) & (run[7] == 0):
         loss, grad = objective_of_moments(fit, run[0], model, p_lane, k_lane, IDENTITY, ROUND)
-        run = advance(run, loss, grad, rule, schedule, state_ptr, P, ROUND)
+        run = advance(run, loss, grad, rule, schedule, state_ptr, P, ROUND, METHOD)
+        if CHANGES:
+            row, rule = follow(row, run[6], rules[0], rules[1], p_lane, P)
     return run
 
 
@@ -30,24 +36,26 @@ def moments_kernel(
     shift: tl.float64, scale: tl.float64,
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, rule_ptr, state_ptr,
     first_epoch: tl.int64, epochs: tl.int64, record_every: tl.int64, tol: tl.float64,
-    moments_ptr, scratch_ptr, work_ptr, counters_ptr, tables_ptr,
+    moments_ptr, scratch_ptr, work_ptr, counters_ptr, tables_ptr, w_ptr, w_stride: tl.int64,
+    changes_ptr,
     P: tl.constexpr, K: tl.constexpr, PW: tl.constexpr, KW: tl.constexpr, SW: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr, BAND: tl.constexpr,
     JUMP: tl.constexpr, GIVEN: tl.constexpr, RUN: tl.constexpr, CLOSED: tl.constexpr,
     STEP: tl.constexpr, IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
-    TABLES: tl.constexpr, ROUND: tl.constexpr,
+    LOAD: tl.constexpr, STORE: tl.constexpr, ROUND: tl.constexpr, METHOD: tl.constexpr,
+    SINGLE: tl.constexpr, WEIGHTED: tl.constexpr, CHANGES: tl.constexpr,
 ):  # fmt: skip
     """GIVEN: the moments are there; RUN: epochs follow, CLOSED: by powers of one epoch's matrix."""
     T: tl.constexpr = x_ptr.dtype.element_ty
-    data = (x_ptr, y_ptr, n_points, x_stride, y_stride, shift, scale)
+    data = (x_ptr, y_ptr, n_points, x_stride, y_stride, shift, scale, w_ptr, w_stride)
     p_lane, k_lane, lane = tl.arange(0, PW), tl.arange(0, KW), tl.arange(0, SW)
     mine = True
     if not GIVEN:
-        frame, reference = pilot(data, moments_ptr, k_lane, lane, K, ROWS, VEC)
-        framed = (x_ptr, y_ptr, n_points, x_stride, y_stride, frame[0], frame[1])
+        frame, reference = pilot(data, moments_ptr, k_lane, lane, K, ROWS, VEC, WEIGHTED)
+        framed = thinned(data, 1, frame[0], frame[1])
         sums = tile_pass(
             zero_sums(3 * K, ROWS), framed, tl.program_id(0), tl.num_programs(0),
-            unpack(reference, k_lane, K), add_moments, K, ROWS, VEC, OMIT,
+            unpack(reference, k_lane, K), add_moments, K, ROWS, VEC, OMIT, WEIGHTED,
         )  # fmt: skip
         publish(work_ptr, 0, totals(sums, lane, 3 * K), lane, 3 * K)
         mine = is_last(counters_ptr)
@@ -59,28 +67,31 @@ def moments_kernel(
         if mine:
             model = (factor_ptr, span_ptr, slots_ptr, n_products)
             schedule = (first_epoch, epochs, record_every, tol)
-            rule = load_rule(rule_ptr, p_lane, P)
+            rule, rules = load_rule(rule_ptr, p_lane, P), (rule_ptr, changes_ptr)
             fit = load_fit(moments_ptr, shift, scale, k_lane, K, MEAN)
-            entered = enter(state_ptr, tables_ptr, p_lane, P, T, TABLES)
-            run = start_of(entered, state_ptr, P, TABLES)
+            entered = enter(state_ptr, tables_ptr, p_lane, P, T, LOAD, METHOD, SINGLE)
+            run = start_of(entered, state_ptr, P, LOAD)
             remember(state_ptr, run[0], p_lane, P)
             if CLOSED:
                 if epochs >= 4:
                     # The first step is taken apart because it fills the momentum buffers.
                     run = descend(
-                        1, run, fit, rule, schedule, state_ptr, model, p_lane, k_lane, P,
-                        IDENTITY, ROUND,
+                        1, run, fit, rule, rules, schedule, state_ptr, model, p_lane, k_lane, P,
+                        IDENTITY, ROUND, METHOD, False,
                     )  # fmt: skip
                     run = jumps(
                         run, fit, rule, schedule, state_ptr, scratch_ptr, model, p_lane, k_lane,
                         P, JUMP, BAND, IDENTITY,
                     )  # fmt: skip
             run = descend(
-                epochs, run, fit, rule, schedule, state_ptr, model, p_lane, k_lane, P, IDENTITY,
-                ROUND,
+                epochs, run, fit, rule, rules, schedule, state_ptr, model, p_lane, k_lane, P,
+                IDENTITY, ROUND, METHOD, CHANGES,
             )  # fmt: skip
-            loss = run[6]
+            loss = run[8]
             if not STEP:
                 loss, _ = objective_of_moments(fit, run[0], model, p_lane, k_lane, IDENTITY, ROUND)
-            leave(state_ptr, tables_ptr, run, rule, p_lane, P, T, TABLES)
-            leave_outcome(state_ptr, run[4], run[5], loss, run[6], tl.load(moments_ptr + 2), P)
+            square = tl.load(moments_ptr + 2)
+            # A run on moments that are not finite comes to nothing.
+            keep = STEP | is_finite(square)
+            leave(state_ptr, tables_ptr, run, rule, keep, p_lane, P, T, STORE, SINGLE)
+            leave_outcome(state_ptr, run[6], run[7], loss, run[8], square, P)

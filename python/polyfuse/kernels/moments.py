@@ -62,31 +62,49 @@ def solve(gram, cross, square, reference, lane, K: tl.constexpr):
 
 
 @triton.jit
-def frame_of(data, ROWS: tl.constexpr, VEC: tl.constexpr):
-    """Centre and scale that map the finite x to [-1, 1]."""
+def bounds_of(data, ROWS: tl.constexpr, VEC: tl.constexpr, WEIGHTED: tl.constexpr):
+    """The least and the largest of the finite x that count; inf and -inf where there are none."""
     low, high = tl.full([], float("inf"), tl.float64), tl.full([], float("-inf"), tl.float64)
     for tile in range(tl.cdiv(data[2], ROWS * VEC)):
-        x, _ = read(data, tile, ROWS, VEC, True)
+        x, _, w = read(data, tile, ROWS, VEC, True, WEIGHTED)
         x = x.to(tl.float64)
         keep = is_finite(x) & here(data[2], tile, ROWS, VEC)
+        if WEIGHTED:
+            keep = keep & (w != 0.0)
         low = tl.minimum(low, tl.min(tl.min(tl.where(keep, x, float("inf")), axis=1), axis=0))
         high = tl.maximum(high, tl.max(tl.max(tl.where(keep, x, float("-inf")), axis=1), axis=0))
-    shift = tl.where(low <= high, 0.5 * low + 0.5 * high, 0.0)
-    half = tl.where(low < high, 0.5 * high - 0.5 * low, 1.0)
-    return shift, 1.0 / half
+    return low, high
 
 
 @triton.jit
-def pilot(data, moments_ptr, k_lane, lane, K: tl.constexpr, ROWS: tl.constexpr, VEC: tl.constexpr):
-    """Frame and reference [K] from about 1024 samples; every program finds the same bits."""
+def thinned(data, every, shift, scale):
+    """One sample of `every`, in a variable of its own."""
+    n = (data[2] + every - 1) // every
+    return (
+        data[0], data[1], n, data[3] * every, data[4] * every, shift, scale, data[7],
+        data[8] * every,
+    )  # fmt: skip
+
+
+@triton.jit
+def pilot(
+    data, moments_ptr, k_lane, lane, K: tl.constexpr, ROWS: tl.constexpr, VEC: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+):  # fmt: skip
+    """Frame and reference [K] from about 1024 samples, or from all where weights of 0 leave those
+    out; every program finds the same bits."""
     every = tl.maximum(data[2] // 1024, 1)
-    n_pilot = (data[2] + every - 1) // every
-    few = (data[0], data[1], n_pilot, data[3] * every, data[4] * every, 0.0, 1.0)
-    shift, scale = frame_of(few, ROWS, VEC)
-    few = (data[0], data[1], n_pilot, data[3] * every, data[4] * every, shift, scale)
+    low, high = bounds_of(thinned(data, every, 0.0, 1.0), ROWS, VEC, WEIGHTED)
+    if WEIGHTED:
+        if low > high:
+            every = every * 0 + 1
+            low, high = bounds_of(data, ROWS, VEC, WEIGHTED)
+    shift = tl.where(low <= high, 0.5 * low + 0.5 * high, 0.0)
+    scale = 1.0 / tl.where(low < high, 0.5 * high - 0.5 * low, 1.0)
+    few = thinned(data, every, shift, scale)
     zero = (tl.full([], 0.0, tl.float64),) * K
     sums = tile_pass(
-        zero_sums(3 * K, ROWS), few, 0, 1, zero, add_moments, K, ROWS, VEC, True
+        zero_sums(3 * K, ROWS), few, 0, 1, zero, add_moments, K, ROWS, VEC, True, WEIGHTED
     )  # fmt: skip
     total = totals(sums, lane, 3 * K)
     power = k_lane[:, None] + k_lane[None, :]

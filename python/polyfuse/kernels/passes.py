@@ -6,11 +6,12 @@ import triton.language as tl
 from .basis import horner
 from .criterion import SQUARED_ERROR, value_and_slope
 from .data import read, weigh
+from .vectors import is_finite
 
 
 @triton.jit
 def add_loss(sums, sample, objective, K: tl.constexpr, WEIGHTED: tl.constexpr):
-    """Adds a tile: [value, K of slope * u^k, count].
+    """Adds a tile: [w value, K of w slope * u^k, w].
 
     objective: the coefficients, and what `value_and_slope` is told.
     """
@@ -24,8 +25,8 @@ def add_loss(sums, sample, objective, K: tl.constexpr, WEIGHTED: tl.constexpr):
             value *= weight
             product *= weight
         else:  # of what does not count they may be undefined
-            value = tl.where(weight != 0.0, value, 0.0)
-            product = tl.where(weight != 0.0, product, 0.0)
+            value = tl.where(weight != 0.0, value * weight, 0.0)
+            product = tl.where(weight != 0.0, product * weight, 0.0)
         count += tl.sum(weight, axis=1)
     else:
         count += u.shape[1]
@@ -38,19 +39,20 @@ def add_loss(sums, sample, objective, K: tl.constexpr, WEIGHTED: tl.constexpr):
 
 @triton.jit
 def add_moments(sums, sample, coef, K: tl.constexpr, WEIGHTED: tl.constexpr):
-    """Adds a tile: [2 K - 1 of u^k, K of u^k r, r^2]."""
+    """Adds a tile: [2 K - 1 of w u^k, K of w u^k r, w r^2]."""
     u, y, weight = sample
     r = horner(coef, u, K) - y
     product = weight
+    square = r * r
     if WEIGHTED:
-        r *= weight
+        square *= weight
     power, cross = (), ()
     for k in tl.static_range(2 * K - 1):
         power = power + (sums[k] + tl.sum(product, axis=1),)
         if k < K:
             cross = cross + (sums[2 * K - 1 + k] + tl.sum(product * r, axis=1),)
         product *= u
-    return power + cross + (sums[3 * K - 1] + tl.sum(r * r, axis=1),)
+    return power + cross + (sums[3 * K - 1] + tl.sum(square, axis=1),)
 
 
 @triton.jit
@@ -66,14 +68,15 @@ def add_products(sums, sample, coef, K: tl.constexpr, WEIGHTED: tl.constexpr):
 
 @triton.jit
 def add_nonfinite(sums, sample, coef, K: tl.constexpr, WEIGHTED: tl.constexpr):
-    """Adds a tile: [samples that are left out, those past the end among them]."""
-    return (sums[0] + tl.sum(1.0 - sample[2], axis=1),)
+    """Adds a tile: [samples with a nan or inf]; those that do not count are zeros here."""
+    finite = is_finite(sample[0]) & is_finite(sample[1])
+    return (sums[0] + tl.sum(1.0 - finite.to(tl.float64), axis=1),)
 
 
 @triton.jit
 def tile_pass(
     sums, data, first, every, given, ADD: tl.constexpr, K: tl.constexpr,
-    ROWS: tl.constexpr, VEC: tl.constexpr, OMIT: tl.constexpr,
+    ROWS: tl.constexpr, VEC: tl.constexpr, OMIT: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """Adds the tiles first, first + every, ...: whole ones unmasked, and then what is left.
 
@@ -84,12 +87,13 @@ def tile_pass(
     begin = first
     if K <= 8:
         for tile in range(first, whole, every):
-            x, y = read(data, tile, ROWS, VEC, False)
-            sums = ADD(sums, weigh(x, y, data, tile, False, OMIT), given, K, OMIT)
+            x, y, w = read(data, tile, ROWS, VEC, False, WEIGHTED)
+            sample = weigh(x, y, w, data, tile, False, OMIT, WEIGHTED)
+            sums = ADD(sums, sample, given, K, OMIT or WEIGHTED)
         begin = first + tl.cdiv(tl.maximum(whole - first, 0), every) * every
     for tile in range(begin, whole + 1, every):
-        x, y = read(data, tile, ROWS, VEC, True)
-        sums = ADD(sums, weigh(x, y, data, tile, True, OMIT), given, K, True)
+        x, y, w = read(data, tile, ROWS, VEC, True, WEIGHTED)
+        sums = ADD(sums, weigh(x, y, w, data, tile, True, OMIT, WEIGHTED), given, K, True)
     return sums
 
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .optimizer import fills_momentum, sgd
+from .optimizer import SGD, is_owned, update
 
 
 @triton.jit
@@ -21,17 +21,58 @@ def store_row(tables_ptr, row, lane, value, keep, P: tl.constexpr, T: tl.constex
 
 
 @triton.jit
-def enter(state_ptr, tables_ptr, lane, P: tl.constexpr, T: tl.constexpr, TABLES: tl.constexpr):
-    """Parameters, momentum and whether there is one, [P] each."""
+def load_tables(
+    tables_ptr, lane, P: tl.constexpr, T: tl.constexpr, METHOD: tl.constexpr, SINGLE: tl.constexpr
+):
+    """(params, *kept), [P] each; bit r of SINGLE: number r kept lies there as float32."""
+    params, _ = load_row(tables_ptr, 0, lane, P, T)
+    entered = (params,)
+    for r in tl.static_range(4):
+        if (SINGLE >> r) & 1:
+            value, there = load_row(tables_ptr, 2 + r, lane, P, tl.float32)
+        else:
+            value, there = load_row(tables_ptr, 2 + r, lane, P, tl.float64)
+        entered = entered + (value,)
+        if (METHOD == SGD) & (r == 0):
+            filled = there.to(tl.float64)
+    if METHOD == SGD:
+        entered = (entered[0], entered[1], filled, entered[3], entered[4])
+    return entered
+
+
+@triton.jit
+def store_tables(
+    tables_ptr, lane, run, owned, P: tl.constexpr, T: tl.constexpr, SINGLE: tl.constexpr
+):
+    """The parameters that an optimizer holds, and what is kept, to where the next ones go."""
+    store_row(tables_ptr, 6, lane, run[0], owned, P, T)
+    for r in tl.static_range(4):
+        if (SINGLE >> r) & 1:
+            store_row(tables_ptr, 7 + r, lane, run[1 + r], owned, P, tl.float32)
+        else:
+            store_row(tables_ptr, 7 + r, lane, run[1 + r], owned, P, tl.float64)
+
+
+@triton.jit
+def load_state(state_ptr, lane, P: tl.constexpr):
+    """The same from the state buffer."""
     inside = lane < P
-    if TABLES:
-        params, _ = load_row(tables_ptr, 0, lane, P, T)
-        momentum, has_momentum = load_row(tables_ptr, 2, lane, P, T)
+    entered = (tl.load(state_ptr + lane, inside, other=0.0),)
+    for r in tl.static_range(4):
+        entered = entered + (tl.load(state_ptr + (3 + r) * P + lane, inside, other=0.0),)
+    return entered
+
+
+@triton.jit
+def enter(
+    state_ptr, tables_ptr, lane, P: tl.constexpr, T: tl.constexpr, LOAD: tl.constexpr,
+    METHOD: tl.constexpr, SINGLE: tl.constexpr,
+):  # fmt: skip
+    if LOAD:
+        entered = load_tables(tables_ptr, lane, P, T, METHOD, SINGLE)
     else:
-        params = tl.load(state_ptr + lane, inside, other=0.0)
-        momentum = tl.load(state_ptr + 3 * P + lane, inside, other=0.0)
-        has_momentum = tl.load(state_ptr + 4 * P + lane, inside, other=0.0) != 0.0
-    return params, momentum, has_momentum
+        entered = load_state(state_ptr, lane, P)
+    return entered
 
 
 @triton.jit
@@ -42,20 +83,19 @@ def remember(state_ptr, params, lane, P: tl.constexpr):
 
 @triton.jit
 def leave(
-    state_ptr, tables_ptr, run, rule, lane, P: tl.constexpr, T: tl.constexpr, TABLES: tl.constexpr
-):
-    """Writes what a run leaves behind, but its outcome; the next parameters have their own rows."""
-    params, momentum, has_momentum, grad = run[0], run[1], run[2], run[3]
+    state_ptr, tables_ptr, run, rule, keep, lane, P: tl.constexpr, T: tl.constexpr,
+    STORE: tl.constexpr, SINGLE: tl.constexpr,
+):  # fmt: skip
+    """Writes what a run leaves behind, but its outcome; keep: to the tables as well."""
     inside = lane < P
-    tl.store(state_ptr + lane, params, inside)
-    tl.store(state_ptr + 3 * P + lane, momentum, inside)
-    tl.store(state_ptr + 4 * P + lane, has_momentum.to(tl.float64), inside)
-    tl.store(state_ptr + P + lane, grad, inside)
-    if TABLES:
-        owned = rule[6] != 0.0
-        store_row(tables_ptr, 1, lane, grad, inside, P, T)
-        store_row(tables_ptr, 3, lane, params, owned, P, T)
-        store_row(tables_ptr, 4, lane, momentum, owned, P, T)
+    tl.store(state_ptr + lane, run[0], inside)
+    for r in tl.static_range(4):
+        tl.store(state_ptr + (3 + r) * P + lane, run[1 + r], inside)
+    tl.store(state_ptr + P + lane, run[5], inside)
+    if STORE:
+        stepped = keep & (run[6] > 0)
+        store_row(tables_ptr, 1, lane, run[5], inside & stepped, P, T)
+        store_tables(tables_ptr, lane, run, is_owned(rule) & stepped, P, T, SINGLE)
 
 
 @triton.jit
@@ -78,27 +118,30 @@ def record(state_ptr, loss, epoch, first_epoch, every, P: tl.constexpr):
 
 
 @triton.jit
-def advance(run, loss, grad, rule, schedule, state_ptr, P: tl.constexpr, ROUND: tl.constexpr):
+def advance(
+    run, loss, grad, rule, schedule, state_ptr, P: tl.constexpr, ROUND: tl.constexpr,
+    METHOD: tl.constexpr,
+):  # fmt: skip
     """The epoch that follows from a loss and its gradient.
 
-    run: (params, momentum, has_momentum, grad, epochs done, converged, previous loss);
+    run: (params, *kept, grad, epochs done, converged, previous loss);
     schedule: (first epoch, epochs, record_every, tol).
     """
-    params, momentum, has_momentum, kept = run[0], run[1], run[2], run[3]
-    done, converged, previous = run[4], run[5], run[6]
+    kept = (run[1], run[2], run[3], run[4])
+    done, previous = run[6], run[8]
     record(state_ptr, loss, schedule[0] + done, schedule[0], schedule[2], P)
     converged = (tl.abs(loss) < float("inf")) & (
         tl.abs(previous - loss) <= schedule[3] * tl.abs(loss)
     )
     if ROUND:
-        new_params, new_momentum = sgd(rule, params, grad, momentum, has_momentum == 0, tl.float32)
+        new = update(rule, run[0], grad, kept, METHOD, tl.float32)
     else:
-        new_params, new_momentum = sgd(rule, params, grad, momentum, has_momentum == 0, tl.float64)
-    return (
-        tl.where(converged, params, new_params),
-        tl.where(converged, momentum, new_momentum),
-        tl.where(converged, has_momentum, has_momentum | fills_momentum(rule)),
-        tl.where(converged, kept, grad),
+        new = update(rule, run[0], grad, kept, METHOD, tl.float64)
+    result = ()
+    for i in tl.static_range(5):
+        result = result + (tl.where(converged, run[i], new[i]),)
+    return result + (
+        tl.where(converged, run[5], grad),
         done + tl.where(converged, 0, 1).to(tl.int64),
         converged,
         tl.where(converged, previous, loss),
@@ -106,15 +149,12 @@ def advance(run, loss, grad, rule, schedule, state_ptr, P: tl.constexpr, ROUND: 
 
 
 @triton.jit
-def start_of(entered, state_ptr, P: tl.constexpr, TABLES: tl.constexpr):
-    """A run before its first epoch; a step from the tables finds no state yet."""
+def start_of(entered, state_ptr, P: tl.constexpr, LOAD: tl.constexpr):
+    """A run before its first epoch; one from the tables finds no state yet."""
     previous = tl.full([], float("nan"), tl.float64)
-    if not TABLES:
+    if not LOAD:
         previous = tl.load(state_ptr + 7 * P + 3)
-    return (
-        entered[0],
-        entered[1],
-        entered[2],
+    return entered + (
         tl.zeros(entered[0].shape, tl.float64),
         tl.full([], 0, tl.int64),
         tl.full([], 0, tl.int1),

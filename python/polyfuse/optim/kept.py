@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..rules import KEPT, METHODS, Options, SgdOptions, kept_of
+from ..rules import KEPT, METHODS, Options, SgdOptions, kept_of, scalar_place
 
 
 def read_kept(options: Options, there: dict[str, Any], n: int) -> np.ndarray:
@@ -29,18 +29,20 @@ def read_kept(options: Options, there: dict[str, Any], n: int) -> np.ndarray:
 
 
 def write_kept(
-    options: Options, there: dict[str, Any], values: np.ndarray, tensor: torch.Tensor
+    options: Options, optimizer: torch.optim.Optimizer, tensor: torch.Tensor, values: np.ndarray
 ) -> None:
     """The same, back: into tensors that are there, or new ones."""
+    state = optimizer.state[tensor]
     for row, kept in enumerate(kept_of(options)):
         if kept is None:
             continue
         new = torch.from_numpy(values[row])
-        held = there.get(kept.name)
-        if held is None and kept.scalar:
-            there[kept.name] = new[0].to(torch.get_default_dtype())
-        elif held is None:
+        there = state.get(kept.name)
+        if there is None and kept.scalar:
+            dtype, device = scalar_place(optimizer, tensor)
+            state[kept.name] = new[0].to(device, dtype)
+        elif there is None:
             with np.errstate(over="ignore"):
-                there[kept.name] = new.to(tensor.dtype).to(tensor.device).view(tensor.shape)
+                state[kept.name] = new.to(tensor.dtype).to(tensor.device).view(tensor.shape)
         else:
-            held.copy_(new[0] if kept.scalar else new.view(held.shape))
+            there.copy_(new[0] if kept.scalar else new.view(there.shape))

@@ -9,7 +9,8 @@ import torch
 import torch.optim.optimizer as _base
 
 from .. import _C
-from ..rules import Options, Rule, is_sgd, kept_of, options_in
+from ..backends.tables import has_place, of_one_dtype
+from ..rules import Options, Rule, kept_of, options_in
 
 _alive: dict[int, weakref.ref] = {}
 GLOBAL_HOOKS = [_base._global_optimizer_pre_hooks, _base._global_optimizer_post_hooks]
@@ -74,17 +75,6 @@ def rule_of(model: Any, optimizer: torch.optim.Optimizer) -> Rule:
     return holding(model, optimizer).rule
 
 
-def _has_place(value: Any, t: torch.Tensor, scalar: bool) -> bool:
-    """Whether an update can write to a tensor of the optimizer's state of t."""
-    return (
-        isinstance(value, torch.Tensor)
-        and value.is_contiguous()
-        and value.device == t.device
-        and value.shape == (() if scalar else t.shape)
-        and (value.dtype in (torch.float32, torch.float64) if scalar else value.dtype == t.dtype)
-    )
-
-
 def options_watched(optimizer: torch.optim.Optimizer) -> tuple[list[Any], bool]:
     """What the options of an optimizer rest on, for `_C.Watch`, and whether that is all."""
     groups = optimizer.param_groups
@@ -109,9 +99,6 @@ def bind(known: Any, optimizer: Any = None) -> None:
         return
     held = holding(known, owner)
     rule = held.rule
-    if not (known.on_host or is_sgd(rule)):  # no device has a kernel for its step
-        loop.bind(None, found=True)
-        return
     watched, all_watched = options_watched(owner)
     hooked = any((owner._optimizer_step_pre_hooks, owner._optimizer_step_post_hooks, *GLOBAL_HOOKS))
     known.set_rule(rule)
@@ -122,10 +109,11 @@ def bind(known: Any, optimizer: Any = None) -> None:
         state = owner.state.get(t, {})
         values = [None if row is None else state.get(row.name) for row in rows]
         ready = ready and all(
-            row is None or _has_place(value, t, row.scalar)
+            row is None or has_place(value, t, row.scalar)
             for row, value in zip(rows, values, strict=True)
         )
         kept.append(values)
+    ready = ready and (known.on_host or of_one_dtype(kept))
     loop.bind(
         owner,
         found=optimizer is None,
