@@ -11,7 +11,17 @@ import torch
 from .. import _C
 from ..bases import recurrence_of
 from ..criteria import Criterion
-from ..rules import METHODS, STEP, Kept, Options, SgdOptions, group_of, kept_of, row_of, scalar_place
+from ..rules import (
+    METHODS,
+    STEP,
+    Kept,
+    Options,
+    SgdOptions,
+    group_of,
+    kept_of,
+    row_of,
+    scalar_place,
+)
 from .native import ENGINE
 
 SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
