@@ -184,6 +184,7 @@ PYBIND11_MODULE(_C, m) {
 
   pf::bind_batch(m);
   pf::bind_surface(m);
+  pf::bind_classes(m);
   pf::bind_solve(m);
 
   m.def("generation", &pf::generation);

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "cpu/batch.h"
+#include "cpu/classes.h"
 #include "cpu/surface.h"
 #include "plan.h"
 #include "step.h"
@@ -65,19 +66,20 @@ struct OwnedSurface {
   }
 };
 
-py::tuple descend_surface(const OwnedSurface& surface, int engine, const SurfaceMoments* moments,
-                          const py::list& rows, int64_t first_epoch, int64_t epochs,
-                          int64_t record_every, double tol, double seconds, double previous,
-                          int threads, Array params, Array kept, Array grad) {
+// What a run is told besides its data; run(rules, schedule, state) takes the epochs.
+template <class Run>
+py::tuple report_of(const py::list& rows, int64_t first_epoch, int64_t epochs, int64_t record_every,
+                    double tol, double seconds, double previous, Array& params, Array& kept,
+                    Array& grad, Run&& run) {
   std::vector<UpdateRule> rule;
   for (py::handle row : rows) rule.push_back(rule_from(row));
   const State state{params.mutable_data(), kept.mutable_data(), grad.mutable_data()};
+  const Schedule schedule{first_epoch, epochs, record_every, tol, seconds, previous};
   Report out;
   count_launch();
   {
     py::gil_scoped_release release;
-    out = descend(surface.view, static_cast<Engine>(engine), moments, rule.data(),
-                  {first_epoch, epochs, record_every, tol, seconds, previous}, threads, state);
+    out = run(rule.data(), schedule, state);
   }
   const Array recorded(static_cast<py::ssize_t>(out.recorded.size()), out.recorded.data());
   return py::make_tuple(out.epochs, out.converged, out.loss, recorded, out.previous);
@@ -105,7 +107,51 @@ void bind_surface(py::module_& m) {
              py::gil_scoped_release release;
              return accumulate(s.view, threads);
            })
-      .def("descend", &descend_surface);
+      .def("descend", [](const OwnedSurface& s, int engine, const SurfaceMoments* moments,
+                         const py::list& rows, int64_t first_epoch, int64_t epochs,
+                         int64_t record_every, double tol, double seconds, double previous,
+                         int threads, Array params, Array kept, Array grad) {
+        return report_of(rows, first_epoch, epochs, record_every, tol, seconds, previous, params,
+                         kept, grad,
+                         [&](const UpdateRule* rule, const Schedule& schedule, State state) {
+                           return descend(s.view, static_cast<Engine>(engine), moments, rule,
+                                          schedule, threads, state);
+                         });
+      });
+}
+
+void bind_classes(py::module_& m) {
+  py::class_<Classes>(m, "Classes")
+      .def(py::init([](SeriesTuple x, Address index, SeriesTuple share, Address weight, int64_t n,
+                       int64_t ignore, int n_terms, int n_classes, double shift, double scale,
+                       double smoothing, std::tuple<Address, Address, Address> basis, bool mean) {
+        const auto [alpha, beta, gamma] = basis;
+        Classes s;
+        s.x = series(x);
+        s.index = at<const int64_t>(index);
+        s.share = series(share);
+        s.weight = at<const double>(weight);
+        s.n = n;
+        s.ignore = ignore;
+        s.n_terms = n_terms;
+        s.n_classes = n_classes;
+        s.shift = shift;
+        s.scale = scale;
+        s.smoothing = smoothing;
+        s.basis = {at<const double>(alpha), at<const double>(beta), at<const double>(gamma)};
+        s.mean = mean;
+        return s;
+      }))
+      .def("descend",
+           [](const Classes& s, int, py::handle, const py::list& rows, int64_t first_epoch,
+              int64_t epochs, int64_t record_every, double tol, double seconds, double previous,
+              int threads, Array params, Array kept, Array grad) {
+             return report_of(rows, first_epoch, epochs, record_every, tol, seconds, previous,
+                              params, kept, grad,
+                              [&](const UpdateRule* rule, const Schedule& schedule, State state) {
+                                return descend(s, rule, schedule, threads, state);
+                              });
+           });
 }
 
 void bind_batch(py::module_& m) {

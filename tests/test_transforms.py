@@ -1,7 +1,6 @@
 """Fused models under what torch does to models: compile, func, autograd, export, wrappers."""
 
-import io
-
+import numpy as np
 import polyfuse as pf
 import pytest
 import torch
@@ -158,12 +157,25 @@ def test_export_and_script():
     assert scripted(torch.ones(3)).shape == (3,)
 
 
-def test_onnx():
-    pytest.importorskip("onnx")
-    model = pf.nn.Polynomial(2)
-    out = io.BytesIO()
-    torch.onnx.export(model, (torch.ones(3),), out, dynamo=False)
-    assert out.tell()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_onnx(dynamo, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    if dynamo:
+        pytest.importorskip("onnxscript")
+    from onnx.reference import ReferenceEvaluator
+
+    x = torch.linspace(-1, 1, 5)
+    for model in (workload.make_model(pf.nn), pf.nn.Polynomial(3, basis="legendre")):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.arange(1.0, p.numel() + 1))
+        path = tmp_path / "model.onnx"
+        torch.onnx.export(model.eval(), (x,), path, dynamo=dynamo, verbose=False)
+        (found,) = ReferenceEvaluator(onnx.load(path)).run(
+            None, {onnx.load(path).graph.input[0].name: x.numpy()}
+        )
+        np.testing.assert_allclose(found, model(x).detach(), rtol=1e-5)
 
 
 class Squared(torch.nn.Module):

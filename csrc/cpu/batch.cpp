@@ -238,7 +238,8 @@ void descend_on(const BatchPlan& plan, const U* u, const Pack* y, const Pack* w,
   const Batch& batch = plan.batch;
   const Criterion& c = batch.criterion;
   const auto run = [&](auto rho) {
-    const FromData<decltype(rho), U> objective{batch.n_terms, batch.n, u, y, w, c, batch.basis, weight * c.weight};
+    const FromData<decltype(rho), U> objective{batch.n_terms, batch.n,          u, y, w, c,
+                                               batch.basis,   weight * c.weight};
     descend(plan, objective, record, s);
   };
   switch (c.kind) {
@@ -416,7 +417,8 @@ class EightFits {
     rest_ = q.rest;
     rank_ = q.rank;
     // t = (u / batch.scale + batch.shift - centre) scale
-    factorise(terms, batch_.basis, q, batch_.scale / scale, (batch_.shift - centre) * scale, work.factor.data());
+    factorise(terms, batch_.basis, q, batch_.scale / scale, (batch_.shift - centre) * scale,
+              work.factor.data());
     finish(AtOptimum<Pack, K>{terms, work.factor.data(), along_, rest_, weight});
   }
 

@@ -1,42 +1,24 @@
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "../core/closed_form.h"
 #include "../core/team.h"
+#include "blocks.h"
+#include "stepping.h"
 #include "surface.h"
 
 namespace polyfuse {
 namespace {
 
-constexpr int64_t kBlock = 8192;  // samples of one partial sum; a multiple of a pass's packs
-constexpr int64_t kMaxBlocks = 1024;
-constexpr int64_t kPilot = 1024;
-
-int64_t block_of(int64_t n) {
-  const int64_t grown = (n + kMaxBlocks - 1) / kMaxBlocks;
-  return std::max(kBlock, (grown + kBlock - 1) / kBlock * kBlock);
-}
-
-// Sums over blocks, in their order whatever the number of threads.
-template <class Pass>
-std::vector<double> reduce(int64_t n, int n_sums, int threads, Pass&& pass) {
-  const int64_t block = block_of(n), n_blocks = (n + block - 1) / block;
-  std::vector<double> parts(static_cast<size_t>(n_blocks * n_sums)), sums(n_sums);
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && n_blocks > 1)
-  for (int64_t b = 0; b < n_blocks; ++b)
-    pass(b * block, std::min(n, (b + 1) * block), &parts[static_cast<size_t>(b * n_sums)]);
-  for (int64_t b = 0; b < n_blocks; ++b)
-    for (int s = 0; s < n_sums; ++s) sums[s] += parts[static_cast<size_t>(b * n_sums + s)];
-  return sums;
-}
+constexpr int64_t kPilotSamples = 1024;
 
 SurfaceMoments accumulate_about(const Surface& s, std::vector<double> reference, int threads) {
   const int terms = s.n_terms;
-  const auto sums =
-      reduce(s.n, 2 + terms + s.n_products, threads, [&](int64_t begin, int64_t end, double* out) {
-        passes().surface_moments(s, reference.data(), begin, end, out);
-      });
+  std::vector<double> sums(static_cast<size_t>(2 + terms + s.n_products));
+  reduce(s.n, 2 + terms + s.n_products, threads, sums.data(),
+         [&](int64_t begin, int64_t end, double* out) {
+           passes().surface_moments(s, reference.data(), begin, end, out);
+         });
   SurfaceMoments moments;
   moments.square = sums[0];
   moments.weight = sums[1];
@@ -116,10 +98,10 @@ struct SurfaceStream {
   const Surface& s;
   int threads;
   double operator()(Alone, const double* params, double* grad) const {
-    const auto sums =
-        reduce(s.n, 2 + s.n_terms, threads, [&](int64_t begin, int64_t end, double* out) {
-          passes().surface_loss(s, params, begin, end, out);
-        });
+    std::vector<double> sums(static_cast<size_t>(2 + s.n_terms));
+    reduce(s.n, 2 + s.n_terms, threads, sums.data(), [&](int64_t begin, int64_t end, double* out) {
+      passes().surface_loss(s, params, begin, end, out);
+    });
     const double weight = s.criterion.weight * (s.mean ? 1.0 / sums[1] : 1.0);
     for (int k = 0; k < s.n_terms; ++k) grad[k] = weight * sums[2 + k];
     return weight * sums[0];
@@ -131,7 +113,7 @@ struct SurfaceStream {
 // A pilot fit of some samples gives the reference; then one read of all.
 SurfaceMoments accumulate(const Surface& s, int threads) {
   Surface pilot = s;
-  const int64_t every = std::max<int64_t>(1, s.n / kPilot);
+  const int64_t every = std::max<int64_t>(1, s.n / kPilotSamples);
   pilot.n = (s.n + every - 1) / every;
   pilot.x.sample *= every;
   pilot.y.sample *= every;
@@ -143,30 +125,18 @@ SurfaceMoments accumulate(const Surface& s, int threads) {
 
 Report descend(const Surface& s, Engine engine, const SurfaceMoments* moments,
                const UpdateRule* rule, const Schedule& schedule, int threads, State state) {
-  using Clock = std::chrono::steady_clock;
-  const Clock::time_point start = Clock::now();
-  std::vector<double> grad(static_cast<size_t>(s.n_terms));
-  const Descent descent{s.n_terms, rule, schedule, grad.data()};
-  Report out;
-  out.previous = schedule.previous;
-  const auto record = [&](double loss) { out.recorded.push_back(loss); };
-  const auto pause = [&] {
-    return schedule.seconds <= 0.0 ||
-           std::chrono::duration<double>(Clock::now() - start).count() <= schedule.seconds;
-  };
-  if (engine == Engine::Stream) {
-    SurfaceStream stream{s, threads};
-    step_by_step(Alone{}, stream, descent, out, state, record, pause);
-    return out;
-  }
-  SurfaceObjective objective{s, *moments, s.mean ? 1.0 / moments->weight : 1.0};
-  if (engine == Engine::Moments) {
-    step_by_step(Alone{}, objective, descent, out, state, record, pause);
-    return out;
-  }
-  std::vector<double> work(static_cast<size_t>(closed_form_work(s.n_terms)));
-  closed_form(Alone{}, objective, descent, out, state, record, work.data());
-  return out;
+  return with_clock(s.n_terms, rule, schedule,
+                    [&](auto& descent, auto& out, auto& record, auto& pause) {
+                      if (engine == Engine::Stream) {
+                        SurfaceStream stream{s, threads};
+                        return step_by_step(Alone{}, stream, descent, out, state, record, pause);
+                      }
+                      SurfaceObjective objective{s, *moments, s.mean ? 1.0 / moments->weight : 1.0};
+                      if (engine == Engine::Moments)
+                        return step_by_step(Alone{}, objective, descent, out, state, record, pause);
+                      std::vector<double> work(static_cast<size_t>(closed_form_work(s.n_terms)));
+                      closed_form(Alone{}, objective, descent, out, state, record, work.data());
+                    });
 }
 
 }  // namespace polyfuse

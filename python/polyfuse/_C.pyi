@@ -88,6 +88,25 @@ class Surface:
         grad: Any,
     ) -> tuple[int, bool, float, Any, float]: ...
 
+class Classes:
+    def __init__(
+        self,
+        x: Any,
+        index: int,
+        share: Any,
+        weight: int,
+        n: int,
+        ignore: int,
+        n_terms: int,
+        n_classes: int,
+        shift: float,
+        scale: float,
+        smoothing: float,
+        basis: tuple,
+        mean: bool,
+    ) -> None: ...
+    def descend(self, engine: int, moments: None, *args: Any) -> Any: ...
+
 class Plan:
     def set_changes(self, changes: list) -> None: ...
     criterion: Criterion

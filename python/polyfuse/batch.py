@@ -78,7 +78,11 @@ class BatchResult:
 
 def is_batch(model: Any) -> bool:
     """Whether a model is fitted as a batch: also one series that is not expanded in powers."""
-    return isinstance(model, Polynomial) and bool(model.batch_shape or model.refuse_powers())
+    return (
+        isinstance(model, Polynomial)
+        and model.outputs is None
+        and bool(model.batch_shape or model.refuse_powers())
+    )
 
 
 def fit_batch(

@@ -16,6 +16,7 @@ from . import _C, _check
 from .backends import choose
 from .backends.resident import Resident
 from .batch import fit_batch, is_batch
+from .classes import fit_classes, has_outputs
 from .fused import Fused, fused
 from .linear import Held
 from .optim.owners import Holding, holding, options_watched
@@ -231,13 +232,18 @@ def fit(
     if callback is not None and not every:
         raise ValueError("callback: needs record_every, the epochs at which it is called")
     weights = sample_weight, mask, sigma
-    if is_batch(model) or is_surface(model):
+    if is_batch(model) or is_surface(model) or has_outputs(model):
         unserved = {"scheduler": scheduler, "callback": callback, "progress": progress or None}
         for name, value in unserved.items():
             if value is not None:
-                what = "a batch of fits" if is_batch(model) else "several variables"
+                what = (
+                    "a batch of fits" if is_batch(model)
+                    else "several variables" if is_surface(model) else "several outputs"
+                )  # fmt: skip
                 raise ValueError(f"{name}: not for {what}, got {value!r}")
-        fit_all: Any = fit_batch if is_batch(model) else fit_surface
+        fit_all: Any = (
+            fit_batch if is_batch(model) else fit_surface if is_surface(model) else fit_classes
+        )
         return fit_all(
             model, criterion, optimizer, x, y, epochs=epochs, engine=engine, backend=backend,
             record_every=every, tol=tolerance, nan_policy=nan_policy, weights=weights,

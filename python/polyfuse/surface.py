@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from . import _C, _check
-from .backends.batched import SLICE_SECONDS
 from .backends.native import ENGINE
 from .batch import options_held
 from .criteria import Criterion
 from .nn.polynomial import Polynomial, parent_of
-from .optim.kept import read_kept, write_kept
 from .recognise import read_criterion, refuse_optimizer
 from .result import FitResult
-from .rules import KEPT, Options, SgdOptions, kept_of, row_of
+from .rules import Options, SgdOptions
+from .runs import descend
 
 if TYPE_CHECKING:
     from .regression import Regression
@@ -119,50 +116,12 @@ def fit_surface(
     surfaces = Surfaces(model, xs, ys, weight, nan_policy == "omit")
     kernels = surfaces.kernels
     kernels.criterion, kernels.mean = kind.over_rows_of(y), mean
-    before, threads = _C.launches(), torch.get_num_threads()
-    moments = kernels.accumulate(threads) if engine != "stream" else None
-    params, kept = p.detach().double().reshape(-1).numpy().copy(), np.zeros((KEPT, p.numel()))
-    if options is not None:
-        kept = read_kept(options, optimizer.state.get(p, {}), p.numel())
-    grad = np.zeros(p.numel())
-    rows = [None if options is None else row_of(options)] * p.numel()
-    done, converged, loss, previous = 0, False, math.nan, math.nan
-    history: list[float] = []
-    while True:
-        done_now, converged, loss, recorded, previous = kernels.descend(
-            ENGINE[engine], moments, rows, done, epochs - done, record_every, tol,
-            SLICE_SECONDS, previous, threads, params, kept, grad,
-        )  # fmt: skip
-        done += done_now
-        history += recorded.tolist()
-        if converged or done >= epochs:
-            break
-    at = list(range(0, len(history) * record_every, record_every)) if record_every else []
-    with torch.no_grad(), np.errstate(over="ignore"):
-        p.copy_(torch.from_numpy(params).view(p.shape))
-        if done and p.requires_grad:
-            p.grad = torch.from_numpy(grad).to(p.dtype).view(p.shape)
-    if done and options is not None and any(kept_of(options)):
-        write_kept(options, optimizer, p, kept)
-    if at[-1:] != [done]:
-        at.append(done)
-        history.append(loss)
-    reason = "converged" if converged else "epochs"
-    if not (math.isfinite(loss) and np.isfinite(params).all()):
-        reason = "diverged"
-        warnings.warn("the fit diverged to inf or nan", RuntimeWarning, stacklevel=3)
-    return FitResult(
-        loss=loss,
-        epochs=done,
-        converged=converged,
-        stop_reason=reason,
-        engine=engine,
-        backend="cpu",
-        launches=_C.launches() - before,
-        seconds=time.perf_counter() - start,
-        history_epochs=np.array(at, dtype=np.int64),
-        history=np.array(history),
-    )
+    before = _C.launches()
+    moments = None if engine == "stream" else kernels.accumulate(torch.get_num_threads())
+    run = partial(kernels.descend, ENGINE[engine], moments)
+    return descend(
+        run, engine, p, options, optimizer, epochs, record_every, tol, start, before
+    )  # fmt: skip
 
 
 def solve_surface(

@@ -27,6 +27,8 @@ class Polynomial(Module):
             total_degree=False, one degree for each variable (or for all).
         variables: how many variables.
         batch_shape: shape of the batch of polynomials of one variable; () for a single one.
+        outputs: how many polynomials of one x make up one output, such as the logits of so many
+            classes for ``CrossEntropyLoss``; None: y has no dimension of outputs.
         basis: ``monomial``, ``chebyshev``, ``legendre``, ``hermite``, ``hermite_e`` or
             ``laguerre``, as in `numpy.polynomial`; of one variable.
         domain: (low, high), the range of x that is mapped to the window of the basis as in
@@ -40,7 +42,8 @@ class Polynomial(Module):
             `sklearn.preprocessing.PolynomialFeatures`.
 
     Shapes: a single polynomial of one variable takes x of any shape, and gives the shape of x. One
-    of several variables takes x [..., variables], and gives [...]. A batch takes x [N], shared by
+    of several variables takes x [..., variables], and gives [...]; one of several outputs takes x
+    [...] and gives [..., outputs]. A batch takes x [N], shared by
     all, or [N, *batch_shape], and gives [N, *batch_shape]: samples come first, as in
     `numpy.polyfit`. Data that has them last is handed over as ``y.movedim(-1, 0)``, a view.
 
@@ -59,12 +62,15 @@ class Polynomial(Module):
         ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))
     """
 
+    __jit_unused_properties__ = ("degree", "variable")
+
     def __init__(
         self,
         degree: int | Sequence[int],
         *,
         variables: int = 1,
         batch_shape: tuple[int, ...] = (),
+        outputs: int | None = None,
         basis: str = "monomial",
         domain: Any = None,
         total_degree: bool = True,
@@ -80,6 +86,10 @@ class Polynomial(Module):
             raise ValueError(f"batch_shape: expected a tuple of sizes >= 1, got {batch_shape!r}")
         if variables > 1 and shape:
             raise ValueError(f"batch_shape: expected () for {variables} variables, got {shape}")
+        if outputs is not None and (not _is_int(outputs) or outputs < 1):
+            raise ValueError(f"outputs: expected None or an int >= 1, got {outputs!r}")
+        if outputs is not None and (shape or variables > 1):
+            raise ValueError("outputs: expected None for a batch or several variables")
         if not intercept and variables == 1:
             raise ValueError("intercept: expected True for one variable, got False")
         several = isinstance(degree, (tuple, list)) and not total_degree
@@ -90,10 +100,14 @@ class Polynomial(Module):
         if basis not in (known := BASES if variables == 1 else ("monomial",)):
             raise ValueError(f"basis: expected one of {', '.join(known)}, got {basis!r}")
         self.variables, self.batch_shape, self.basis = variables, shape, basis
+        self.outputs = outputs
         self.domain = _domain(domain, variables)
+        self.plain = not (shape or self.domain) and (variables, basis) == (1, "monomial")
+        self.plain = self.plain and outputs is None
         self.exponents = _exponents(degrees, total_degree, intercept)
+        sizes = shape if outputs is None else (outputs,)
         self.coefficients = torch.nn.Parameter(
-            torch.zeros(len(self.exponents), *shape, dtype=dtype, device=device)
+            torch.zeros(len(self.exponents), *sizes, dtype=dtype, device=device)
         )
 
     @property
@@ -115,26 +129,31 @@ class Polynomial(Module):
         return tuple((c - middle / s, s) for c, s in zip(centre, scales, strict=True))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.plain:
+            y = self.coefficients[-1] * torch.ones_like(x)
+            for k in range(self.coefficients.shape[0] - 2, -1, -1):
+                y = y * x + self.coefficients[k]
+            return y
+        return self._of_any(x)
+
+    @torch.jit.unused
+    def _of_any(self, x: torch.Tensor) -> torch.Tensor:
         if self.variables > 1:
             return self.columns(x) @ self.coefficients
-        if self.batch_shape and x.ndim == 1:
+        if self.outputs is not None:
+            x = x.unsqueeze(-1)
+        elif self.batch_shape and x.ndim == 1:
             x = x.reshape(-1, *(1 for _ in self.batch_shape))
         ((shift, scale),) = self.variable
         u = x if self.domain is None else (x - shift) * scale
-        one = torch.ones_like(u)
-        if self.basis == "monomial":
-            y = self.coefficients[-1] * one
-            for k in range(self.degree - 1, -1, -1):
-                y = y * u + self.coefficients[k]
-            return y
-        # Clenshaw's recurrence, from the highest term down.
-        y, above = self.coefficients[-1] * one, None
-        gammas = [BASES[self.basis].recurrence(k) for k in range(self.degree + 1)]
+        # Clenshaw's recurrence, from the highest term down; of powers it is Horner's.
+        y, above = self.coefficients[-1] * torch.ones_like(u), None
+        rows = [BASES[self.basis].recurrence(k) for k in range(self.degree + 1)]
         for k in range(self.degree - 1, -1, -1):
-            alpha, beta, _ = gammas[k]
+            alpha, beta, _ = rows[k]
             new = y * (alpha * u + beta) + self.coefficients[k]
-            if above is not None:
-                new = new + gammas[k + 1][2] * above
+            if above is not None and rows[k + 1][2]:
+                new = new + rows[k + 1][2] * above
             y, above = new, y
         return y
 
@@ -152,7 +171,7 @@ class Polynomial(Module):
             >>> nn.Polynomial(2, basis="legendre", domain=(0, 10)).to_numpy().domain.tolist()
             [0.0, 10.0]
         """
-        if self.variables > 1 or self.batch_shape:
+        if self.variables > 1 or self.batch_shape or self.outputs is not None:
             raise ValueError("to_numpy: expected a single polynomial of one variable")
         series, window = BASES[self.basis].series, BASES[self.basis].window
         coefficients = self.coefficients.detach().double().cpu().numpy()
@@ -200,6 +219,7 @@ class Polynomial(Module):
         """The x where it is zero, complex, in a numpy array."""
         return self.to_numpy().roots()
 
+    @torch.jit.unused
     def columns(self, x: torch.Tensor) -> torch.Tensor:
         """The terms at x [..., variables] -> [..., K]; of several variables."""
         if x.ndim == 0 or x.shape[-1] != self.variables:
@@ -214,12 +234,18 @@ class Polynomial(Module):
                 features[powers] = features[parent] * u[v] if parent in features else u[v]
         return torch.stack([features[powers] for powers in self.exponents], -1)
 
+    # torch.jit does not read annotations that are strings.
+    for _method in (_of_any, columns):
+        _method.__annotations__ = {"x": torch.Tensor, "return": torch.Tensor}
+
     def extra_repr(self) -> str:
         parts = [f"degree={self.degree}"]
         if self.variables > 1:
             parts.append(f"variables={self.variables}")
         if self.batch_shape:
             parts.append(f"batch_shape={self.batch_shape}")
+        if self.outputs is not None:
+            parts.append(f"outputs={self.outputs}")
         if self.basis != "monomial":
             parts.append(f"basis={self.basis!r}")
         if self.domain is not None:

@@ -1,0 +1,146 @@
+"""Cross entropy of polynomial logits, against loops of plain PyTorch."""
+
+import polyfuse as pf
+import polyfuse.nn as nn
+import polyfuse.optim as optim
+import pytest
+import torch
+
+OPTIMIZERS = {
+    "sgd": lambda p: optim.SGD(p, lr=0.3, momentum=0.5),
+    "adam": lambda p: optim.Adam(p, lr=0.05),
+    "rmsprop": lambda p: optim.RMSprop(p, lr=0.01),
+}
+CRITERIA = {
+    "mean": {},
+    "sum": {"reduction": "sum"},
+    "weight": {"weight": torch.tensor([1.0, 0.2, 3.0, 0.5], dtype=torch.float64)},
+    "ignore": {"ignore_index": 2},
+    "smoothing": {"label_smoothing": 0.2},
+    "all": {
+        "weight": torch.tensor([1.0, 0.2, 3.0, 0.5], dtype=torch.float64),
+        "label_smoothing": 0.1,
+        "ignore_index": 1,
+    },
+}
+
+
+def data(n, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(2)
+    x = 2 * torch.rand(n, generator=generator, dtype=dtype) - 1
+    y = torch.randint(4, (n,), generator=generator)
+    shares = torch.rand(n, 4, generator=generator, dtype=dtype)
+    return x, y, shares / shares.sum(1, keepdim=True)
+
+
+def two_models(dtype=torch.float64, degree=2, **options):
+    models = [nn.Polynomial(degree, outputs=4, dtype=dtype, **options) for _ in range(2)]
+    with torch.no_grad():
+        for model in models:
+            model.coefficients.copy_(torch.sin(torch.arange(4.0 * degree + 4)).view(degree + 1, 4))
+    return models
+
+
+@pytest.mark.parametrize("targets", ["classes", "probabilities"])
+@pytest.mark.parametrize("options", CRITERIA)
+@pytest.mark.parametrize("n", [1, 9, 1003, 100_003])
+def test_it_is_torchs_loop(n, options, targets):
+    x, y, shares = data(n)
+    y = y if targets == "classes" else shares
+    if n == 1 and targets == "classes":
+        y = torch.tensor([3])
+    if targets == "probabilities" and "ignore" in options:
+        pytest.skip("torch ignores ignore_index then")
+    fitted, looped = two_models()
+    options = dict(CRITERIA[options])
+    if targets == "probabilities":
+        options.pop("ignore_index", None)
+    criterion = nn.CrossEntropyLoss(**options)
+    lr = 0.3 / n if criterion.reduction == "sum" else 0.3
+    optimizers = [optim.SGD(m.parameters(), lr=lr, momentum=0.5) for m in (fitted, looped)]
+    result = pf.fit(fitted, criterion, optimizers[0], x, y, epochs=6, record_every=2)
+    result = pf.fit(fitted, criterion, optimizers[0], x, y, epochs=4, record_every=2)
+    for _ in range(10):
+        optimizers[1].zero_grad()
+        criterion(looped(x), y).backward()
+        optimizers[1].step()
+    close = {"rtol": 1e-9, "atol": 1e-11}
+    torch.testing.assert_close(fitted.coefficients, looped.coefficients, **close)
+    torch.testing.assert_close(fitted.coefficients.grad, looped.coefficients.grad, **close)
+    assert result.loss == pytest.approx(criterion(looped(x), y).item(), rel=1e-9)
+    assert (result.engine, result.launches, len(result.history)) == ("stream", 1, 3)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("basis", ["monomial", "legendre"])
+def test_optimizers_and_bases(name, basis):
+    x, y, _ = data(500)
+    fitted, looped = two_models(degree=3, basis=basis, domain=(-1, 2))
+    optimizers = [OPTIMIZERS[name](m.parameters()) for m in (fitted, looped)]
+    criterion = nn.CrossEntropyLoss()
+    pf.fit(fitted, criterion, optimizers[0], x, y, epochs=12)
+    for _ in range(12):
+        optimizers[1].zero_grad()
+        criterion(looped(x), y).backward()
+        optimizers[1].step()
+    torch.testing.assert_close(fitted.coefficients, looped.coefficients, rtol=1e-8, atol=1e-10)
+    for key, value in optimizers[1].state[looped.coefficients].items():
+        found = optimizers[0].state[fitted.coefficients][key]
+        torch.testing.assert_close(found, value, rtol=1e-8, atol=1e-10)
+
+
+def test_logits_of_any_size():
+    x = torch.tensor([0.0, 1.0, -1.0])
+    model = nn.Polynomial(1, outputs=4)
+    with torch.no_grad():
+        model.coefficients[1] = torch.tensor([1e4, -1e4, 0.0, 5.0])
+    y = torch.tensor([0, 0, 1])
+    wanted = torch.nn.functional.cross_entropy(model(x), y).item()
+    result = pf.fit(model, nn.CrossEntropyLoss(), optim.SGD(model.parameters(), lr=0.1), x, y,
+                    epochs=0)  # fmt: skip
+    assert result.loss == pytest.approx(wanted)
+
+
+def test_tol_stops():
+    x, y, _ = data(300)
+    model, _ = two_models()
+    optimizer = optim.SGD(model.parameters(), lr=0.5)
+    result = pf.fit(model, nn.CrossEntropyLoss(), optimizer, x, y, epochs=100_000, tol=1e-10)
+    assert result.converged
+    assert result.epochs < 100_000
+
+
+def test_bad_input_changes_nothing():
+    x, y, shares = data(20)
+    model, _ = two_models()
+    optimizer = optim.SGD(model.parameters(), lr=0.5)
+    before = model.coefficients.detach().clone()
+    far = y.clone()
+    far[3] = 7
+    cases = [
+        ({"y": far}, ValueError, "y: expected classes from 0 to 3, got 7"),
+        ({"y": y.int()}, TypeError, "y: expected classes of int64"),
+        ({"y": y[:5]}, ValueError, r"y: expected shape \(20,\), got \(5,\)"),
+        ({"y": shares[:, :3]}, ValueError, r"y: expected shape \(20, 4\), got \(20, 3\)"),
+        ({"x": x[:, None]}, ValueError, r"x: expected shape \(n,\)"),
+        ({"x": x * torch.nan}, ValueError, "x, y: expected finite data"),
+        ({"criterion": nn.MSELoss()}, ValueError, "criterion: expected CrossEntropyLoss for 4"),
+        (
+            {"criterion": nn.CrossEntropyLoss(weight=torch.ones(3))},
+            ValueError,
+            "criterion: expected a weight of 4 classes",
+        ),
+        ({"sample_weight": x.abs()}, ValueError, "sample_weight: not with CrossEntropyLoss"),
+        ({"engine": "moments"}, ValueError, "engine: expected one of auto, stream"),
+        ({"progress": True}, ValueError, "progress: not for several outputs"),
+    ]
+    for change, error, message in cases:
+        arguments = {"x": x, "y": y, "criterion": nn.CrossEntropyLoss(), "epochs": 3} | change
+        criterion, xs, ys = (arguments.pop(k) for k in ("criterion", "x", "y"))
+        with pytest.raises(error, match=message):
+            pf.fit(model, criterion, optimizer, xs, ys, **arguments)
+    assert torch.equal(model.coefficients, before)
+    with pytest.raises(ValueError, match="outputs: expected None or an int >= 1, got 0"):
+        nn.Polynomial(1, outputs=0)
+    with pytest.raises(ValueError, match="outputs: expected None for a batch"):
+        nn.Polynomial(1, outputs=2, batch_shape=(3,))
