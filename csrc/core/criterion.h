@@ -87,13 +87,22 @@ struct Huber {
   }
 };
 
+// Those whose formulas rest on an exponential have it apart: at = of(exp(exponent)).
+
 // log(1 + exp(-target prediction)), the targets being 1 and -1
 struct SoftMargin {
   static constexpr double kFactor = 1.0;
   template <class T>
-  static PF_HD ValueAndSlope<T> at(T prediction, T target, const Criterion&) {
-    const T e = exp(-(target * prediction));
+  static PF_HD T exponent(T prediction, T target) {
+    return -(target * prediction);
+  }
+  template <class T>
+  static PF_HD ValueAndSlope<T> of(T e, T, T target, const Criterion&) {
     return {log1p(e), -(target * e) / (e + 1.0)};
+  }
+  template <class T>
+  static PF_HD ValueAndSlope<T> at(T prediction, T target, const Criterion& c) {
+    return of<T>(exp(exponent(prediction, target)), prediction, target, c);
   }
 };
 
@@ -101,13 +110,20 @@ struct SoftMargin {
 struct BCEWithLogits {
   static constexpr double kFactor = 1.0;
   template <class T>
-  static PF_HD ValueAndSlope<T> at(T prediction, T target, const Criterion& c) {
-    const T e = exp(-abs(prediction));
+  static PF_HD T exponent(T prediction, T) {
+    return -abs(prediction);
+  }
+  template <class T>
+  static PF_HD ValueAndSlope<T> of(T e, T prediction, T target, const Criterion& c) {
     const T log_sigmoid = if_less(prediction, 0.0, prediction, like(prediction, 0.0)) - log1p(e);
     const T sigmoid = if_less(prediction, 0.0, e, like(e, 1.0)) / (e + 1.0);
     const T positive = c.pos_weight * target;
     return {(1.0 - target) * prediction - ((c.pos_weight - 1.0) * target + 1.0) * log_sigmoid,
             (positive + 1.0 - target) * sigmoid - positive};
+  }
+  template <class T>
+  static PF_HD ValueAndSlope<T> at(T prediction, T target, const Criterion& c) {
+    return of<T>(exp(exponent(prediction, target)), prediction, target, c);
   }
 };
 

@@ -10,12 +10,26 @@
 namespace polyfuse {
 inline namespace PF_ISA {
 
-// value + (what lies above it in the table) times at, by Horner's rule
+// Terms [From, From + Count) of a table's polynomial over at^From by Estrin's scheme, whose chain
+// of operations is short: powers[j] is at^(2^j).
+template <int From, int Count, class Part, class S, size_t N>
+PF_INLINE Part estrin(const S (&table)[N], const Part* powers) {
+  if constexpr (Count == 1) {
+    return Part{} + table[From];
+  } else if constexpr (Count == 2) {
+    return powers[0] * table[From + 1] + table[From];
+  } else {
+    constexpr int level = Count > 8 ? 3 : Count > 4 ? 2 : 1, half = 1 << level;
+    return estrin<From + half, Count - half>(table, powers) * powers[level] +
+           estrin<From, half>(table, powers);
+  }
+}
+// sum_k table[k] at^k
 template <class Part, class S, size_t N>
 PF_INLINE Part series(const S (&table)[N], Part at) {
-  Part sum = Part{} + table[N - 1];
-  for (int k = static_cast<int>(N) - 2; k >= 0; --k) sum = sum * at + table[k];
-  return sum;
+  Part powers[4] = {at};
+  for (int j = 1; j < 4; ++j) powers[j] = powers[j - 1] * powers[j - 1];
+  return estrin<0, N>(table, powers);
 }
 
 // What the formulas need to know of a format. to_integer: adding it leaves an integer in the lowest
@@ -71,9 +85,9 @@ PF_INLINE Part exp_of(Part x) {
   using Unsigned = typename Pack::Unsigned;
   using F = Format<S>;
   constexpr S per_log2 = S(1.44269504088896338700);
-  const auto beyond = x > F::highest;  // nan stays
-  x = beyond ? Part{} + F::highest : x;
-  x = x < F::lowest ? Part{} + F::lowest : x;
+  const auto beyond = x > F::highest;
+  x = F::highest < x ? Part{} + F::highest : x;  // nan stays
+  x = F::lowest > x ? Part{} + F::lowest : x;
   const Part n = (x * per_log2 + F::to_integer) - F::to_integer;
   const Part half = n * S(0.5) + F::to_integer;
   const Part other = (n - (half - F::to_integer)) + F::to_integer;

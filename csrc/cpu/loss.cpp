@@ -46,6 +46,11 @@ void loss_pass(const Data& data, const Criterion& criterion, const double* coef,
 // that all count, plain variable: what float32 data of a usual fit is.
 constexpr int64_t kShortSum = 32 * kSingleLanes;
 
+template <class Rho, class = void>
+struct HasExponent : std::false_type {};
+template <class Rho>
+struct HasExponent<Rho, std::void_t<decltype(Rho::exponent(0.0, 0.0))>> : std::true_type {};
+
 template <class Rho, int K>
 void loss_pass_single(const Data& data, const Criterion& criterion, const double* coef, int n_terms,
                       int64_t begin, int64_t end, double* out) {
@@ -56,11 +61,25 @@ void loss_pass_single(const Data& data, const Criterion& criterion, const double
   int64_t i = begin;
   for (; i + kShortSum <= end; i += kShortSum) {
     Single short_value{}, short_sums[K ? K : kMaxTerms] = {};
+    // A chain of operations that is longer than what a core looks ahead is computed in two parts.
+    Single e[HasExponent<Rho>::value ? kShortSum / kSingleLanes : 1];
+    if constexpr (HasExponent<Rho>::value)
+      for (int64_t j = i; j < i + kShortSum; j += kSingleLanes) {
+        prefetch(xs + j);
+        prefetch(ys + j);
+        const Single x = Single::load(xs + j), y = Single::load(ys + j);
+        e[(j - i) / kSingleLanes] = exp(Rho::exponent(horner(coef, terms, x), y));
+      }
     for (int64_t j = i; j < i + kShortSum; j += kSingleLanes) {
-      prefetch(xs + j);
-      prefetch(ys + j);
       const Single x = Single::load(xs + j), y = Single::load(ys + j);
-      const auto rho = Rho::at(horner(coef, terms, x), y, criterion);
+      ValueAndSlope<Single> rho;
+      if constexpr (HasExponent<Rho>::value) {
+        rho = Rho::of(e[(j - i) / kSingleLanes], horner(coef, terms, x), y, criterion);
+      } else {
+        prefetch(xs + j);
+        prefetch(ys + j);
+        rho = Rho::at(horner(coef, terms, x), y, criterion);
+      }
       short_value += rho.value;
       Single product = rho.slope;
       for_terms<K>(terms, [&](auto k) PF_ALWAYS_INLINE {
