@@ -210,6 +210,9 @@ void bind_batch(py::module_& m) {
       .def_property("covariance", unread, address(&Batch::covariance))
       .def_property("counted", unread, address(&Batch::counted))
       .def_property("epochs", unread, address(&Batch::epochs))
+      .def_property("degree_by", unread,
+                    [](Batch& b, int by) { b.degree_by = static_cast<DegreeBy>(by); })
+      .def_property("degree", unread, address(&Batch::degree))
       .def_property("rank", unread, address(&Batch::rank))
       .def_property("status", unread, address(&Batch::status))
       .def("run", [](const Batch& batch, int64_t first, double seconds, int threads) {

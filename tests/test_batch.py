@@ -237,6 +237,34 @@ def test_solutions_with_statistics(kind):
         np.testing.assert_allclose(found.covariance[..., 0], spread[::-1, ::-1], rtol=1e-8)
 
 
+@pytest.mark.parametrize("kind", ["shared", "own", "gaps", "weights"])
+@pytest.mark.parametrize("criterion", ["aicc", "bic"])
+def test_the_degree_of_every_fit_is_chosen(criterion, kind):
+    x, y, more = make(kind, n=40, fits=21)
+    truth = x if x.ndim == 2 else x[:, None]
+    y = y * 0.1 + torch.stack([truth.expand_as(y)[:, b] ** (b % 5) for b in range(21)], 1)
+    weight, policy = more.get("sample_weight"), more.get("nan_policy", "raise")
+    model = nn.Polynomial(7, batch_shape=(21,), dtype=torch.float64)
+    result = pf.solve(model, x, y, weight=weight, nan_policy=policy, degree_by=criterion,
+                      covariance=True)  # fmt: skip
+    assert len(set(result.degree.tolist())) > 2
+    for b in range(21):
+        xs, ys = x if x.ndim == 1 else x[:, b], y[:, b]
+        keep = ys.isfinite() if weight is None else weight[:, b] > 0
+        w = None if weight is None else weight[keep, b]
+        chosen = pf.select_degree(xs[keep], ys[keep], 7, criterion=criterion, weight=w)
+        assert result.degree[b] == chosen.degree
+        terms = chosen.degree + 1
+        found = model.coefficients[:, b].detach()
+        np.testing.assert_allclose(found[:terms], chosen.coefficients[chosen.degree], rtol=1e-8)
+        assert not found[terms:].any()
+        _, spread = np.polyfit(xs[keep], ys[keep], chosen.degree, cov=True,
+                               w=None if w is None else w.sqrt())  # fmt: skip
+        np.testing.assert_allclose(
+            result.covariance[:terms, :terms, b], spread[::-1, ::-1], rtol=1e-7
+        )
+
+
 def test_sigma_is_absolute():
     x, y, _ = make("shared")
     sigma = torch.full_like(y, 0.5)
@@ -276,7 +304,13 @@ def test_a_fit_that_cannot_be_leaves_the_others_alone():
     assert result.rank.tolist()[1:5:2] == [1, 0]
     assert not any(status[5:])
     assert model.coefficients[:, [2, 3]].isnan().all()
-    assert model.coefficients[0, 1].item() == pytest.approx(y[:, 1].mean().item())
+    for b in (1, 4):
+        used = w[:, b] > 0
+        with pytest.warns(np.exceptions.RankWarning):
+            wanted = np.polyfit(x[used, b], y[used, b], 2)[::-1]
+        np.testing.assert_allclose(model.coefficients[:, b].detach(), wanted, rtol=1e-6)
+    pf.solve(model, x, y, weight=w, nan_policy="propagate", deficient="nan")
+    assert model.coefficients[:, [1, 2, 3, 4]].isnan().all()
     keep = [0, *range(5, 13)]
     torch.testing.assert_close(model.coefficients[:, keep], good.coefficients[:, keep])
 

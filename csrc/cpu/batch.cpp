@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <tuple>
 #include <vector>
 
@@ -348,6 +349,16 @@ struct Workspace {
   std::vector<Pack> x, y, w, now, before, residual, factor;
 };
 
+// As select_degree has it, up to what all degrees share: n samples, k terms; total: of squares of
+// y, whose rounding bounds what a polynomial leaves.
+double degree_score(DegreeBy by, double n, int k, double squares, double total) {
+  constexpr double rounding = 0x1p-55;
+  const double least = std::max(rounding * rounding * total, std::numeric_limits<double>::min());
+  const double fit = n * std::log(std::max(squares, least) / n);
+  if (by == DegreeBy::Bic) return fit + k * std::log(n);
+  return n > k + 1 ? fit + 2 * k * n / (n - k - 1) : INFINITY;
+}
+
 // Of the points that count: their middle, and how far it is from one end to the other.
 std::pair<Pack, Pack> centre_and_range(int64_t n, const Pack* x, const Pack* w) {
   Pack low = Pack::all(INFINITY), high = Pack::all(-INFINITY), any{};
@@ -444,6 +455,7 @@ class EightFits {
   void leave_optimum(const AtOptimum<F, K>& optimum) {
     const int terms = K ? K : batch_.n_terms;
     Pack* const p = lanes_.p;
+    if (batch_.degree) choose_degrees();
     back_substitute(terms, optimum.factor, along_, p);
     lanes_.loss = rest_ * optimum.weight;
     // nan where there is no optimum
@@ -465,6 +477,35 @@ class EightFits {
     leave();
   }
 
+  // Terms beyond the best degree of a fit are left out; what they explained is left over.
+  void choose_degrees() {
+    const int terms = K ? K : batch_.n_terms;
+    double along[kMaxTerms][kLanes], rest[kLanes], degree[kLanes];
+    for (int k = 0; k < terms; ++k) along_[k].store(along[k]);
+    rest_.store(rest);
+    for (int i = 0; i < kLanes; ++i) {
+      const double n = counted_.lane(i);
+      double total = rest[i], squares[kMaxTerms];
+      for (int k = terms - 1; k >= 0; --k) {
+        squares[k] = total;
+        total += along[k][i] * along[k][i];
+      }
+      int best = 0;
+      double lowest = INFINITY;
+      for (int k = 0; k < static_cast<int>(rank_.lane(i)); ++k) {
+        const double score = degree_score(batch_.degree_by, n, k + 1, squares[k], total);
+        if (score < lowest) lowest = score, best = k;
+      }
+      for (int k = best + 1; k < terms; ++k) along[k][i] = 0.0;
+      rest[i] = squares[best];
+      degree[i] = best;
+    }
+    for (int k = 0; k < terms; ++k) along_[k] = Pack::load(along[k]);
+    rest_ = Pack::load(rest);
+    degree_ = Pack::load(degree);
+    store_row(degree_, batch_.degree + fit_, count_);
+  }
+
   // The inverse of factor^T factor, whose columns' roots are solved for one by one; nan where the
   // rank is less than full.
   template <class F>
@@ -473,7 +514,7 @@ class EightFits {
     Pack root[kMaxTerms][kMaxTerms];
     for (int c = 0; c < terms; ++c) {
       Pack unit[kMaxTerms] = {};
-      unit[c] = Pack::all(1.0);
+      unit[c] = if_less(degree_ - Pack::all(c), 0.0, Pack{}, Pack::all(1.0));
       back_substitute(terms, optimum.factor, unit, root[c]);
     }
     there += if_less(rank_ - Pack::all(terms), 0.0, Pack::all(NAN), Pack{});
@@ -539,7 +580,7 @@ class EightFits {
   const int64_t fit_;
   const int count_;
   Lanes lanes_;
-  Pack along_[kMaxTerms], rest_{}, rank_{}, counted_{};
+  Pack along_[kMaxTerms], rest_{}, rank_{}, counted_{}, degree_ = Pack::all(kMaxTerms);
 };
 
 // Samples with a nan or inf, or of weight 0, get weight 0 and harmless numbers; whether there are.

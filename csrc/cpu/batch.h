@@ -14,6 +14,9 @@ struct Series {
   Dtype dtype = Dtype::Float64;
 };
 
+// By which the degree of every fit is chosen, and where not by n_terms.
+enum class DegreeBy : int32_t { Terms, Aicc, Bic };
+
 enum class FitStatus : int32_t { Converged, StepLimit, RankDeficient, NonFinite, Diverged };
 
 // B fits of N samples and K terms.
@@ -28,7 +31,8 @@ struct Batch {
   bool mean = true;
   Criterion criterion;
 
-  bool solve = false;  // for the optimum, not by epochs
+  bool solve = false;                    // for the optimum, not by epochs
+  DegreeBy degree_by = DegreeBy::Terms;  // with solve
   Engine engine = Engine::Moments;
   Schedule schedule;
   UpdateRule rule;
@@ -43,6 +47,7 @@ struct Batch {
   double* covariance = nullptr;     // [K, K, B], of unit variance of y; null: not wanted
   int32_t* counted = nullptr;       // [B], samples that are not left out; with solve
   int64_t* epochs = nullptr;        // [B], done by each; null: not wanted
+  int32_t* degree = nullptr;        // [B]; null where n_terms say it
   int32_t* rank = nullptr;          // [B]
   FitStatus* status = nullptr;      // [B]
 };

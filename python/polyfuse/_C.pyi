@@ -54,6 +54,8 @@ class Batch:
     covariance: Any
     counted: Any
     epochs: Any
+    degree_by: Any
+    degree: Any
     rank: Any
     status: Any
     def keep(self, row: int, address: int, scalar: float) -> None: ...

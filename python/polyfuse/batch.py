@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from . import _check
-from .backends.batched import BACKENDS, Fits, Run
+from .backends.batched import BACKENDS, DEGREE_BY, Fits, Run, least_norm
 from .criteria import Criterion
 from .nn.polynomial import Polynomial
 from .recognise import read_criterion, refuse_optimizer
@@ -44,6 +44,7 @@ class BatchResult:
         history: the losses [M, *batch_shape] after history_epochs [M] steps.
         r_squared: of every fit of a solution, otherwise None.
         covariance: of the coefficients of every fit, [K, K, *batch_shape], where it was asked for.
+        degree: of every fit, int32, where it was to be chosen; terms above it are 0.
         stop_reason, engine, backend, launches, seconds: as in `FitResult`.
     """
 
@@ -62,6 +63,7 @@ class BatchResult:
     fit_epochs: torch.Tensor | None = field(default=None, repr=False)
     r_squared: torch.Tensor | None = field(default=None, repr=False)
     covariance: torch.Tensor | None = field(default=None, repr=False)
+    degree: torch.Tensor | None = field(default=None, repr=False)
 
     def counts(self) -> dict[str, int]:
         """How many fits ended in which way."""
@@ -160,6 +162,8 @@ def solve_batch(
     weights: tuple[Any, Any, Any] = (None, None, None),
     nan_policy: str = "raise",
     covariance: bool = False,
+    degree_by: str | None = None,
+    deficient: str = "minimum_norm",
     backend: str = "auto",
 ) -> BatchResult:
     """The least-squares optimum of every fit of a batch, in one read of the data."""
@@ -167,14 +171,24 @@ def solve_batch(
     fits = _read(model, x, y, nan_policy, weights)
     runner = _backend(backend, fits)
     before = runner.launches()
-    out = runner.solve(fits, covariance)
+    _check.one_of("deficient", deficient, ("minimum_norm", "nan"))
+    if degree_by not in DEGREE_BY:
+        raise ValueError(f"degree_by: expected None, 'aicc' or 'bic', got {degree_by!r}")
+    out = runner.solve(fits, covariance, degree_by)
     ways = _ways(out.status, nan_policy)
     p, shape = model.coefficients, model.batch_shape
+    if ways.get(FitStatus.RANK_DEFICIENT):
+        lost = torch.nonzero((out.status == FitStatus.RANK_DEFICIENT) & (out.rank > 0))[:, 0]
+        if deficient == "nan":
+            out.params[:, lost] = torch.nan
+        elif len(lost):
+            out.params[:, lost] = least_norm(fits, lost)
     with torch.no_grad():
         p.copy_(out.params.view(p.shape))
     spread = None
     if out.covariance is not None:
-        freedom = (out.counted - p.shape[0]).clamp(min=0)
+        terms = p.shape[0] if out.degree is None else out.degree + 1
+        freedom = (out.counted - terms).clamp(min=0)
         variance = out.loss * out.weight_sum / freedom  # nan or inf without degrees of freedom
         absolute = weights[2] is not None and weights[0] is None
         spread = out.covariance if absolute else out.covariance * variance
@@ -195,6 +209,7 @@ def solve_batch(
         rank=out.rank.view(shape),
         r_squared=out.r_squared.view(shape),
         covariance=spread,
+        degree=None if out.degree is None else out.degree.view(shape),
     )
 
 

@@ -114,6 +114,8 @@ def solve(
     backend: str = "auto",
     nan_policy: str = "raise",
     covariance: bool = False,
+    degree_by: str | None = None,
+    deficient: str = "minimum_norm",
 ) -> Any:
     """Set a model's parameters to its least-squares optimum.
 
@@ -137,6 +139,10 @@ def solve(
         nan_policy: ``raise`` on nan or inf in the data, or ``omit`` those samples; with a batch of
             fits also ``propagate``, which makes the fit nan.
         covariance: with the covariance of the coefficients of every fit of a batch.
+        degree_by: ``aicc`` or ``bic`` chooses a degree for every fit of a batch, up to the model's;
+            `select_degree` does it for one fit.
+        deficient: what a fit of a batch becomes whose points do not determine all coefficients, and
+            whose status says so: the optimum of ``minimum_norm``, or ``nan``.
 
     Returns:
         Solution: parameters and coefficients in float64, rank, and `statistics`; for a
@@ -173,8 +179,13 @@ def solve(
             )
         return solve_batch(
             model, x, y, weights=(weight, None, sigma), nan_policy=nan_policy,
-            covariance=covariance, backend=backend,
+            covariance=covariance, degree_by=degree_by, deficient=deficient, backend=backend,
         )  # fmt: skip
+    if degree_by is not None or deficient != "minimum_norm":
+        raise ValueError(
+            "degree_by, deficient: expected None (see select_degree) and minimum_norm for one fit, "
+            f"got {degree_by!r} and {deficient!r}"
+        )
     if nan_policy == "propagate" or covariance:
         raise ValueError(
             "covariance: expected False, that of one fit is in its statistics, got True"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.exceptions import RankWarning
 
-from .backends.batched import BACKENDS, Fits, Outcome
+from .backends.batched import BACKENDS, Fits, Outcome, least_norm
 from .batch import FitStatus
 
 try:
@@ -195,7 +195,7 @@ def _solve(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """y [..., N] -> coefficients [..., K], highest first, residuals [...], covariance [..., K, K]
     (or [..., 0, 0])."""
-    n, shape = y.shape[-1], y.shape[:-1]
+    shape = y.shape[:-1]
     points = torch.from_numpy(x)[:, None]
     values, weights = _rows(y), None
     if w is not None:
@@ -216,11 +216,7 @@ def _solve(
         if not quiet:
             warnings.warn("Polyfit may be poorly conditioned", RankWarning, stacklevel=2)
         residuals[lost] = np.nan
-        wide = None if weights is None else weights.expand(n, values.shape[1])
-        for fit in lost.tolist():
-            coefficients[:, fit] = _least_norm(
-                x, values[:, fit], None if wide is None else wide[:, fit], order
-            )
+        coefficients[:, lost] = least_norm(fits, torch.from_numpy(lost)).numpy()
     covariance = np.zeros((0, 0, values.shape[1]))
     if out.covariance is not None:
         covariance = out.covariance.numpy()
@@ -254,15 +250,3 @@ class _Memory:
 
 def _writable(values: np.ndarray) -> np.ndarray:
     return values if values.flags.writeable else np.asarray(_Memory(values))
-
-
-def _least_norm(x: np.ndarray, y: torch.Tensor, w: torch.Tensor | None, order: int) -> np.ndarray:
-    """The coefficients of least norm in scaled powers of x, as numpy.polyfit has them; [K]."""
-    values = y.double().numpy()
-    root = np.ones(len(x)) if w is None else np.sqrt(w.numpy())
-    keep = np.isfinite(values) & (root > 0)
-    powers = np.vander(x[keep], order, increasing=True) * root[keep, None]
-    size = np.sqrt((powers**2).sum(0))
-    size[size == 0] = 1.0
-    cutoff = len(x) * np.finfo(float).eps
-    return np.linalg.lstsq(powers / size, root[keep] * values[keep], rcond=cutoff)[0] / size

@@ -24,6 +24,7 @@ from ..rules import (
 )
 from .native import ENGINE
 
+DEGREE_BY = (None, "aicc", "bic")  # as csrc/cpu/batch.h has them
 SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
 
 
@@ -65,6 +66,7 @@ class Outcome(NamedTuple):
     counted: Any = None  # [B] int32
     weight_sum: Any = None  # [B]
     r_squared: Any = None  # [B]
+    degree: Any = None  # [B] int32
     covariance: Any = None  # [K, K, B], of unit variance of y
 
 
@@ -133,9 +135,12 @@ class Cpu:
         device = fits.x.device
         return None if device.type == "cpu" else f"the data is on {device}"
 
-    def solve(self, fits: Fits, covariance: bool) -> Outcome:
+    def solve(self, fits: Fits, covariance: bool, degree_by: str | None = None) -> Outcome:
         terms, n_fits = fits.params.shape
         batch, out = _told(fits)
+        if degree_by is not None:
+            out = out._replace(degree=torch.empty(n_fits, dtype=torch.int32))
+            batch.degree_by, batch.degree = DEGREE_BY.index(degree_by), out.degree.data_ptr()
         out = out._replace(
             counted=torch.empty(n_fits, dtype=torch.int32),
             r_squared=torch.empty(n_fits, dtype=torch.float64),
@@ -250,7 +255,9 @@ class Reference:
     def launches(self) -> int:
         return 0
 
-    def solve(self, fits: Fits, covariance: bool) -> Outcome:
+    def solve(self, fits: Fits, covariance: bool, degree_by: str | None = None) -> Outcome:
+        if degree_by is not None:
+            raise ValueError("backend: reference cannot serve this batch: it chooses no degree")
         x, y, w = _whole(fits)
         u = (x - fits.shift) * fits.scale
         terms = fits.params.shape[0]
@@ -341,6 +348,29 @@ def _whole(fits: Fits) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if fits.omit:
         w = torch.where(x.isfinite() & y.isfinite(), w, 0.0)
     return torch.where(w > 0, x, 0.0), torch.where(w > 0, y, 0.0), w
+
+
+CHUNK = 4096  # fits
+
+
+def least_norm(fits: Fits, lost: torch.Tensor) -> torch.Tensor:
+    """Of the fits of these numbers [D], the optimum of least norm, in units of one over the length
+    of a term's column: what numpy.polyfit gives where the points do not determine all; [K, D]."""
+
+    def of(t: torch.Tensor | None, some: torch.Tensor) -> Any:
+        return t if t is None or t.shape[1] == 1 else t[:, some]
+
+    found = [
+        Reference().solve(
+            fits._replace(
+                params=fits.params[:, some], x=of(fits.x, some), y=fits.y[:, some],
+                w=of(fits.w, some),
+            ),
+            covariance=False,
+        ).params
+        for some in lost.split(CHUNK)
+    ]  # fmt: skip
+    return torch.cat(found, 1)
 
 
 BACKENDS: dict[str, Any] = {"cpu": Cpu(), "reference": Reference()}
