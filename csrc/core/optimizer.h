@@ -12,6 +12,8 @@
 namespace polyfuse {
 inline namespace PF_ISA {
 
+using std::sqrt;  // in the precision of its argument
+
 template <class T>
 PF_HD T lerp(T from, T to, double weight) {
   return weight < 0.5 ? from + T(weight) * (to - from) : to - (to - from) * T(1.0 - weight);

@@ -93,8 +93,8 @@ std::vector<double> epoch_map(const Batch& batch, const Design& design, const Li
   const double weight = 2.0 * (batch.mean ? 1.0 / design.weight : 1.0);
   std::vector<double> map(static_cast<size_t>(affine_entries(3 * terms)));
   for (int i = 0; i < terms; ++i) {
-    double* const p = &map[static_cast<size_t>(i * width)];
-    double* const b = &map[static_cast<size_t>((terms + i) * width)];
+    double* const p = map.data() + i * width;
+    double* const b = map.data() + (terms + i) * width;
     for (int j = 0; j < terms; ++j) {
       double gram = 0.0;
       for (int k = 0; k <= std::min(i, j); ++k)
