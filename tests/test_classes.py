@@ -50,7 +50,7 @@ def test_it_is_torchs_loop(n, options, targets):
     if n == 1 and targets == "classes":
         y = torch.tensor([3])
     if targets == "probabilities" and "ignore" in options:
-        pytest.skip("torch ignores ignore_index then")
+        pytest.skip("torch takes no ignore_index with probabilities")
     fitted, looped = two_models()
     options = dict(CRITERIA[options])
     if targets == "probabilities":
@@ -130,6 +130,12 @@ def test_bad_input_changes_nothing():
             ValueError,
             "criterion: expected a weight of 4 classes",
         ),
+        (
+            {"criterion": nn.CrossEntropyLoss(weight=torch.ones(4, device="meta"))},
+            ValueError,
+            "criterion: expected a weight on cpu, got meta",
+        ),
+        ({"y": y.to("meta")}, ValueError, "y: expected the device of x, cpu, got meta"),
         ({"sample_weight": x.abs()}, ValueError, "sample_weight: not with CrossEntropyLoss"),
         ({"engine": "moments"}, ValueError, "engine: expected one of auto, stream"),
         ({"progress": True}, ValueError, "progress: not for several outputs"),
@@ -144,3 +150,14 @@ def test_bad_input_changes_nothing():
         nn.Polynomial(1, outputs=0)
     with pytest.raises(ValueError, match="outputs: expected None for a batch"):
         nn.Polynomial(1, outputs=2, batch_shape=(3,))
+
+
+def test_samples_that_are_all_ignored_change_nothing():
+    x, y, _ = data(9)
+    model, _ = two_models()
+    before = model.coefficients.detach().clone()
+    optimizer = optim.SGD(model.parameters(), lr=0.5)
+    with pytest.warns(RuntimeWarning, match="diverged"):
+        pf.fit(model, nn.CrossEntropyLoss(), optimizer, x, torch.full_like(y, -100), epochs=2)
+    assert torch.equal(model.coefficients, before)
+    assert not model.coefficients.grad.any()

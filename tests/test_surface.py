@@ -193,6 +193,10 @@ def test_bad_input_changes_nothing():
         xs, ys = arguments.pop("x"), arguments.pop("y")
         with pytest.raises(ValueError, match=message):
             pf.fit(model, nn.MSELoss(), optimizer, xs, ys, **arguments)
+    with pytest.raises(ValueError, match="no sample is left"):
+        pf.fit(model, nn.MSELoss(), optimizer, x * torch.nan, y, epochs=5, nan_policy="omit")
+    with pytest.raises(ValueError, match="backend: expected one of auto, cpu"):
+        pf.solve(model, x, y, backend="nonsense")
     with pytest.raises(TypeError, match=r"x: expected torch\.float64 on a CPU"):
         pf.fit(model, nn.MSELoss(), optimizer, x.float(), y.float(), epochs=5)
     with pytest.raises(ValueError, match=r"x: expected shape \(\.\.\., 2\), got \(12,\)"):
@@ -208,6 +212,7 @@ def test_bad_input_changes_nothing():
         ((1, 2, 3), {"variables": 2, "total_degree": False}, "degree: expected an int >= 0 or 2"),
         (2, {"variables": 2, "batch_shape": (3,)}, r"batch_shape: expected \(\) for 2 variables"),
         (2, {"variables": 2, "domain": (0, 1, 2)}, "domain: expected 2 pairs"),
+        (0, {"variables": 2, "intercept": False}, "degree: expected a term at least"),
         (2, {"intercept": False}, "intercept: expected True for one variable"),
     ],
 )

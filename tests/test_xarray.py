@@ -135,6 +135,16 @@ def test_dask_arrays_are_fitted_chunk_by_chunk():
     assert polyfit(once, "time", 2).polyfit_coefficients.chunksizes["x"] == (2, 2)
 
 
+def test_unscaled_covariance_of_weights_of_their_own():
+    data = cube()
+    w = xr.DataArray(0.5 + np.random.default_rng(3).random(data.shape), dims=data.dims)
+    found = polyfit(data, "time", 1, w=w, cov="unscaled").polyfit_covariance
+    _, wanted = np.polyfit(TIMES, data[:, 1, 2], 1, w=w[:, 1, 2], cov="unscaled")
+    np.testing.assert_allclose(found[:, :, 1, 2], wanted, rtol=1e-8)
+    wide = polyfit(data, "time", 1, w=xr.DataArray(np.ones((20, 2)), dims=("time", "z")))
+    assert wide.polyfit_coefficients.sizes["z"] == 2
+
+
 def test_deficient_fits_have_the_least_norm_and_warn():
     short = cube().isel(time=slice(0, 2))
     with pytest.warns(RankWarning, match="poorly conditioned"):
@@ -156,6 +166,12 @@ def test_deficient_fits_have_the_least_norm_and_warn():
         ({"rcond": 1e-3}, ValueError, "rcond: expected None"),
         ({"w": "weights"}, ValueError, "w: expected the name of a coordinate, got 'weights'"),
         ({"w": np.ones(5)}, ValueError, "w: expected 20 weights along time, got 5"),
+        (
+            {"obj": cube().assign_coords(time=np.array(["NaT"] * 20, dtype="M8[ns]"))},
+            ValueError,
+            "dim: expected a coordinate without gaps, got NaT",
+        ),
+        ({"w": cube().time[::-1]}, ValueError, "w: expected the labels of the data"),
         ({"w": np.full(20, np.nan)}, ValueError, "w: expected finite weights"),
         ({"deg": 19, "cov": True}, ValueError, "cov: expected more data points than coeff"),
     ],

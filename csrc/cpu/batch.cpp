@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../core/orthogonal.h"
@@ -97,9 +97,11 @@ double degree_score(DegreeBy by, double n, int k, double squares, double total) 
 std::pair<Pack, Pack> centre_and_range(int64_t n, const Pack* x, const Pack* w) {
   Pack low = Pack::all(INFINITY), high = Pack::all(-INFINITY), any{};
   for (int64_t i = 0; i < n; ++i) {
-    low = if_zero(w[i], low, if_less(x[i] - low, 0.0, x[i], low));
-    high = if_zero(w[i], high, if_less(high - x[i], 0.0, x[i], high));
-    any += w[i];
+    const Pack below = if_less(x[i] - low, 0.0, x[i], low);
+    const Pack above = if_less(high - x[i], 0.0, x[i], high);
+    low = w ? if_zero(w[i], low, below) : below;
+    high = w ? if_zero(w[i], high, above) : above;
+    any += w ? w[i] : Pack::all(1.0);
   }
   return {if_zero(any, Pack{}, 0.5 * low + 0.5 * high), if_zero(any, Pack{}, high - low)};
 }
@@ -141,15 +143,13 @@ class EightFits {
       total = Pack{};
       for (int64_t i = 0; i < n; ++i) total += w[i];
     }
-    const Pack weight = batch_.mean ? 1.0 / total : one;
+    const Pack weight = batch_.mean ? if_zero(total, Pack{}, 1.0 / total) : one;
     if (streams()) {
       for (int64_t i = 0; i < n; ++i) x[i] = (x[i] - batch_.shift) * batch_.scale;
       rank_ = if_zero(counted_, Pack{}, Pack::all(terms));
       return stream(x, y, w, weight);
     }
-    // About any point of the fit, and of the order of 1.
-    Pack centre = x[0], range = abs(x[n - 1] - x[0]);
-    if (w) std::tie(centre, range) = centre_and_range(n, x, w);
+    const auto [centre, range] = centre_and_range(n, x, w);
     const Pack scale = if_less(-range, 0.0, 1.0 / range, one);
     for (int64_t i = 0; i < n; ++i) {
       const Pack t = (x[i] - centre) * scale;
@@ -191,13 +191,16 @@ class EightFits {
     Pack* const p = lanes_.p;
     if (batch_.degree) choose_degrees();
     back_substitute(terms, optimum.factor, along_, p);
-    lanes_.loss = rest_ * optimum.weight;
     // nan where there is no optimum
     const Pack there = if_zero(rank_, Pack::all(NAN), rest_ - rest_);
+    lanes_.loss = rest_ * optimum.weight + there;
     for (int j = 0; j < terms; ++j) p[j] += there;
     if (batch_.determination) {
       Pack explained{};
       for (int k = 1; k < terms; ++k) explained += along_[k] * along_[k];
+      // the rounding of y, whose squares they are parts of, is not explained
+      const Pack about_mean = rest_ + explained, least = 1e-30 * along_[0] * along_[0];
+      explained = if_less(least - about_mean, 0.0, explained, Pack::all(NAN));
       store_row(1.0 - rest_ / (rest_ + explained) + there, batch_.determination + fit_, count_);
     }
     if (batch_.covariance) leave_covariance(optimum, there);
@@ -283,6 +286,7 @@ class EightFits {
     status = if_zero(rank_, Pack::all(NAN), status);
     if (!finite(status.total()))
       for (int i = 0; i < kLanes; ++i) status = with_lane(status, i, status_of(i, status.lane(i)));
+    lanes_.loss += if_zero(rank_, Pack::all(NAN), Pack{});  // of no sample
     store_row(status, reinterpret_cast<int32_t*>(batch_.status) + fit_, count_);
     if (batch_.epochs) store_row(lanes_.epochs, batch_.epochs + fit_, count_);
     for (int j = 0; j < (K ? K : batch_.n_terms); ++j) {

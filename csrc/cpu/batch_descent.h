@@ -142,7 +142,8 @@ template <int K>
 void leap(const BatchPlan& plan, const AtOptimum<double, K>& objective, Recorder record, Lanes& s) {
   const Schedule& schedule = plan.batch.schedule;
   const int terms = K ? K : plan.batch.n_terms;
-  const bool with_buffer = plan.rest.p_b != 0.0, with_decay = plan.rest.p_p != 1.0;
+  const bool with_buffer = plan.rest.p_b != 0.0 || plan.rest.b_b != 0.0;
+  const bool with_decay = plan.rest.p_p != 1.0 || plan.rest.b_p != 0.0;
   Pack optimum[K ? K : kMaxTerms];
   Pack* const buffer = s.kept[Sgd::kBuffer];
   back_substitute(terms, objective.factor, objective.along, optimum);

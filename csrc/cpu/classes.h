@@ -6,8 +6,6 @@
 
 namespace polyfuse {
 
-constexpr int kMaxClasses = 256;
-
 struct Classes {
   Series x;                        // [N]
   const int64_t* index = nullptr;  // [N], the classes; or

@@ -13,7 +13,7 @@ Report descend(const Classes& s, const UpdateRule* rule, const Schedule& schedul
       passes().class_loss(s, params, begin, end, out);
     });
     const double weight = s.mean ? 1.0 / sums[1] : 1.0;
-    for (int j = 0; j < n_params; ++j) grad[j] = weight * sums[2 + j];
+    for (int j = 0; j < n_params; ++j) grad[j] = sums[1] > 0.0 ? weight * sums[2 + j] : 0.0;
     return weight * sums[0];
   };
   return with_clock(n_params, rule, schedule,

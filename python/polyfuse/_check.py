@@ -25,12 +25,7 @@ NAN_POLICIES = ("raise", "omit", "propagate")
 def data(x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """x and y as tensors of one dtype, device and size, flattened to [N]."""
     alike(x, y=y)
-    for name, value in (("x", x), ("y", y)):
-        if not _has_memory(value):
-            raise TypeError(
-                f"{name}: expected a dense tensor with memory, got {type(value).__name__} "
-                f"({value.layout}) on {value.device}"
-            )
+    memory(x=x, y=y)
     if x.numel() == 0:
         raise ValueError(f"x: expected at least one sample, got shape {tuple(x.shape)}")
     if x.shape != y.shape:
@@ -40,12 +35,20 @@ def data(x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return flat(x), flat(y)
 
 
+def memory(**values: Any) -> None:
+    """Dense tensors whose memory the kernels can read."""
+    for name, value in values.items():
+        if not _has_memory(value):
+            raise TypeError(
+                f"{name}: expected a dense tensor with memory, got {type(value).__name__} "
+                f"({value.layout}) on {value.device}"
+            )
+
+
 def columns(x: Any, y: Any, variables: int) -> tuple[torch.Tensor, torch.Tensor]:
     """x [..., variables] and y [...] as [N, variables] and [N], of one dtype and device."""
     alike(x, y=y)
-    for name, value in (("x", x), ("y", y)):
-        if not _has_memory(value):
-            raise TypeError(f"{name}: expected a dense tensor with memory, got {value.layout}")
+    memory(x=x, y=y)
     if x.ndim == 0 or x.shape[-1] != variables:
         raise ValueError(f"x: expected shape (..., {variables}), got {tuple(x.shape)}")
     if y.shape != x.shape[:-1]:

@@ -15,7 +15,7 @@ from . import _check
 from .backends.batched import BACKENDS, DEGREE_BY, Fits, Run, least_norm
 from .criteria import Criterion
 from .nn.polynomial import Polynomial
-from .recognise import read_criterion, refuse_optimizer
+from .recognise import read_criterion, refuse_optimizer, refuse_own
 from .rules import Options, SgdOptions, options_of
 
 
@@ -111,7 +111,7 @@ def fit_batch(
     kind, mean = read
     if kind.per_row:
         raise ValueError("criterion: expected reduction 'mean' or 'sum' for a batch of fits")
-    if reason := kind.refuse_targets(y, None if fits.w is None else fits.w.expand_as(y)):
+    if reason := kind.refuse_targets(fits.y, None if fits.w is None else fits.w.expand_as(fits.y)):
         raise ValueError(f"y: {reason}")
     if reason := refuse_optimizer(optimizer):
         raise ValueError(f"optimizer: {reason}")
@@ -122,7 +122,7 @@ def fit_batch(
     run = Run(fits, p, kind, mean, options, optimizer, engine, epochs, record_every, tol)
     before = runner.launches()
     out = runner.descend(run)
-    ways = _ways(out.status, nan_policy)
+    ways = _ways(out.status, nan_policy, fits)
     with torch.no_grad():
         p.copy_(out.params.view(p.shape))
     if epochs and p.requires_grad:
@@ -168,14 +168,16 @@ def solve_batch(
 ) -> BatchResult:
     """The least-squares optimum of every fit of a batch, in one read of the data."""
     start = time.perf_counter()
-    fits = _read(model, x, y, nan_policy, weights)
+    fits = _read(model, x, y, nan_policy, weights, "weight")
+    if not model.coefficients.requires_grad:
+        raise ValueError("model: expected a trainable parameter, got none")
     runner = _backend(backend, fits)
     before = runner.launches()
     _check.one_of("deficient", deficient, ("minimum_norm", "nan"))
     if degree_by not in DEGREE_BY:
         raise ValueError(f"degree_by: expected None, 'aicc' or 'bic', got {degree_by!r}")
     out = runner.solve(fits, covariance, degree_by)
-    ways = _ways(out.status, nan_policy)
+    ways = _ways(out.status, nan_policy, fits)
     p, shape = model.coefficients, model.batch_shape
     if ways.get(FitStatus.RANK_DEFICIENT):
         lost = torch.nonzero((out.status == FitStatus.RANK_DEFICIENT) & (out.rank > 0))[:, 0]
@@ -213,10 +215,15 @@ def solve_batch(
     )
 
 
-def _read(model: Polynomial, x: Any, y: Any, nan_policy: str, weights: Any) -> Fits:
+def _read(
+    model: Polynomial, x: Any, y: Any, nan_policy: str, weights: Any, name: str = "sample_weight"
+) -> Fits:
     """The data of the fits, checked."""
     _check.one_of("nan_policy", nan_policy, _check.NAN_POLICIES)
+    if reason := refuse_own(model):
+        raise ValueError(f"model: {reason}")
     _check.alike(x, y=y)
+    _check.memory(x=x, y=y)
     p, batch = model.coefficients, model.batch_shape
     if p.dtype is not x.dtype or p.device != x.device:
         raise TypeError(
@@ -241,7 +248,7 @@ def _read(model: Polynomial, x: Any, y: Any, nan_policy: str, weights: Any) -> F
         )
     given = [w for w in weights if isinstance(w, torch.Tensor)]
     if given and x.ndim == 1 and all(w.shape == x.shape for w in given):
-        weight = _check.weight(x, *weights)
+        weight = _check.weight(x, weights[0], weights[1], weights[2], name=name)
     else:
         spread = [
             w.reshape(-1, *(1 for _ in batch)).expand_as(y)
@@ -249,11 +256,14 @@ def _read(model: Polynomial, x: Any, y: Any, nan_policy: str, weights: Any) -> F
             else w
             for w in weights
         ]
-        weight = _check.weight(y, spread[0], spread[1], spread[2])
+        weight = _check.weight(y, spread[0], spread[1], spread[2], name=name)
     x, y, w = (None if t is None else _columns(t, n) for t in (x, y, weight))
+    x, w = (t if t is None or t.stride(1) else t[:, :1] for t in (x, w))  # expanded: shared
     omit = nan_policy == "omit"
     if omit and x.shape[1] == 1 and not x.isfinite().all():
         keep = x[:, 0].isfinite()
+        if not keep.any():
+            raise ValueError("x, y: no sample is left after nan_policy='omit'")
         x, y, w = x[keep], y[keep], None if w is None else w[keep]
     ((shift, scale),) = model.variable
     return Fits(p.detach().reshape(p.shape[0], -1), x, y, w, omit, shift, scale, model.basis)
@@ -303,8 +313,12 @@ def _backend(name: str, fits: Fits) -> Any:
     return runner
 
 
-def _ways(status: torch.Tensor, nan_policy: str) -> dict[FitStatus, int]:
-    """How many fits ended in which way; raises where nan_policy says so."""
+def _ways(status: torch.Tensor, nan_policy: str, fits: Fits | None = None) -> dict[FitStatus, int]:
+    """How many fits ended in which way; raises where nan_policy says so. With fits: those whose
+    data is finite are not called otherwise."""
+    if fits is not None and int(status.max()) >= FitStatus.NON_FINITE:
+        called = torch.nonzero(status == FitStatus.NON_FINITE)[:, 0]
+        status[called[fits.finite(called)]] = FitStatus.DIVERGED
     low, high = (int(end) for end in status.aminmax())
     if low == high:
         counts = {FitStatus(low): status.numel()}

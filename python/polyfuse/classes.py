@@ -12,9 +12,10 @@ from . import _C, _check
 from .bases import recurrence_of
 from .batch import options_held
 from .nn.polynomial import Polynomial
-from .recognise import refuse_optimizer
+from .recognise import refuse_optimizer, refuse_own
 from .result import FitResult
 from .runs import descend
+from .watching import has_hooks
 
 MAX_PARAMETERS = 4096
 
@@ -45,6 +46,10 @@ def fit_classes(
             f"criterion: expected CrossEntropyLoss for {model.outputs} outputs, "
             f"got {type(criterion).__name__}; independent curves are a batch (batch_shape=)"
         )
+    if has_hooks(criterion):
+        raise ValueError("criterion: CrossEntropyLoss has hooks")
+    if reason := refuse_own(model):
+        raise ValueError(f"model: {reason}")
     _check.one_of("engine", engine, ("auto", "stream"))
     _check.one_of("backend", backend, ("auto", "cpu"))
     for name, value in zip(("sample_weight", "mask", "sigma"), weights, strict=True):
@@ -59,6 +64,7 @@ def fit_classes(
             f"x: expected {p.dtype} on a CPU, as the model's coefficients, "
             f"got {x.dtype} on {x.device}"
         )
+    _check.memory(x=x)
     if x.ndim != 1 or x.numel() == 0:
         raise ValueError(f"x: expected shape (n,) with n >= 1, got {tuple(x.shape)}")
     xs = _check.flat(x)
@@ -66,7 +72,10 @@ def fit_classes(
     if isinstance(y, torch.Tensor) and y.is_floating_point():
         if y.shape != (len(xs), n_classes):
             raise ValueError(f"y: expected shape ({len(xs)}, {n_classes}), got {tuple(y.shape)}")
+        _check.memory(y=y)
         share = y.detach()
+        if criterion.ignore_index >= 0:
+            raise ValueError("criterion: expected no ignore_index with probabilities")
     else:
         index = _classes(y, len(xs), n_classes, criterion.ignore_index)
     if nan_policy == "omit":
@@ -82,6 +91,10 @@ def fit_classes(
             raise ValueError(
                 f"criterion: expected a weight of {n_classes} classes, "
                 f"got shape {tuple(criterion.weight.shape)}"
+            )
+        if criterion.weight.device.type != "cpu":
+            raise ValueError(
+                f"criterion: expected a weight on {x.device}, got {criterion.weight.device}"
             )
         weight = criterion.weight.detach().double().contiguous()
     if criterion.reduction not in ("mean", "sum"):
@@ -117,6 +130,9 @@ def _classes(y: Any, n: int, n_classes: int, ignore: int) -> torch.Tensor:
         raise TypeError(f"y: expected a torch.Tensor, got {type(y).__name__}")
     if y.dtype is not torch.int64:
         raise TypeError(f"y: expected classes of int64, or probabilities, got {y.dtype}")
+    if y.device.type != "cpu":
+        raise ValueError(f"y: expected the device of x, cpu, got {y.device}")
+    _check.memory(y=y)
     if y.shape != (n,):
         raise ValueError(f"y: expected shape ({n},), got {tuple(y.shape)}")
     bad = ((y < 0) | (y >= n_classes)) & (y != ignore)

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 
 from .backends import choose
+from .batch import is_batch
+from .classes import has_outputs
 from .fit import choose_engine, prepare, refuse_engine
 from .fused import fused
 from .recognise import refuse_criterion, refuse_optimizer
+from .surface import is_surface
 
 
 def explain(
@@ -48,7 +51,9 @@ def explain(
         dtype, device = like.dtype, like.device
     known = fused(model, dtype, device)
     lines = []
-    if known.traced is None:
+    if is_batch(model) or is_surface(model) or has_outputs(model):
+        lines.append(f"model: fused in fit and solve; a loop over it runs as torch: {known.reason}")
+    elif known.traced is None:
         lines.append(f"model: not fused, runs as torch: {known.reason}")
     else:
         kind = "affine in" if known.traced.affine else "products of"

@@ -8,10 +8,12 @@ import torch
 
 from .criteria import KINDS, Criterion, Kind, Options, build, options_of
 from .nn.criterion import CRITERIA, is_torchs
+from .nn.polynomial import Polynomial
 from .optim.classes import FUSED
 from .optim.owners import GLOBAL_HOOKS
 from .rules import OPTIONS_OF, refuse_group
 from .symbolic import Traced
+from .watching import has_hooks
 
 _CRITERIA = frozenset((*(kind.module for kind in KINDS), *CRITERIA))
 
@@ -60,6 +62,17 @@ def refuse_criterion(criterion: Any) -> str | None:
     """None, or why this criterion is not one that is compiled."""
     found = read_criterion(criterion)
     return found if isinstance(found, str) else None
+
+
+def refuse_own(model: Polynomial) -> str | None:
+    """None, or why the kernels would not do what calling this model does."""
+    if has_hooks(model):
+        return f"{type(model).__name__} has hooks"
+    if type(model).forward is not Polynomial.forward:
+        return f"{type(model).__name__} has a forward of its own"
+    if "coefficients" not in model._parameters:
+        return "its coefficients are no parameter of its own (parametrized?)"
+    return refuse_parameters([model.coefficients])
 
 
 def refuse_parameters(tensors: Any) -> str | None:

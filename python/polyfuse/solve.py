@@ -193,6 +193,8 @@ def solve(
             else "nan_policy: expected raise or omit for one fit, got 'propagate'"
         )
     if is_surface(model):
+        _check.one_of("backend", backend, ("auto", "cpu"))
+        _check.one_of("precision", precision, ("auto", "extended"))
         return solve_surface(model, x, y, weight, sigma, float(ridge), nan_policy == "omit")
     xs, ys = _check.data(x, y)
     known = fused(model, xs.dtype, xs.device)

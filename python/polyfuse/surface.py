@@ -14,7 +14,7 @@ from .backends.native import ENGINE
 from .batch import options_held
 from .criteria import Criterion
 from .nn.polynomial import Polynomial, parent_of
-from .recognise import read_criterion, refuse_optimizer
+from .recognise import read_criterion, refuse_optimizer, refuse_own
 from .result import FitResult
 from .rules import Options, SgdOptions
 from .runs import descend
@@ -88,6 +88,8 @@ def fit_surface(
     """`fit` of a polynomial of several variables."""
     start = time.perf_counter()
     _check.one_of("backend", backend, ("auto", "cpu"))
+    if reason := refuse_own(model):
+        raise ValueError(f"model: {reason}")
     xs, ys = _check.columns(x, y, model.variables)
     p = model.coefficients
     if p.dtype is not xs.dtype or xs.device.type != "cpu" or p.device != xs.device:
@@ -113,6 +115,8 @@ def fit_surface(
     engine = _engine(engine, kind, options, epochs, tol, p.numel())
     if nan_policy == "raise":
         _refuse_nonfinite(xs, ys, weight)
+    elif nan_policy == "omit" and not _kept(xs, ys, weight).any():
+        raise ValueError("x, y: no sample is left after nan_policy='omit'")
     surfaces = Surfaces(model, xs, ys, weight, nan_policy == "omit")
     kernels = surfaces.kernels
     kernels.criterion, kernels.mean = kind.over_rows_of(y), mean
@@ -130,19 +134,25 @@ def solve_surface(
     """`solve` of a polynomial of several variables."""
     from .regression import regress
 
+    if reason := refuse_own(model):
+        raise ValueError(f"model: {reason}")
     xs, ys = _check.columns(x, y, model.variables)
     p = model.coefficients
+    if not p.requires_grad:
+        raise ValueError("model: expected a trainable parameter, got none")
     if p.dtype is not xs.dtype:
         raise TypeError(f"x: expected {p.dtype}, as the model's coefficients, got {xs.dtype}")
     w = _check.weight(y, weight, None, sigma, name="weight")
     keep = torch.ones_like(ys, dtype=torch.bool) if w is None else w > 0
     if omit:
-        keep &= xs.isfinite().all(1) & ys.isfinite()
+        keep = _kept(xs, ys, w)
+        if not keep.any():
+            raise ValueError("x, y: no sample is left after nan_policy='omit'")
     if not keep.all():
         xs, ys, w = xs[keep], ys[keep], None if w is None else w[keep]
     with torch.no_grad():
         columns = model.columns(xs.double()).cpu().numpy()
-    constant = not any(model.exponents[0])
+    constant = not any(model.exponents[0]) and len(model.exponents) > 1
     names = [_name(powers) for powers in model.exponents]
     found = regress(
         columns[:, 1:] if constant else columns,
@@ -155,6 +165,11 @@ def solve_surface(
     with torch.no_grad():
         p.copy_(torch.from_numpy(found.params))
     return found
+
+
+def _kept(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    good = x.isfinite().all(1) & y.isfinite()
+    return good if weight is None else good & (weight > 0)
 
 
 def _name(powers: tuple[int, ...]) -> str:

@@ -98,18 +98,20 @@ def polyfit(
         singular = np.append(np.full(order - len(singular), np.nan), singular)
         out[f"{dim}_matrix_rank"] = ((), rank)
         out[f"{dim}_singular_values"] = ((degree,), singular)
+    own = weight is not None and shared is None  # weights of every fit
     present: set[Hashable] = set()
     for name, variable in data.data_vars.items():
         if along not in variable.dims:
             continue
         present.update(set(variable.dims) - {along})
         prefix = f"{name}_" if isinstance(name, str) and name != _THIS else ""
-        fitted = _fit(variable, weight, x, along, order, skipna is not False, cov is True, full)
+        each = cov if own or cov is True else False
+        fitted = _fit(variable, weight, x, along, order, skipna is not False, each, full)
         coefficients, residuals, covariance = fitted
         out[f"{prefix}polyfit_coefficients"] = coefficients.rename(_degree=degree)
         if full or cov is True:
             out[f"{prefix}polyfit_residuals"] = residuals
-        if cov is True:
+        if cov is True or (cov and weight is not None and shared is None):
             out[f"{prefix}polyfit_covariance"] = covariance
         elif cov:
             nothing = np.zeros(len(x))
@@ -124,13 +126,18 @@ def _numbers(coordinate: xr.DataArray) -> np.ndarray:
     """x as float64: dates in nanoseconds since 1970, durations in units of their own, as xarray
     has them."""
     values = coordinate.values
+    if values.dtype.kind in "mM" and np.isnat(values).any():
+        raise ValueError("dim: expected a coordinate without gaps, got NaT")
     if values.dtype.kind == "M":
         return (values.astype("datetime64[ns]") - _EPOCH).astype(np.int64).astype(np.float64)
     if values.dtype.kind == "m":
         return values.astype(np.int64).astype(np.float64)
     if values.dtype.kind not in "fiub":
         raise TypeError(f"dim: expected a coordinate of numbers or dates, got {values.dtype}")
-    return values.astype(np.float64)
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("dim: expected a finite coordinate, got nan or inf")
+    return values
 
 
 def _weight(data: xr.Dataset, w: Any, along: Hashable, n: int) -> xr.DataArray | None:
@@ -139,9 +146,14 @@ def _weight(data: xr.Dataset, w: Any, along: Hashable, n: int) -> xr.DataArray |
     if not isinstance(w, xr.DataArray):
         if isinstance(w, str) and w not in data.coords:
             raise ValueError(f"w: expected the name of a coordinate, got {w!r}")
-        w = data[w] if isinstance(w, Hashable) else xr.DataArray(np.asarray(w), dims=(along,))
+        named = isinstance(w, str) or (isinstance(w, Hashable) and w in data.coords)
+        w = data[w] if named else xr.DataArray(np.asarray(w), dims=(along,))
     if along in w.dims and w.sizes[along] != n:
         raise ValueError(f"w: expected {n} weights along {along}, got {w.sizes[along]}")
+    try:
+        xr.align(data, w, join="exact", copy=False)
+    except ValueError as error:
+        raise ValueError(f"w: expected the labels of the data: {error}") from error
     return w.drop_vars(w.coords)
 
 
@@ -152,7 +164,7 @@ def _fit(
     along: Hashable,
     order: int,
     omit: bool,
-    cov: bool,
+    cov: Any,
     full: bool,
 ) -> tuple[xr.DataArray, ...]:
     """Coefficients, residuals and covariance, lazily where the data is."""
@@ -164,7 +176,12 @@ def _fit(
         variable = variable.chunk({d: "auto" for d in variable.dims} | {along: -1})
     inputs = [variable]
     if weight is not None:
-        inputs.append(weight if along in weight.dims else weight.expand_dims({along: len(x)}))
+        weight = weight if along in weight.dims else weight.expand_dims({along: len(x)})
+        if len(weight.chunksizes.get(along, ())) > 1:
+            weight = weight.chunk({along: -1})
+        if weight.dims != (along,):
+            variable, weight = xr.broadcast(variable, weight)
+        inputs = [variable, weight]
     arrays = xr.apply_ufunc(
         _solve, *inputs,
         kwargs={"x": x, "order": order, "omit": omit, "cov": cov, "quiet": full},

@@ -48,6 +48,13 @@ class Fits(NamedTuple):
             phi.append((alpha * u + beta) * phi[-1] + (gamma * phi[-2] if len(phi) > 1 else 0.0))
         return phi[:-1]
 
+    def finite(self, some: torch.Tensor) -> torch.Tensor:
+        """Whether the samples that count of the fits of these numbers are finite."""
+        x, w = (t if t is None or t.shape[1] == 1 else t[:, some] for t in (self.x, self.w))
+        assert x is not None
+        good = x.isfinite() & self.y[:, some].isfinite()
+        return (good if w is None else good | (w == 0)).all(0) | self.omit
+
     @property
     def shared(self) -> bool:
         """Whether fits share x and weights."""
@@ -186,7 +193,8 @@ class Cpu:
                 batch.keep(row, 0, value)
             kept.append(value)
         if isinstance(run.options, SgdOptions):
-            filled = "momentum_buffer" in run.optimizer.state.get(run.parameter, {})
+            there = run.optimizer.state.get(run.parameter, {})
+            filled = there.get("momentum_buffer") is not None
             batch.keep(1, 0, float(filled))
         _run(batch, n_fits)
         longest, done = 0, run.epochs
@@ -199,7 +207,7 @@ class Cpu:
             if what is STEP:
                 kept[row] = value + done
             elif what.scalar:
-                kept[row] = kept[row][0, longest]
+                kept[row] = kept[row][0, longest].clone()
             elif not isinstance(value, torch.Tensor):
                 kept[row] = None
         return out._replace(kept=kept)
@@ -271,6 +279,7 @@ class Reference:
         mean = (w * y).sum(0) / total
         rank = torch.linalg.matrix_rank(powers * root / size, rtol=1e-13)
         status = torch.where(rank < terms, 2, 0)
+        status[~fits.finite(torch.arange(len(status)))] = 3
         spread = None
         if covariance:
             spread = (inverse / size.mT) @ (inverse / size.mT).mT
@@ -326,6 +335,9 @@ class Reference:
             epochs += active
         loss = loss_of(p).detach()
         status = torch.where(epochs < run.epochs, 0, 1)
+        status[~loss.isfinite()] = 4
+        status[~fits.finite(torch.arange(n_fits))] = 3
+        status[(w > 0).sum(0) == 0] = 2
         kept: list[Any] = []
         for what, value in run.rows():
             state: Any = {} if optimizer is None else optimizer.state.get(p, {})

@@ -105,6 +105,8 @@ class Polynomial(Module):
         self.plain = not (shape or self.domain) and (variables, basis) == (1, "monomial")
         self.plain = self.plain and outputs is None
         self.exponents = _exponents(degrees, total_degree, intercept)
+        if not self.exponents:
+            raise ValueError(f"degree: expected a term at least, got {degree!r} without intercept")
         sizes = shape if outputs is None else (outputs,)
         self.coefficients = torch.nn.Parameter(
             torch.zeros(len(self.exponents), *sizes, dtype=dtype, device=device)
@@ -237,6 +239,7 @@ class Polynomial(Module):
     # torch.jit does not read annotations that are strings.
     for _method in (_of_any, columns):
         _method.__annotations__ = {"x": torch.Tensor, "return": torch.Tensor}
+    del _method
 
     def extra_repr(self) -> str:
         parts = [f"degree={self.degree}"]
