@@ -1,4 +1,4 @@
-"""Writes README's tables from result files of run.py and accuracy.py:
+"""Tables of result files, for docs/; writes those that README has:
 
 python benchmarks/report.py FILE...
 """
@@ -45,17 +45,57 @@ def speed(report: dict[str, Any], source: str) -> str:
     lines.append(
         f"| memory that fits add to 80 MB of data | {report['memory_growth_mib']:.1f} MiB | |"
     )
-    versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
     note = (
-        f"Medians on {report['device']} ({report['where']}), "
-        f"{report['date']}, commit {report['commit']}; {versions}. In parentheses: times the first "
+        f"Medians on {measured(report)}. In parentheses: times the first "
         f"entry of the row. Source: `{source}`, made by "
         "`python benchmarks/run.py`, which checks what polyfuse computes before it times it."
     )
     return "\n".join(lines) + "\n\n" + note
 
 
-TABLES = {"cases": ("", speed), "digits": (" accuracy", accuracy)}  # by what the file holds
+def matrix(report: dict[str, Any], source: str) -> str:
+    optimizers = list(next(iter(report["small"].values())))
+    lines = [f"| | {' | '.join(optimizers)} | a step of 10 million |"]
+    lines.append("|---" * (len(optimizers) + 2) + "|")
+    for criterion, row in report["small"].items():
+        cells = [f"{r['ratio']:.1f} x" for r in row.values()]
+        large = report["large"][criterion]
+        cells.append(f"{pretty(large['polyfuse'])}, {large['ratio']:.2f} x")
+        lines.append(f"| {criterion} | {' | '.join(cells)} |")
+    return "\n".join(lines) + (
+        "\n\nHow many times as fast as eager PyTorch an iteration of the import-swap loop over 9 "
+        "samples is; last column: with SGD and 10 million samples, against the compiled loss of "
+        f"torch. Medians on {measured(report)}. Source: `{source}`, made by "
+        "`python benchmarks/matrix.py`."
+    )
+
+
+def scripts(report: dict[str, Any], source: str) -> str:
+    lines = ["| script | torch | imports swapped | speed-up |", "|---|---|---|---|"]
+    for name, r in report["scripts"].items():
+        times = f"{pretty(r['torch'])} | {pretty(r['swapped'])}"
+        lines.append(f"| {name} | {times} | {r['speed_up']:.2f} x |")
+    return "\n".join(lines) + (
+        "\n\nTime a step of the scripts in `tests/published`, of the kinds people publish. "
+        f"Medians on {measured(report)}. Source: `{source}`, made by "
+        "`python benchmarks/scripts.py`."
+    )
+
+
+def measured(report: dict[str, Any]) -> str:
+    versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
+    return (
+        f"{report['device']} ({report['where']}), {report['date']}, "
+        f"commit {report['commit']}; {versions}"
+    )
+
+
+TABLES = {  # by what the file holds: the mark in README, and the table
+    "cases": ("", speed),
+    "digits": (" accuracy", accuracy),
+    "small": (" matrix", matrix),
+    "scripts": (" scripts", scripts),
+}
 
 
 def main() -> None:

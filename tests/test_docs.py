@@ -1,4 +1,4 @@
-"""Every example in a docstring and every Python block of README runs."""
+"""Every example in a docstring and every Python block of README and docs/ runs."""
 
 import doctest
 import importlib
@@ -11,7 +11,13 @@ import polyfuse
 import pytest
 
 MODULES = [m.name for m in pkgutil.walk_packages(polyfuse.__path__, "polyfuse.")]
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+# Of each page of docs/, in order: Python, and as text what the block before it prints.
+BLOCKS = {
+    page.stem: re.findall(r"```(python|text)\n(.*?)```", page.read_text(), re.S)
+    for page in (ROOT / "docs").glob("*.md")
+}
 
 
 @pytest.mark.parametrize("name", [m for m in MODULES if not m.endswith("._C")])
@@ -25,6 +31,17 @@ def test_readme(capsys):
     assert blocks
     for block in blocks:
         exec(block, {})
+
+
+@pytest.mark.parametrize("page", sorted(name for name, blocks in BLOCKS.items() if blocks))
+def test_pages(page, capsys):
+    names: dict = {}
+    for kind, block in BLOCKS[page]:
+        if kind == "python":
+            exec(block, names)
+            printed = capsys.readouterr().out
+        else:
+            assert printed == block
 
 
 def test_public_names_are_documented():

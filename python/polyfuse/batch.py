@@ -31,7 +31,7 @@ class FitStatus(IntEnum):
 
 @dataclass
 class BatchResult:
-    """The outcome of many fits in one launch; numbers of each fit are tensors [*batch_shape].
+    """The outcome of many fits in one launch; numbers of each fit are tensors ``[*batch_shape]``.
 
     Attributes:
         loss: the criterion of every fit at its parameters, float64; of a solution, the mean squared
@@ -41,9 +41,10 @@ class BatchResult:
         fit_epochs: epochs done by every fit; None for a solution.
         epochs: those of the fit that took most.
         converged: whether every fit has converged.
-        history: the losses [M, *batch_shape] after history_epochs [M] steps.
+        history: the losses ``[M, *batch_shape]`` after history_epochs [M] steps.
         r_squared: of every fit of a solution, otherwise None.
-        covariance: of the coefficients of every fit, [K, K, *batch_shape], where it was asked for.
+        covariance: of the coefficients of every fit, ``[K, K, *batch_shape]``, where it was asked
+            for.
         degree: of every fit, int32, where it was to be chosen; terms above it are 0.
         stop_reason, engine, backend, launches, seconds: as in `FitResult`.
     """

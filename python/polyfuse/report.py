@@ -25,7 +25,7 @@ class Reported:
 
     @cached_property
     def statistics(self) -> Any:
-        """Covariance, errors, tests and bands: a `polyfuse.statistics.Statistics`, or a
+        """Covariance, errors, tests and bands, in a `polyfuse.statistics.Statistics`, or in a
         `polyfuse.statistics.Likelihood` for another criterion than the squared error."""
         if not any(k[0] == "_" for k in vars(self)):
             raise RuntimeError("a result that was pickled or copied has no data for statistics")

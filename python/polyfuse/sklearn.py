@@ -88,8 +88,8 @@ class PolynomialRegressor(RegressorMixin, _Polynomial):
     Attributes:
         coef_: [F] or [M, F] of M outputs, of the terms that
             ``PolynomialFeatures(degree, include_bias=False)`` gives, in its order.
-        intercept_: float or [M]. rank_: coefficients that the data determine, the constant
-            included. n_features_in_, feature_names_in_: as everywhere.
+        intercept_: float or [M].
+        rank_: coefficients that the data determine, the constant included.
 
     Example:
         >>> import numpy as np
@@ -200,8 +200,11 @@ class PolynomialClassifier(ClassifierMixin, _Polynomial):
         fit_intercept: whether there is a constant.
 
     Attributes:
-        classes_ [C]; coef_ [1 or C, F], of the terms that
-        ``PolynomialFeatures(degree, include_bias=False)`` gives; intercept_ [1 or C]; n_iter_.
+        classes_: [C].
+        coef_: [1 or C, F], of the terms that ``PolynomialFeatures(degree, include_bias=False)``
+            gives.
+        intercept_: [1 or C].
+        n_iter_: steps of Newton's method.
 
     Source: McCullagh and Nelder, Generalized Linear Models (1989), section 2.5.
 

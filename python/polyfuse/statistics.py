@@ -45,12 +45,19 @@ class Samples(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Of the model at new x, each [N]; the bands are pairs, lower and upper."""
+    """Of the model at new x, each [N]; the bands are pairs, lower and upper.
+
+    Attributes:
+        mean: of y.
+        standard_errors: of the mean.
+        confidence: band that holds the model.
+        prediction: band that holds a new y; None for another criterion than the squared error.
+    """
 
     mean: np.ndarray
-    standard_errors: np.ndarray  # of the mean
-    confidence: tuple[np.ndarray, np.ndarray]  # band that holds the model
-    prediction: tuple[np.ndarray, np.ndarray] | None  # band that holds a new y
+    standard_errors: np.ndarray
+    confidence: tuple[np.ndarray, np.ndarray]
+    prediction: tuple[np.ndarray, np.ndarray] | None
 
 
 class Inference:
@@ -324,7 +331,7 @@ class Statistics(Inference):
 
     @cached_property
     def leverage(self) -> np.ndarray:
-        """[N] how much of a fitted value its own y makes: the diagonal of the hat matrix."""
+        """[N] how much of a fitted value its own y makes, the diagonal of the hat matrix."""
         return self.data.w * self._spread(self.data.x, self._solution.influence)
 
     @property

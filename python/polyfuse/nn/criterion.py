@@ -77,7 +77,7 @@ class SmoothL1Loss(Criterion, torch.nn.SmoothL1Loss):
 
     Args:
         reduction: "mean", "sum" or "none".
-        beta: error up to which the loss is r^2 / (2 beta), and |r| - beta / 2 beyond; >= 0.
+        beta: error up to which the loss is ``r^2 / (2 beta)``, and ``|r| - beta / 2`` beyond; >= 0.
 
     Shapes: input and target of one shape; the loss is a scalar, or has that shape for "none".
 
@@ -93,7 +93,8 @@ class HuberLoss(Criterion, torch.nn.HuberLoss):
 
     Args:
         reduction: "mean", "sum" or "none".
-        delta: error up to which the loss is r^2 / 2, and delta (|r| - delta / 2) beyond; > 0.
+        delta: error up to which the loss is ``r^2 / 2``, and ``delta (|r| - delta / 2)`` beyond;
+            > 0.
 
     Shapes: input and target of one shape; the loss is a scalar, or has that shape for "none".
 

@@ -37,14 +37,14 @@ class Polynomial(Module):
             wavelengths): coefficients in x would lose what float32 cannot hold.
         total_degree: whether degree bounds the sum of the powers of a term, or each of them.
         intercept: whether the constant is a term; of several variables.
-        dtype, device: of the one parameter ``coefficients`` [K, *batch_shape], which starts at
+        dtype, device: of the one parameter ``coefficients``, ``[K, *batch_shape]``, which starts at
             zero. Its terms are those of ``exponents`` [K][variables], in the order of
             `sklearn.preprocessing.PolynomialFeatures`.
 
     Shapes: a single polynomial of one variable takes x of any shape, and gives the shape of x. One
     of several variables takes x [..., variables], and gives [...]; one of several outputs takes x
     [...] and gives [..., outputs]. A batch takes x [N], shared by
-    all, or [N, *batch_shape], and gives [N, *batch_shape]: samples come first, as in
+    all, or ``[N, *batch_shape]``, and gives ``[N, *batch_shape]``: samples come first, as in
     `numpy.polyfit`. Data that has them last is handed over as ``y.movedim(-1, 0)``, a view.
 
     Raises:
