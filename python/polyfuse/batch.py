@@ -15,6 +15,7 @@ from . import _check
 from .backends.batched import BACKENDS, DEGREE_BY, Fits, Run, least_norm
 from .criteria import Criterion
 from .nn.polynomial import Polynomial
+from .problem import Wanted
 from .recognise import read_criterion, refuse_optimizer, refuse_own
 from .rules import Options, SgdOptions, options_of
 
@@ -94,17 +95,11 @@ def fit_batch(
     optimizer: torch.optim.Optimizer,
     x: Any,
     y: Any,
-    *,
-    epochs: int,
-    engine: str,
-    backend: str,
-    record_every: int,
-    tol: float,
-    nan_policy: str,
-    weights: tuple[Any, Any, Any],
+    wanted: Wanted,
 ) -> BatchResult:
     """`fit` of a batch: each fit has a loss, that of its own samples, and stops on its own."""
     start = time.perf_counter()
+    epochs, engine, backend, record_every, tol, nan_policy, weights = wanted
     fits = _read(model, x, y, nan_policy, weights)
     read = read_criterion(criterion, y)
     if isinstance(read, str):

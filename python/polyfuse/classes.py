@@ -12,6 +12,7 @@ from . import _C, _check
 from .bases import recurrence_of
 from .batch import options_held
 from .nn.polynomial import Polynomial
+from .problem import Wanted
 from .recognise import refuse_optimizer, refuse_own
 from .result import FitResult
 from .runs import descend
@@ -30,17 +31,11 @@ def fit_classes(
     optimizer: torch.optim.Optimizer,
     x: Any,
     y: Any,
-    *,
-    epochs: int,
-    engine: str,
-    backend: str,
-    record_every: int,
-    tol: float,
-    nan_policy: str,
-    weights: tuple[Any, Any, Any],
+    wanted: Wanted,
 ) -> FitResult:
     """`fit` of one polynomial per class; y are classes [N], int64, or probabilities [N, C]."""
     start = time.perf_counter()
+    epochs, engine, backend, record_every, tol, nan_policy, weights = wanted
     if type(criterion) is not torch.nn.CrossEntropyLoss:
         raise ValueError(
             f"criterion: expected CrossEntropyLoss for {model.outputs} outputs, "

@@ -20,7 +20,7 @@ from .classes import fit_classes, has_outputs
 from .fused import Fused, fused
 from .linear import Held
 from .optim.owners import Holding, holding, options_watched
-from .problem import Problem, Schedule
+from .problem import Problem, Schedule, Wanted
 from .recognise import (
     read_criterion,
     refuse_optimizer,
@@ -33,6 +33,12 @@ from .schedulers import Schedulers
 from .surface import fit_surface, is_surface
 from .watching import watched
 
+# Polynomials that have kernels of their own.
+OTHERS: tuple[tuple[Any, Any, str], ...] = (
+    (is_batch, fit_batch, "a batch of fits"),
+    (is_surface, fit_surface, "several variables"),
+    (has_outputs, fit_classes, "several outputs"),
+)
 SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
 
 OR_ELSE = ", or nan_policy='omit' or 'propagate'"
@@ -232,22 +238,14 @@ def fit(
     if callback is not None and not every:
         raise ValueError("callback: needs record_every, the epochs at which it is called")
     weights = sample_weight, mask, sigma
-    if is_batch(model) or is_surface(model) or has_outputs(model):
-        unserved = {"scheduler": scheduler, "callback": callback, "progress": progress or None}
-        for name, value in unserved.items():
-            if value is not None:
-                what = (
-                    "a batch of fits" if is_batch(model)
-                    else "several variables" if is_surface(model) else "several outputs"
-                )  # fmt: skip
-                raise ValueError(f"{name}: not for {what}, got {value!r}")
-        fit_all: Any = (
-            fit_batch if is_batch(model) else fit_surface if is_surface(model) else fit_classes
-        )
-        return fit_all(
-            model, criterion, optimizer, x, y, epochs=epochs, engine=engine, backend=backend,
-            record_every=every, tol=tolerance, nan_policy=nan_policy, weights=weights,
-        )  # fmt: skip
+    for is_one, fit_other, what in OTHERS:
+        if is_one(model):
+            unserved = {"scheduler": scheduler, "callback": callback, "progress": progress or None}
+            for name, value in unserved.items():
+                if value is not None:
+                    raise ValueError(f"{name}: not for {what}, got {value!r}")
+            wanted = Wanted(epochs, engine, backend, every, tolerance, nan_policy, weights)
+            return fit_other(model, criterion, optimizer, x, y, wanted)
     known, held, problem = prepare(model, criterion, optimizer, x, y, nan_policy, weights)
     schedulers = Schedulers(scheduler, optimizer, lambda: holding(known, optimizer).rule)
     scheduled = bool(schedulers.listed)

@@ -48,6 +48,18 @@ class State:
     has_momentum = property(lambda self: self.kept[1])
 
 
+class Wanted(NamedTuple):
+    """What `fit` was asked for besides its objects and data, checked as far as that goes alone."""
+
+    epochs: int
+    engine: str
+    backend: str
+    record_every: int  # 0: record nothing
+    tol: float  # -inf: never stop early
+    nan_policy: str
+    weights: tuple[Any, Any, Any]  # sample_weight, mask, sigma
+
+
 class Schedule(NamedTuple):
     first_epoch: int
     epochs: int

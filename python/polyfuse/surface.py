@@ -14,6 +14,7 @@ from .backends.native import ENGINE
 from .batch import options_held
 from .criteria import Criterion
 from .nn.polynomial import Polynomial, parent_of
+from .problem import Wanted
 from .recognise import read_criterion, refuse_optimizer, refuse_own
 from .result import FitResult
 from .rules import Options, SgdOptions
@@ -76,17 +77,11 @@ def fit_surface(
     optimizer: torch.optim.Optimizer,
     x: Any,
     y: Any,
-    *,
-    epochs: int,
-    engine: str,
-    backend: str,
-    record_every: int,
-    tol: float,
-    nan_policy: str,
-    weights: tuple[Any, Any, Any],
+    wanted: Wanted,
 ) -> FitResult:
     """`fit` of a polynomial of several variables."""
     start = time.perf_counter()
+    epochs, engine, backend, record_every, tol, nan_policy, weights = wanted
     _check.one_of("backend", backend, ("auto", "cpu"))
     if reason := refuse_own(model):
         raise ValueError(f"model: {reason}")
