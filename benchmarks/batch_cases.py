@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import polyfuse as pf
 import torch
-from polyfuse.batch import solve_batch
 
 from cases import Case, expect, repeat  # isort: skip
 
@@ -106,7 +105,7 @@ def solved(quick: bool) -> Case:
     return Case(
         f"{fits:,} fits of {SAMPLES} points, degree {DEGREE}, own x, solved",
         {
-            "polyfuse.solve": lambda: solve_batch(model, x, y),
+            "polyfuse.solve": lambda: pf.solve(model, x, y),
             "torch.linalg.solve of normal equations": normal,
             "torch.linalg.lstsq": lstsq,
         },
@@ -124,7 +123,7 @@ def one_thread(quick: bool, degree: int) -> Case:
     def solve() -> None:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        solve_batch(model, x, y)
+        pf.solve(model, x, y)
         torch.set_num_threads(threads)
 
     def polyfit() -> None:

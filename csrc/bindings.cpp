@@ -7,7 +7,7 @@
 #include <optional>
 #include <utility>
 
-#include "bindings_batch.h"
+#include "bindings_fits.h"
 #include "bindings_solve.h"
 #include "loop.h"
 

@@ -7,7 +7,6 @@ import polyfuse.optim as optim
 import pytest
 import torch
 from polyfuse.bases import BASES
-from polyfuse.batch import solve_batch
 
 from .test_batch import assert_same_run
 
@@ -46,7 +45,7 @@ def test_solutions_are_numpys(basis, degree):
     x, y = points(80)
     both = torch.stack([y, y**2], 1)
     model = nn.Polynomial(degree, batch_shape=(2,), basis=basis, domain=DOMAIN, dtype=torch.float64)
-    result = solve_batch(model, x, both)
+    result = pf.solve(model, x, both)
     assert result.counts() == {"converged": 2}
     for b in range(2):
         wanted = BASES[basis].series.fit(

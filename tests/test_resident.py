@@ -35,7 +35,10 @@ def fit(model, criterion, optimizer, xs, ys, runner, **options):
 def come_back_after(epochs, runner, monkeypatch):
     """Launches take so many epochs at most."""
     if isinstance(runner, Cuda):
-        within = lambda self, problem, engine, schedule: min(epochs, schedule.epochs)  # noqa: E731
+
+        def within(self, problem, engine, schedule):
+            return min(epochs, schedule.epochs)
+
         monkeypatch.setattr(type(runner), "_within", within)
     else:
         monkeypatch.setattr(geometry, "epochs_at_once", lambda *_: min(epochs, _[4]))

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "../core/problem.h"
+
 namespace polyfuse {
 
 constexpr int64_t kBlock = 16384;     // samples; a multiple of the lanes
@@ -14,6 +16,15 @@ constexpr int64_t kParallelFrom = 4 * kBlock;
 inline int64_t block_size(int64_t n) {
   const int64_t grown = (n + kMaxBlocks - 1) / kMaxBlocks;
   return std::max(kBlock, (grown + kBlock - 1) / kBlock * kBlock);
+}
+
+// Every so many of the samples.
+inline Data thinned(Data data, int64_t every) {
+  data.n = (data.n + every - 1) / every;
+  data.x_stride *= every;
+  data.y_stride *= every;
+  data.w_stride *= every;
+  return data;
 }
 
 // out = sum over blocks, in order, of pass(begin, end, partial).

@@ -47,14 +47,6 @@ NormalEquations of_powers(const Real* power, const Real* cross, Real square,
   return sums;
 }
 
-Data thinned(Data data, int64_t every) {
-  data.n = (data.n + every - 1) / every;
-  data.x_stride *= every;
-  data.y_stride *= every;
-  data.w_stride *= every;
-  return data;
-}
-
 NormalEquations about(const Data& data, const double* reference, int n, int threads) {
   Real out[3 * kMaxTerms];
   reduce(data.n, 3 * n, threads, out, [&](int64_t begin, int64_t end, Real* sums) {

@@ -30,15 +30,6 @@ Moments accumulate_about(const Data& data, Moments about, int threads) {
   return about;
 }
 
-// Every so many of the samples.
-Data thinned(Data data, int64_t every) {
-  data.n = (data.n + every - 1) / every;
-  data.x_stride *= every;
-  data.y_stride *= every;
-  data.w_stride *= every;
-  return data;
-}
-
 struct Range {
   double low = INFINITY, high = -INFINITY;
 };

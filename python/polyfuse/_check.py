@@ -19,6 +19,7 @@ GONE = (
     "one of the variables needed for gradient computation has been modified by an inplace "
     "operation: {} was changed after model(x) and before its result was looked at"
 )
+OR_ELSE = ", or nan_policy='omit' or 'propagate'"
 NAN_POLICIES = ("raise", "omit", "propagate")
 
 

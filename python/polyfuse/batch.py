@@ -13,7 +13,7 @@ import torch
 
 from . import _check
 from .backends.batched import BACKENDS, DEGREE_BY, Fits, Run, least_norm
-from .criteria import Criterion
+from .engines import choose_engine, refuse_engine
 from .nn.polynomial import Polynomial
 from .problem import Wanted
 from .recognise import read_criterion, refuse_optimizer, refuse_own
@@ -112,7 +112,10 @@ def fit_batch(
     if reason := refuse_optimizer(optimizer):
         raise ValueError(f"optimizer: {reason}")
     options = options_held(model.coefficients, optimizer)
-    engine = _engine(engine, kind, options, fits, epochs, tol)
+    linear = isinstance(options, SgdOptions | None)
+    engine = choose_engine(
+        engine, lambda e: refuse_engine(e, kind, tol, linear=linear, shared=fits.shared)
+    )
     runner = _backend(backend, fits)
     p = model.coefficients
     run = Run(fits, p, kind, mean, options, optimizer, engine, epochs, record_every, tol)
@@ -276,27 +279,6 @@ def options_held(p: torch.Tensor, optimizer: torch.optim.Optimizer) -> Options |
         if any(q is p for q in group["params"]):
             return options_of(optimizer, group, p) if p.requires_grad else None
     return None
-
-
-def _engine(
-    engine: str, kind: Criterion, options: Options | None, fits: Fits, epochs: int, tol: float
-) -> str:
-    _check.one_of("engine", engine, _check.ENGINES)
-    reason = closed = None
-    if not kind.squared:
-        closed = reason = f"{kind.kind.name} is no function of the moments of the data"
-    elif not fits.shared:
-        closed = "fits with x or weights of their own have no update in common; use moments"
-    elif not isinstance(options, SgdOptions | None):
-        closed = "the update is not linear in the gradient; use moments or stream"
-    elif tol >= 0:
-        closed = "tol needs the loss of every epoch; use moments or stream"
-    if engine == "auto":
-        return "stream" if reason else "moments" if closed else "closed_form"
-    refused = closed if engine == "closed_form" else reason if engine == "moments" else None
-    if refused:
-        raise ValueError(f"engine: {engine} cannot serve this case: {refused}")
-    return engine
 
 
 def _backend(name: str, fits: Fits) -> Any:

@@ -9,7 +9,7 @@ import torch
 from .backends import choose
 from .batch import is_batch
 from .classes import has_outputs
-from .fit import choose_engine, prepare, refuse_engine
+from .fit import choose_for, prepare, refuse
 from .fused import fused
 from .recognise import refuse_criterion, refuse_optimizer
 from .surface import is_surface
@@ -62,12 +62,12 @@ def explain(
             f"model: fused, degree {known.traced.degree}, coefficients {kind} {count} parameters"
         )
         lines.append(f"  {known.traced.formula()}")
-    for name, value, refuse in (
+    for name, value, refused in (
         ("criterion", criterion, refuse_criterion),
         ("optimizer", optimizer, refuse_optimizer),
     ):
         if value is not None:
-            reason = refuse(value)
+            reason = refused(value)
             state = f"not fused: {reason}" if reason else "fused"
             lines.append(f"{name}: {type(value).__name__}, {state}")
     if x is not None and y is not None and None not in (known.traced, criterion, optimizer):
@@ -78,8 +78,8 @@ def explain(
         else:
             lines.append(f"backend: {choose('auto', problem).name}")
             for engine in ("closed_form", "moments", "stream"):
-                reason = refuse_engine(problem, engine, -1.0)
-                chosen = engine == choose_engine(problem, "auto", epochs, -1.0)
+                reason = refuse(problem, engine, -1.0)
+                chosen = engine == choose_for(problem, "auto", epochs, -1.0)
                 note = f"no: {reason}" if reason else ("chosen by auto" if chosen else "possible")
                 lines.append(f"engine {engine}: {note}")
     text = "\n".join(lines)

@@ -17,6 +17,7 @@ from .backends import choose
 from .backends.resident import Resident
 from .batch import fit_batch, is_batch
 from .classes import fit_classes, has_outputs
+from .engines import choose_engine, leap_pays, refuse_engine
 from .fused import Fused, fused
 from .linear import Held
 from .optim.owners import Holding, holding, options_watched
@@ -41,7 +42,6 @@ OTHERS: tuple[tuple[Any, Any, str], ...] = (
 )
 SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
 
-OR_ELSE = ", or nan_policy='omit' or 'propagate'"
 
 Callback = Callable[[int, float], Any]
 
@@ -123,38 +123,23 @@ class LastFit:
         )
 
 
-def refuse_engine(problem: Problem, engine: str, tol: float, scheduled: bool = False) -> str | None:
+def refuse(problem: Problem, engine: str, tol: float, scheduled: bool = False) -> str | None:
     """None, or why the engine cannot compute this run exactly."""
-    if engine != "stream" and not problem.criterion.squared:
-        return f"{problem.criterion.kind.name} is no function of the moments of the data"
-    if engine == "closed_form":
-        if scheduled:
-            return "a scheduler changes the update from epoch to epoch; use moments or stream"
-        if not is_sgd(problem.rule):
-            return "the update is not linear in the gradient; use moments or stream"
-        if not problem.model.affine:
-            return "the coefficients are not affine in the parameters (products of parameters)"
-        if tol >= 0:
-            return "tol needs the loss of every epoch; use moments or stream"
-    return None
+    return refuse_engine(
+        engine, problem.criterion, tol, linear=is_sgd(problem.rule), affine=problem.model.affine,
+        scheduled=scheduled,
+    )  # fmt: skip
 
 
-def choose_engine(
+def choose_for(
     problem: Problem, engine: str, epochs: int, tol: float, scheduled: bool = False
 ) -> str:
-    _check.one_of("engine", engine, _check.ENGINES)
-    if engine == "auto":
-        if epochs == 1 or not problem.criterion.squared:
-            return "stream"
-        if refuse_engine(problem, "closed_form", tol, scheduled):
-            return "moments"
-        # Operations: products of matrices of 2 P + 1 rows, against K^2 and about 40 more an epoch.
-        power = 2 * (2 * len(problem.rule) + 1) ** 3 * math.log2(epochs + 2)
-        return "closed_form" if power < epochs * (problem.model.degree**2 + 40) else "moments"
-    reason = refuse_engine(problem, engine, tol, scheduled)
-    if reason:
-        raise ValueError(f"engine: {engine} cannot serve this case: {reason}")
-    return engine
+    """The engine of a run."""
+    if engine == "auto" and epochs == 1:
+        return "stream"
+    # Operations of an epoch on the moments: K^2 and about 40 more.
+    leap = leap_pays(len(problem.rule), epochs, problem.model.degree**2 + 40)
+    return choose_engine(engine, lambda e: refuse(problem, e, tol, scheduled), leap)
 
 
 def fit(
@@ -249,11 +234,11 @@ def fit(
     known, held, problem = prepare(model, criterion, optimizer, x, y, nan_policy, weights)
     schedulers = Schedulers(scheduler, optimizer, lambda: holding(known, optimizer).rule)
     scheduled = bool(schedulers.listed)
-    requested, engine = engine, choose_engine(problem, engine, epochs, tolerance, scheduled)
+    requested, engine = engine, choose_for(problem, engine, epochs, tolerance, scheduled)
     runner = choose(backend, problem)
     before = runner.launches()
     if nan_policy == "raise" and engine == "stream":
-        _check.finite(runner.nonfinite(problem), OR_ELSE)
+        _check.finite(runner.nonfinite(problem), _check.OR_ELSE)
     if nan_policy == "omit" and runner.nonfinite(problem) == _counted(problem):
         raise ValueError("x, y: no sample is left after nan_policy='omit'")
 
@@ -284,7 +269,7 @@ def fit(
             moments, previous = run.moments, run.previous
             if moments is not None and not math.isfinite(moments.square):
                 if nan_policy == "raise":
-                    _check.finite(runner.nonfinite(problem), OR_ELSE)
+                    _check.finite(runner.nonfinite(problem), _check.OR_ELSE)
                 if done == 0 and run.epochs:  # the data overflows its moments: read it every epoch
                     if requested != "auto":
                         warnings.warn(

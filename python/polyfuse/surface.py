@@ -12,12 +12,12 @@ import torch
 from . import _C, _check
 from .backends.native import ENGINE
 from .batch import options_held
-from .criteria import Criterion
+from .engines import choose_engine, leap_pays, refuse_engine
 from .nn.polynomial import Polynomial, parent_of
 from .problem import Wanted
 from .recognise import read_criterion, refuse_optimizer, refuse_own
 from .result import FitResult
-from .rules import Options, SgdOptions
+from .rules import SgdOptions
 from .runs import descend
 
 if TYPE_CHECKING:
@@ -107,7 +107,11 @@ def fit_surface(
     if reason := refuse_optimizer(optimizer):
         raise ValueError(f"optimizer: {reason}")
     options = options_held(p, optimizer)
-    engine = _engine(engine, kind, options, epochs, tol, p.numel())
+    linear = isinstance(options, SgdOptions | None)
+    if engine == "auto" and epochs == 1:
+        engine = "stream"
+    leap = leap_pays(p.numel(), epochs, 2 * p.numel() ** 2)
+    engine = choose_engine(engine, lambda e: refuse_engine(e, kind, tol, linear=linear), leap)
     if nan_policy == "raise":
         _refuse_nonfinite(xs, ys, weight)
     elif nan_policy == "omit" and not _kept(xs, ys, weight).any():
@@ -173,36 +177,9 @@ def _name(powers: tuple[int, ...]) -> str:
     return " ".join(parts) or "constant"
 
 
-def _engine(
-    engine: str, kind: Criterion, options: Options | None, epochs: int, tol: float, n_terms: int
-) -> str:
-    _check.one_of("engine", engine, _check.ENGINES)
-    moments = closed = None
-    if not kind.squared:
-        closed = moments = f"{kind.kind.name} is no function of the moments of the data"
-    elif not isinstance(options, SgdOptions | None):
-        closed = "the update is not linear in the gradient; use moments or stream"
-    elif tol >= 0:
-        closed = "tol needs the loss of every epoch; use moments or stream"
-    if engine == "auto":
-        power = 2 * (2 * n_terms + 1) ** 3 * math.log2(epochs + 2)  # operations; see fit
-        if epochs == 1 or moments:
-            return "stream"
-        return "moments" if closed or power > epochs * 2 * n_terms**2 else "closed_form"
-    refused = {"closed_form": closed, "moments": moments}.get(engine)
-    if refused:
-        raise ValueError(f"engine: {engine} cannot serve this case: {refused}")
-    return engine
-
-
 def _refuse_nonfinite(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None) -> None:
     if math.isfinite(float(x.sum())) and math.isfinite(float(y.sum())):
         return
-    bad = ~(x.isfinite().all(1) & y.isfinite())
-    if weight is not None:
-        bad &= weight != 0
-    if count := int(bad.sum()):
-        raise ValueError(
-            f"x, y: {count} sample{'s hold' if count > 1 else ' holds'} nan or inf; "
-            "expected finite data, or nan_policy='omit' or 'propagate'"
-        )
+    kept = _kept(x, y, weight)
+    counted = len(kept) if weight is None else int(torch.count_nonzero(weight))
+    _check.finite(counted - int(kept.sum()), _check.OR_ELSE)

@@ -1,3 +1,4 @@
+// Kernels of many fits, several variables and several classes, as Python sees them.
 #pragma once
 
 #include <pybind11/pybind11.h>

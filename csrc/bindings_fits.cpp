@@ -1,4 +1,4 @@
-#include "bindings_batch.h"
+#include "bindings_fits.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
@@ -22,13 +22,15 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-Series series(std::optional<std::tuple<Address, int64_t, int64_t, bool>> of) {
+// Address, strides, and whether it is float64.
+using SeriesTuple = std::optional<std::tuple<Address, int64_t, int64_t, bool>>;
+
+Series series(const SeriesTuple& of) {
   if (!of) return {};
   const auto [address, sample, fit, float64] = *of;
   return {at<const void>(address), sample, fit, float64 ? Dtype::Float64 : Dtype::Float32};
 }
 
-using SeriesTuple = std::optional<std::tuple<Address, int64_t, int64_t, bool>>;
 using Array = py::array_t<double, py::array::c_style>;
 
 // A surface with the memory that its plain struct points to.
@@ -161,10 +163,7 @@ void bind_batch(py::module_& m) {
     };
   };
   const auto of_series = [](Series Batch::* member) {
-    return
-        [member](Batch& batch, std::optional<std::tuple<Address, int64_t, int64_t, bool>> value) {
-          batch.*member = series(value);
-        };
+    return [member](Batch& batch, const SeriesTuple& value) { batch.*member = series(value); };
   };
   const auto unread = [](const Batch&) { return py::none(); };
   py::class_<Batch>(m, "Batch")
