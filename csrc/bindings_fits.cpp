@@ -208,6 +208,7 @@ void bind_batch(py::module_& m) {
       .def_property("determination", unread, address(&Batch::determination))
       .def_property("covariance", unread, address(&Batch::covariance))
       .def_property("counted", unread, address(&Batch::counted))
+      .def_property("weight_sum", unread, address(&Batch::weight_sum))
       .def_property("epochs", unread, address(&Batch::epochs))
       .def_property("degree_by", unread,
                     [](Batch& b, int by) { b.degree_by = static_cast<DegreeBy>(by); })

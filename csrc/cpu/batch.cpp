@@ -127,6 +127,7 @@ class EightFits {
       return leave_run();
     }
     counted_ = Pack::all(design.counted);
+    total_ = Pack::all(design.weight);
     finish(optimum);
   }
 
@@ -138,12 +139,11 @@ class EightFits {
       for (int64_t i = 0; i < n; ++i) counted_ += if_zero(w[i], Pack{}, one);
     else
       counted_ = Pack::all(static_cast<double>(n));
-    Pack total = counted_;
-    if (w) {
-      total = Pack{};
-      for (int64_t i = 0; i < n; ++i) total += w[i];
-    }
-    const Pack weight = batch_.mean ? if_zero(total, Pack{}, 1.0 / total) : one;
+    if (w)
+      for (int64_t i = 0; i < n; ++i) total_ += w[i];
+    else
+      total_ = counted_;
+    const Pack weight = batch_.mean ? if_zero(total_, Pack{}, 1.0 / total_) : one;
     if (streams()) {
       for (int64_t i = 0; i < n; ++i) x[i] = (x[i] - batch_.shift) * batch_.scale;
       rank_ = if_zero(counted_, Pack{}, Pack::all(terms));
@@ -205,6 +205,7 @@ class EightFits {
     }
     if (batch_.covariance) leave_covariance(optimum, there);
     store_row(counted_, batch_.counted + fit_, count_);
+    store_row(total_, batch_.weight_sum + fit_, count_);
     Pack status = rest_ - rest_;  // 0 converged, 2 rank deficient, nan
     status += if_less(rank_ - Pack::all(terms), 0.0, Pack::all(2.0), Pack{});
     if (!finite(status.total()))
@@ -318,7 +319,7 @@ class EightFits {
   const int64_t fit_;
   const int count_;
   Lanes lanes_;
-  Pack along_[kMaxTerms], rest_{}, rank_{}, counted_{}, degree_ = Pack::all(kMaxTerms);
+  Pack along_[kMaxTerms], rest_{}, rank_{}, counted_{}, total_{}, degree_ = Pack::all(kMaxTerms);
 };
 
 // Samples with a nan or inf, or of weight 0, get weight 0 and harmless numbers; whether there are.

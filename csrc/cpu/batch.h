@@ -46,6 +46,7 @@ struct Batch {
   double* determination = nullptr;  // [B], R^2; null: not wanted
   double* covariance = nullptr;     // [K, K, B], of unit variance of y; null: not wanted
   int32_t* counted = nullptr;       // [B], samples that are not left out; with solve
+  double* weight_sum = nullptr;     // [B], of their weights; with solve
   int64_t* epochs = nullptr;        // [B], done by each; null: not wanted
   int32_t* degree = nullptr;        // [B]; null where n_terms say it
   int32_t* rank = nullptr;          // [B]

@@ -53,6 +53,7 @@ class Batch:
     determination: Any
     covariance: Any
     counted: Any
+    weight_sum: Any
     epochs: Any
     degree_by: Any
     degree: Any

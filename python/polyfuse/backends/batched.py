@@ -117,7 +117,8 @@ class Run:
     def keep(self, out: Outcome) -> None:
         """Writes the optimizer's state, where a rule keeps any."""
         p = self.parameter
-        for (kept, _), value in zip(self.rows(), out.kept, strict=True):
+        known = () if self.options is None else METHODS[type(self.options)].kept
+        for kept, value in zip(known, out.kept, strict=True):
             if value is None:
                 continue
             state = self.optimizer.state[p]
@@ -150,6 +151,7 @@ class Cpu:
             batch.degree_by, batch.degree = DEGREE_BY.index(degree_by), out.degree.data_ptr()
         out = out._replace(
             counted=torch.empty(n_fits, dtype=torch.int32),
+            weight_sum=torch.empty(n_fits, dtype=torch.float64),
             r_squared=torch.empty(n_fits, dtype=torch.float64),
         )
         if covariance:
@@ -157,14 +159,10 @@ class Cpu:
             out = out._replace(covariance=spread)
             batch.covariance = spread.data_ptr()
         batch.solve = True
-        batch.counted, batch.determination = out.counted.data_ptr(), out.r_squared.data_ptr()
+        batch.counted, batch.weight_sum = out.counted.data_ptr(), out.weight_sum.data_ptr()
+        batch.determination = out.r_squared.data_ptr()
         _run(batch, n_fits)
-        if fits.w is None:
-            return out._replace(weight_sum=out.counted.double())
-        w = fits.w.double()
-        if fits.omit:
-            w = torch.where(fits.y.isfinite() & fits.x.isfinite(), w, 0.0)
-        return out._replace(weight_sum=w.sum(0).expand(n_fits))
+        return out
 
     def descend(self, run: Run) -> Outcome:
         fits = run.fits
@@ -184,7 +182,8 @@ class Cpu:
             batch.epochs = out.epochs.data_ptr()
         batch.recorded = out.recorded.data_ptr()
         kept: list[Any] = []
-        for row, (what, value) in enumerate(run.rows()):
+        rows = run.rows()
+        for row, (what, value) in enumerate(rows):
             if what.scalar and what is not STEP:  # a number that follows the count of steps
                 value = run._filled(value)
             if isinstance(value, torch.Tensor):
@@ -203,7 +202,7 @@ class Cpu:
             done = int(out.epochs[longest])
         else:
             out = out._replace(epochs=torch.full((), done).expand(n_fits))
-        for row, (what, value) in enumerate(run.rows()):
+        for row, (what, value) in enumerate(rows):
             if what is STEP:
                 kept[row] = value + done
             elif what.scalar:
@@ -338,12 +337,9 @@ class Reference:
         status[~loss.isfinite()] = 4
         status[~fits.finite(torch.arange(n_fits))] = 3
         status[(w > 0).sum(0) == 0] = 2
-        kept: list[Any] = []
-        for what, value in run.rows():
-            state: Any = {} if optimizer is None else optimizer.state.get(p, {})
-            there = state.get(what.name)
-            unused = there is None or not (what.scalar or isinstance(value, torch.Tensor))
-            kept.append(None if unused else there)
+        state: Any = {} if optimizer is None else optimizer.state.get(p, {})
+        known = () if run.options is None else kept_of(run.options)
+        kept = [None if what is None else state.get(what.name) for what in known]
         return Outcome(
             p.detach().to(fits.params.dtype), loss, status.int(),
             torch.full((n_fits,), terms, dtype=torch.int32),
