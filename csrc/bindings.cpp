@@ -107,6 +107,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return pf::passes().isa; });
   m.def("noop", [] {});
   m.def("launches", &pf::launches);
+  m.def("use_shim", &pf::Torch::use_shim);
 
   py::class_<pf::Data>(m, "Data").def(py::init(&make_data));
 

@@ -8,8 +8,7 @@ namespace polyfuse {
 
 bool Step::hooked() const {
   for (const py::object& tensor : tensors_)
-    if (!torch().backward_hooks.is(tensor.ptr(), Py_None) ||
-        !torch().accumulate_hooks.is(tensor.ptr(), Py_None))
+    if (!torch().backward_hooks.none(tensor.ptr()) || !torch().accumulate_hooks.none(tensor.ptr()))
       return true;
   return false;
 }
@@ -27,10 +26,9 @@ bool Step::grads_are_free() const {
   for (size_t t = 0; t < grads_.size(); ++t) {
     const py::object& g = grads_[t];
     if (g.ref_count() != 1 || !grad_at_[t].still_that_of(g.ptr())) return false;
-    if (PyLong_AsLong(torch().use_count.call(g.ptr()).ptr()) != 1) return false;
+    if (number(torch().use_count.call(g.ptr())) != 1) return false;
   }
-  return !grads_.empty() &&
-         number(PyObject_CallOneArg(torch().storage_use_count.ptr(), storage_.ptr())) == uses_;
+  return !grads_.empty() && number(torch().storage_use_count(storage_.ptr())) == uses_;
 }
 
 int Step::give_grads(const Objective& objective) {
@@ -67,9 +65,8 @@ bool Step::exchange(const py::list& spares, const py::list& kept_spares) {
   // nobody else holds any differs between versions of torch.
   const auto holders = [](py::handle tensor) {
     const py::object storage = tensor.attr("untyped_storage")(), address = storage.attr("_cdata");
-    return std::pair<Py_ssize_t, long>(
-        storage.ref_count(),
-        number(PyObject_CallOneArg(torch().storage_use_count.ptr(), address.ptr())));
+    return std::pair<Py_ssize_t, long>(storage.ref_count(),
+                                       number(torch().storage_use_count(address.ptr())));
   };
   static const auto fewest = holders(torch().tensor(1));
   const auto alone = [&](PyObject* tensor, int held_here) {

@@ -51,30 +51,19 @@ Loop* loop_of(PyObject* object) {
   return caster.load(object, false) ? static_cast<Loop*>(caster.value) : nullptr;
 }
 
-bool answers_true(const py::object& function) {
-  return py::reinterpret_steal<py::object>(PyObject_CallNoArgs(function.ptr())).is(py::bool_(true));
-}
-
-bool answers_zero(const py::object& function) {
-  const auto answer = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(function.ptr()));
-  return answer && PyLong_AsLong(answer.ptr()) == 0;
-}
-
 // Whether gradients are recorded, and nothing looks on at torch's functions.
 bool undisturbed() {
   const Torch& names = torch();
-  return answers_true(names.is_grad_enabled) && answers_zero(names.function_modes) &&
-         answers_zero(names.dispatch_modes);
+  const bool recording = names.shim.handle ? names.shim.grad_mode_is_enabled()
+                                           : names.is_grad_enabled().is(py::bool_(true));
+  return recording && number(names.function_modes()) == 0 && number(names.dispatch_modes()) == 0;
 }
 
 // Whether something looks on at what torch saves for backward, or at its results there.
 bool backward_watched() {
   const Torch& names = torch();
-  if (answers_true(names.is_anomaly_enabled)) return true;
-  if (names.saved_tensors_hooks.is_none()) return false;
-  const auto hooks = py::reinterpret_steal<py::object>(
-      PyObject_CallOneArg(names.saved_tensors_hooks.ptr(), Py_False));
-  return !hooks.is_none();
+  if (names.is_anomaly_enabled().is(py::bool_(true))) return true;
+  return !names.saved_tensors_hooks.is_none() && !names.saved_tensors_hooks(Py_False).is_none();
 }
 
 bool inside_ddp() {
@@ -278,8 +267,9 @@ PyObject* Loop::backward(PyObject* const* args, size_t n_args) {
     return nullptr;
   if (!loop->holds(objective)) {
     if (!loop->bound_to(nullptr) || !loop->settled(objective) ||
-        !loop->launch(objective,
-                      loop->data_.n < kLongLaunch ? 1 : torch().get_num_threads().cast<int>()))
+        !loop->launch(objective, loop->data_.n < kLongLaunch
+                                     ? 1
+                                     : static_cast<int>(number(torch().get_num_threads()))))
       return nullptr;
   }
   if (loop->give_grads(objective) != kGiven) return nullptr;

@@ -24,10 +24,8 @@ bool is_plain(PyObject* tensor) {
 
 // Whether torch's operations are being recorded, or compute in other types.
 bool recorded() {
-  const auto state =
-      py::reinterpret_steal<py::object>(PyObject_CallNoArgs(torch().tracing_state.ptr()));
-  return !state.is_none() ||
-         number(PyObject_CallOneArg(torch().is_autocast_enabled.ptr(), torch().cpu.ptr()));
+  return !torch().tracing_state().is_none() ||
+         number(torch().is_autocast_enabled(torch().cpu.ptr()));
 }
 
 uint64_t bits_of(double value) {
@@ -340,9 +338,7 @@ bool Step::install(PyObject* owner) {
         write(kept.dtype, kept.at.address, kept.scalar ? 0 : slot.element,
               next_kept_[i * kKept + row]);
   }
-  const auto done = py::reinterpret_steal<py::object>(
-      PyObject_CallOneArg(torch().increment_version.ptr(), moved_.ptr()));
-  if (!done) throw py::error_already_set();
+  torch().increment_version(moved_.ptr());
   return true;
 }
 

@@ -33,7 +33,7 @@ struct DlExchange {
   void* current_stream;
 };
 
-const Torch* found = nullptr;
+Torch* found = nullptr;
 
 const DlExchange* find_exchange(const py::object& tensor) {
   const py::object capsule = py::getattr(tensor, "__dlpack_c_exchange_api__", py::none());
@@ -47,10 +47,14 @@ char* address_in(const DlTensor& tensor) {
   return static_cast<char*>(tensor.data) + tensor.byte_offset;
 }
 
-uint64_t kind_of(const DlTensor& tensor) {
-  uint32_t dtype;
-  std::memcpy(&dtype, &tensor.dtype, sizeof dtype);
-  return static_cast<uint64_t>(tensor.device.type) << 32 | dtype;
+uint64_t kind_of(PyObject* tensor) {
+  const Shim& shim = torch().shim;
+  if (!shim.handle) return reinterpret_cast<uintptr_t>(torch().dtype.get(tensor).ptr());
+  int32_t dtype, device;
+  if (shim.get_dtype(shim.handle.at(tensor), &dtype) ||
+      shim.get_device_type(shim.handle.at(tensor), &device))
+    return 0;
+  return static_cast<uint64_t>(device) << 32 | static_cast<uint32_t>(dtype);
 }
 
 bool describe(PyObject* tensor, DlTensor& out) {
@@ -89,12 +93,29 @@ bool TensorAttribute::is(PyObject* tensor, PyObject* value) const {
   return get(tensor).ptr() == value;
 }
 
-long TensorAttribute::number(PyObject* tensor) const { return PyLong_AsLong(get(tensor).ptr()); }
-
 void TensorAttribute::set(PyObject* tensor, PyObject* value) const {
   const int failed = getset_ && getset_->set ? getset_->set(tensor, value, getset_->closure)
                                              : PyObject_SetAttr(tensor, name_, value);
   if (failed) throw py::error_already_set();
+}
+
+TensorHooks::TensorHooks(const char* name) : attribute_(name) {
+  const py::object make = py::module_::import("torch").attr("empty");
+  py::list tensors;
+  std::vector<py::dict> hooks(3);
+  std::vector<const void*> words;
+  for (const py::dict& dict : hooks) {
+    const py::object tensor = make(1, py::arg("requires_grad") = true);
+    tensor.attr(name) = dict;
+    tensors.append(tensor);
+    words.push_back(dict.ptr());
+  }
+  field_ = Field(tensors, words);
+}
+
+bool TensorHooks::none(PyObject* tensor) const {
+  const PyObject* hooks = field_ ? field_.object(tensor) : attribute_.get(tensor).ptr();
+  return !hooks || hooks == Py_None;
 }
 
 TensorMethod::TensorMethod(const char* name) : name_(PyUnicode_InternFromString(name)) {
@@ -108,6 +129,11 @@ py::object TensorMethod::call(PyObject* tensor) const {
   return checked(function_ ? function_(tensor, nullptr) : PyObject_CallMethodNoArgs(tensor, name_));
 }
 
+py::object TorchFunction::operator()(PyObject* argument) const {
+  return checked(argument ? PyObject_CallOneArg(function_.ptr(), argument)
+                          : PyObject_CallNoArgs(function_.ptr()));
+}
+
 const Torch& torch() { return *found; }
 
 void Torch::find() {
@@ -117,30 +143,37 @@ void Torch::find() {
   names->tensor_base = c.attr("TensorBase");
   names->distributed = py::module_::import("torch.nn.parallel").attr("DistributedDataParallel");
   names->active_ddp_module = interned("_active_ddp_module");
-  names->get_num_threads = torch.attr("get_num_threads");
   names->cpu = interned("cpu");
   names->params = interned("params");
   names->param_groups = interned("param_groups");
-  names->is_grad_enabled = c.attr("is_grad_enabled");
-  names->is_autocast_enabled = c.attr("is_autocast_enabled");
-  names->tracing_state = c.attr("_get_tracing_state");
-  names->function_modes = c.attr("_len_torch_function_stack");
-  names->dispatch_modes = c.attr("_len_torch_dispatch_stack");
-  names->is_anomaly_enabled = c.attr("is_anomaly_enabled");
-  names->saved_tensors_hooks =
-      py::getattr(c.attr("_autograd"), "_top_saved_tensors_default_hooks", py::none());
-  names->storage_use_count = c.attr("_storage_Use_Count");
-  names->increment_version = c.attr("_increment_version");
+  const auto function = [&](const char* name) { return TorchFunction(c.attr(name)); };
+  names->get_num_threads = function("get_num_threads");
+  names->is_grad_enabled = function("is_grad_enabled");
+  names->is_autocast_enabled = function("is_autocast_enabled");
+  names->tracing_state = function("_get_tracing_state");
+  names->function_modes = function("_len_torch_function_stack");
+  names->dispatch_modes = function("_len_torch_dispatch_stack");
+  names->is_anomaly_enabled = function("is_anomaly_enabled");
+  names->saved_tensors_hooks = TorchFunction(
+      py::getattr(c.attr("_autograd"), "_top_saved_tensors_default_hooks", py::none()));
+  names->storage_use_count = function("_storage_Use_Count");
+  names->increment_version = function("_increment_version");
   names->exchange = find_exchange(names->tensor);
   found = names;
+  use_shim(true);
+}
+
+bool Torch::use_shim(bool use) {
+  found->shim = use ? Shim::find() : Shim();
+  return static_cast<bool>(found->shim.handle);
 }
 
 Layout Layout::of(PyObject* tensor) {
   Layout layout;
+  layout.kind = kind_of(tensor);
   DlTensor described;
   if (describe(tensor, described)) {
     layout.address = address_in(described);
-    layout.kind = kind_of(described);
     if (described.ndim > kMaxDims) return layout;
     layout.n_dims = described.ndim;
     std::copy_n(described.shape, described.ndim, layout.shape);
@@ -148,7 +181,6 @@ Layout Layout::of(PyObject* tensor) {
     return layout;
   }
   layout.address = address_of(tensor);
-  layout.kind = reinterpret_cast<uintptr_t>(torch().dtype.get(tensor).ptr());
   const py::tuple sizes = torch().shape.get(tensor), strides = torch().stride.call(tensor);
   if (sizes.size() > kMaxDims) return layout;
   layout.n_dims = static_cast<int>(sizes.size());
@@ -168,12 +200,17 @@ Layout Layout::of_any(PyObject* tensor) {
 }
 
 bool Layout::still_that_of(PyObject* tensor) const {
-  DlTensor now;
-  if (!describe(tensor, now)) return of_any(tensor) == *this;
-  if (now.ndim != n_dims || address_in(now) != address || kind_of(now) != kind) return false;
+  const Shim& shim = torch().shim;
+  if (!shim.handle) return of_any(tensor) == *this;
+  const auto handle = shim.handle.at(tensor);
+  int64_t n_dims_now, *shape_now, *stride_now;
+  if (kind_of(tensor) != kind || shim.get_dim(handle, &n_dims_now) || n_dims_now != n_dims ||
+      shim.get_sizes(handle, &shape_now) || shim.get_strides(handle, &stride_now))
+    return false;
   for (int i = 0; i < n_dims; ++i)
-    if (now.shape[i] != shape[i] || now.strides[i] != stride[i]) return false;
-  return true;
+    if (shape_now[i] != shape[i] || stride_now[i] != stride[i]) return false;
+  void* now;
+  return !shim.get_data_ptr(handle, &now) && now == address;
 }
 
 int64_t Layout::numel() const {
@@ -207,6 +244,6 @@ char* address_of(PyObject* tensor) {
   return reinterpret_cast<char*>(PyLong_AsUnsignedLongLong(torch().data_ptr.call(tensor).ptr()));
 }
 
-long version_of(PyObject* tensor) { return torch().version.number(tensor); }
+long version_of(PyObject* tensor) { return number(torch().version.get(tensor)); }
 
 }  // namespace polyfuse

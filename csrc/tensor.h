@@ -3,6 +3,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include <utility>
+
+#include "shim.h"
+
 namespace polyfuse {
 
 namespace py = pybind11;
@@ -13,12 +17,22 @@ class TensorAttribute {
   explicit TensorAttribute(const char* name);
   py::object get(PyObject* tensor) const;
   bool is(PyObject* tensor, PyObject* value) const;  // the very same object
-  long number(PyObject* tensor) const;
   void set(PyObject* tensor, PyObject* value) const;
 
  private:
   PyObject* name_;
   PyGetSetDef* getset_ = nullptr;
+};
+
+// A dictionary of hooks of a tensor.
+class TensorHooks {
+ public:
+  explicit TensorHooks(const char* name);
+  bool none(PyObject* tensor) const;
+
+ private:
+  TensorAttribute attribute_;
+  Field field_;
 };
 
 // A method of tensors without arguments.
@@ -32,27 +46,40 @@ class TensorMethod {
   PyCFunction function_ = nullptr;
 };
 
+// A function of torch's, of one argument or of none.
+class TorchFunction {
+ public:
+  TorchFunction() = default;
+  explicit TorchFunction(py::object function) : function_(std::move(function)) {}
+  py::object operator()(PyObject* argument = nullptr) const;
+  bool is_none() const { return function_.is_none(); }
+
+ private:
+  py::object function_ = py::none();
+};
+
 // The names of torch that are read here. They are looked up when the module is imported: later, a
 // look-up could let another thread in, half-way.
 struct Torch {
   TensorAttribute grad{"grad"}, requires_grad{"requires_grad"}, version{"_version"};
-  TensorAttribute data{"data"}, dtype{"dtype"}, shape{"shape"}, backward_hooks{"_backward_hooks"};
-  TensorAttribute accumulate_hooks{"_post_accumulate_grad_hooks"};
+  TensorAttribute data{"data"}, dtype{"dtype"}, shape{"shape"};
+  TensorHooks backward_hooks{"_backward_hooks"}, accumulate_hooks{"_post_accumulate_grad_hooks"};
   TensorMethod stride{"stride"}, data_ptr{"data_ptr"}, use_count{"_use_count"};
   TensorMethod detach{"detach"}, is_inference{"is_inference"}, is_neg{"is_neg"};
-  py::object tensor, tensor_base, distributed, active_ddp_module, get_num_threads, cpu, params,
-      param_groups;
-  py::object is_grad_enabled, is_autocast_enabled, tracing_state, function_modes, dispatch_modes;
-  py::object is_anomaly_enabled, saved_tensors_hooks;  // the latter None where torch has none
-  py::object storage_use_count, increment_version;
+  py::object tensor, tensor_base, distributed, active_ddp_module, cpu, params, param_groups;
+  TorchFunction is_grad_enabled, is_autocast_enabled, tracing_state, function_modes, dispatch_modes;
+  TorchFunction is_anomaly_enabled, saved_tensors_hooks;  // the latter None where torch has none
+  TorchFunction storage_use_count, increment_version, get_num_threads;
   const void* exchange = nullptr;  // DLPack's, where torch has one
+  Shim shim;
 
   static void find();
+  static bool use_shim(bool use);  // whether it is in use now
 };
 const Torch& torch();
 
 // Where a tensor lies and how, through DLPack's exchange interface (torch 2.10 and later) or else
-// through attributes.
+// through attributes; whether it still does, through torch's shim.
 struct Layout {
   static constexpr int kMaxDims = 8;
   char* address = nullptr;
@@ -70,6 +97,7 @@ struct Layout {
   bool operator==(const Layout& other) const;
 };
 
+inline long number(const py::object& object) { return PyLong_AsLong(object.ptr()); }
 char* address_of(PyObject* tensor);
 long version_of(PyObject* tensor);
 

@@ -266,13 +266,35 @@ def test_the_parameters_change_their_dtype_before_backward():
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_without_dlpack_exchange():
-    """torch before 2.10 has no C interface to its tensors; attributes serve as well."""
+def test_the_parameters_are_swapped():
+    sides = Side(pf.nn, pf.optim, torch.float32), Side(torch.nn, torch.optim, torch.float32)
+
+    def script(side, epoch):
+        if epoch == 2:
+            side.optimizer.zero_grad()
+            for p in side.model.parameters():
+                other = torch.nn.Parameter(2 * p.detach())
+                torch.utils.swap_tensors(p, other)
+        return [step(side).detach()]
+
+    check(sides, script)
+
+
+def test_torch_answers_through_its_shim():
+    assert _C.use_shim(True) == sys.platform.startswith("linux")
+
+
+@pytest.mark.parametrize("shim", [True, False])
+@pytest.mark.parametrize("exchange", [True, False])
+def test_without_the_c_interfaces(shim, exchange):
+    """Not every torch has DLPack's exchange or the shim; attributes serve as well."""
+    forget = "if hasattr(torch.Tensor, '__dlpack_c_exchange_api__'):\n"
+    forget += "    del torch.Tensor.__dlpack_c_exchange_api__\n"
     script = (
         "import torch\n"
-        "if hasattr(torch.Tensor, '__dlpack_c_exchange_api__'):\n"
-        "    del torch.Tensor.__dlpack_c_exchange_api__\n"
+        f"{'' if exchange else forget}"
         "import polyfuse as pf; from polyfuse import _C, workload\n"
+        f"_C.use_shim({shim})\n"
         "xs, ys = workload.data(); m = workload.make_model(pf.nn); c = pf.nn.MSELoss()\n"
         "o = pf.optim.SGD(m.parameters(), lr=1e-5)\n"
         "workload.loop(m, c, o, xs, ys, 10); before = _C.launches()\n"
