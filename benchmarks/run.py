@@ -31,6 +31,16 @@ from batch_cases import batch_cases  # isort: skip
 LARGE = 64 << 20  # bytes: a second read would find much of them in a cache
 
 
+def turn(call: Callable[[], Any]) -> float:
+    """Seconds of a call: the median of those that `repeat` asks for."""
+    times = []
+    for _ in range(getattr(call, "calls", 1)):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times))
+
+
 def measure(case: Case, budget: float) -> dict[str, Any]:
     """Seconds per step of every contestant: checked first, then timed in turns."""
     for call in case.contestants.values():
@@ -43,14 +53,10 @@ def measure(case: Case, budget: float) -> dict[str, Any]:
     while rounds < 5 or (rounds < 200 and time.perf_counter() - start < budget):
         for name, call in case.contestants.items():
             time.sleep(0.05)  # the last contestant's idle threads spin for a while
-            steps = getattr(call, "steps", 1)
-            begin = time.perf_counter()
-            call()
-            short = time.perf_counter() - begin < 0.05 and case.bytes < LARGE
-            if short:  # which another's threads may have disturbed
-                begin = time.perf_counter()
-                call()
-            times[name].append((time.perf_counter() - begin) / steps)
+            seconds = turn(call)
+            if seconds < 0.05 and case.bytes < LARGE:  # another's threads may have disturbed it
+                seconds = turn(call)
+            times[name].append(seconds / getattr(call, "steps", 1))
         rounds += 1
     return {
         name: {
