@@ -213,22 +213,26 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<pf::Objective>(m, "Objective", collected<pf::Objective>())
       .def(py::init([](const py::object& forward, py::object y, long y_version,
-                       py::object criterion, bool mean) {
-        auto objective = std::make_unique<pf::Objective>();
-        objective->forward_object = forward;
-        objective->forward = forward.cast<pf::Forward*>();
-        objective->y = std::move(y);
-        objective->y_version = y_version;
-        objective->criterion = criterion.cast<const pf::Criterion&>();
-        objective->criterion_object = std::move(criterion);
-        objective->mean = mean;
-        return objective;
-      }))
+                       py::object criterion, bool mean, py::object weight) {
+             auto objective = std::make_unique<pf::Objective>();
+             objective->forward_object = forward;
+             objective->forward = forward.cast<pf::Forward*>();
+             objective->y = std::move(y);
+             objective->y_version = y_version;
+             objective->criterion = criterion.cast<const pf::Criterion&>();
+             objective->criterion_object = std::move(criterion);
+             objective->mean = mean;
+             objective->weight = std::move(weight);
+             return objective;
+           }),
+           py::arg("forward"), py::arg("y"), py::arg("y_version"), py::arg("criterion"),
+           py::arg("mean"), py::arg("weight") = py::none())
       .def_readonly("forward", &pf::Objective::forward_object)
       .def_readonly("y", &pf::Objective::y)
       .def_readonly("y_version", &pf::Objective::y_version)
       .def_readonly("criterion", &pf::Objective::criterion_object)
       .def_readonly("mean", &pf::Objective::mean)
+      .def_readonly("weight", &pf::Objective::weight)
       .def_readonly("number", &pf::Objective::value)
       .def_readwrite("real", &pf::Objective::real)
       .def_readwrite("freed", &pf::Objective::freed);

@@ -58,14 +58,14 @@ void Forward::clear() {
 }
 
 int Objective::visit(visitproc visit, void* arg) const {
-  for (const py::object* object : {&forward_object, &y, &criterion_object, &real})
+  for (const py::object* object : {&forward_object, &y, &criterion_object, &weight, &real})
     Py_VISIT(object->ptr());
   return 0;
 }
 
 void Objective::clear() {
   forward = nullptr;
-  for (py::object* object : {&forward_object, &y, &criterion_object, &real})
+  for (py::object* object : {&forward_object, &y, &criterion_object, &weight, &real})
     if (!object->is_none()) *object = py::none();
 }
 

@@ -42,6 +42,7 @@ struct Objective {
   py::object criterion_object = py::none();  // Python's, which knows torch's own as well
   Criterion criterion;
   bool mean = true;
+  py::object weight = py::none();  // of the samples: contiguous, of their dtype
   std::optional<double> value;
   py::object real = py::none();  // the loss with its graph
   bool freed = false;

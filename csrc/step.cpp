@@ -234,6 +234,7 @@ bool Step::launch(Objective& objective, int threads) {
   if (!x_.in_place(objective.forward->x.ptr()) || !y_.in_place(objective.y.ptr())) return false;
   Problem problem = plan_.problem;
   problem.data = data_;
+  if (!objective.weight.is_none()) problem.data.w = address_of(objective.weight.ptr());
   problem.criterion = objective.criterion;
   problem.mean = objective.mean;
   problem.threads = threads;
@@ -241,7 +242,7 @@ bool Step::launch(Objective& objective, int threads) {
   if (problem.criterion.per_row && of_x.n_dims > 0)
     problem.criterion.weight *= static_cast<double>(data_.n) / static_cast<double>(of_x.shape[0]);
   const bool squared = problem.criterion.kind == CriterionKind::SquaredError;
-  const Moments* moments = moments_ && squared ? &*moments_ : nullptr;
+  const Moments* moments = moments_ && squared && !problem.data.w ? &*moments_ : nullptr;
   const Forward& forward = *objective.forward;
   double loss;
   if (moments || data_.n < kLongLaunch) {

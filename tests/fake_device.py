@@ -84,9 +84,11 @@ class FakeDevice(Cpu):
             for row in rule.rows[0].tolist()
         )
 
-    def run(self, model, rule, x, y, mean, moments, state, criterion):
+    def run(self, model, rule, x, y, mean, moments, state, criterion, weight=None):
         reduction = "mean" if mean else "sum"
-        problem = Problem(model, reduction, self.options(rule), x, y, criterion=criterion)
+        problem = Problem(
+            model, reduction, self.options(rule), x, y, criterion=criterion, weight=weight
+        )
         engine = "stream" if moments is None else "moments"
         return self.descend(problem, engine, moments, Schedule(0, 1, 1), state)
 
@@ -94,7 +96,7 @@ class FakeDevice(Cpu):
         self.counted += 1
         state = self.state_of(table, rule, x.dtype)
         before = state.params.copy()
-        run = self.run(model, rule, x, y, mean, moments, state, criterion)
+        run = self.run(model, rule, x, y, mean, moments, state, criterion, weight)
         everywhere = np.ones(len(before), dtype=bool)
         self.write(table.addresses[1], state.grad, x.dtype, everywhere)
         self.write_next(table, rule, state.params, state.kept, x.dtype)

@@ -15,6 +15,7 @@ from .test_criteria_loop import sides_of
 from .test_optimizers import CASES as OPTIMIZERS
 from .test_optimizers import assert_same, numbers
 from .test_optimizers import side as side_of
+from .test_weights import model_of, samples
 from .tolerance import assert_like_torch
 
 # What is compared by value on the CPU, and cannot be on a device without waiting for it.
@@ -48,6 +49,26 @@ def test_one_launch_an_iteration(device, sides):
     for _ in range(5):
         step(sides[0])
     assert device.launches() - before == 5
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_weighted_fused_step_is_one_launch(device, reduction):
+    x, y, w = samples(100)
+    model, truth = model_of(torch.float64), model_of(torch.float64)
+    optimizer = pf.optim.SGD(model.parameters(), lr=0.001)
+    step = pf.fuse(model, torch.nn.MSELoss(reduction=reduction), optimizer)
+    other = torch.optim.SGD(truth.parameters(), lr=0.001)
+    for weight in (w, w.flip(0), w):
+        before = device.launches()
+        loss = step(x, y, sample_weight=weight)
+        assert device.launches() - before == 1
+        expected = (weight * (truth(x) * 1.0 - y) ** 2).sum()
+        expected = expected / weight.sum() if reduction == "mean" else expected
+        other.zero_grad()
+        expected.backward()
+        other.step()
+        assert_like_torch(loss, expected.detach())
+    assert_like_torch(model.coefficients.detach(), truth.coefficients.detach())
 
 
 def test_whoever_holds_an_alias_of_a_parameter_sees_every_step(device, sides):

@@ -224,12 +224,14 @@ class Objective:
     y_version: int
     criterion: Any
     mean: bool
+    weight: Any
     number: float | None
     real: Any
     freed: bool
     def __init__(
-        self, forward: Forward, y: Any, y_version: int, criterion: Criterion, mean: bool
-    ) -> None: ...
+        self, forward: Forward, y: Any, y_version: int, criterion: Criterion, mean: bool,
+        weight: Any = None,
+    ) -> None: ...  # fmt: skip
 
 class Loop:
     covers_owner: bool

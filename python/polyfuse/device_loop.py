@@ -116,9 +116,11 @@ class DeviceLoop(_C.Loop):
             self.traced, self.traced.tensors, grads, self.kept.rows, self.spares, self.kept.spares
         )
         criterion = objective.criterion.over_rows_of(forward.x)
+        weight = objective.weight
+        moments = self.moments if criterion.squared and weight is None else None
         state = self.runner.step(
             self.map, self.rule, table, forward.x.reshape(-1), objective.y.reshape(-1),
-            self.traced, objective.mean, self.moments if criterion.squared else None, criterion,
+            self.traced, objective.mean, moments, criterion, weight,
         )  # fmt: skip
         objective.state = state
         n_params = len(self.traced.slots)

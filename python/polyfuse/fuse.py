@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from . import _check
 from .backends import choose
 from .device_loop import DeviceLoop
 from .fit import prepare
@@ -31,12 +32,11 @@ class FusedStep:
 
         Args:
             x, y, sample_weight, mask, sigma: as for `polyfuse.fit`. Whether y is in the domain of
-                the criterion is looked at when a tensor comes for the first time.
+                the criterion is looked at when a tensor comes for the first time; weights are
+                checked at every call.
         """
         known, criterion, optimizer = self._known, self.criterion, self.optimizer
         weights = sample_weight, mask, sigma
-        if any(value is not None for value in weights):
-            return self._run(*prepare(self.model, criterion, optimizer, x, y, weights=weights))
         if (
             known is None
             or not known.loop.sees(x)
@@ -45,7 +45,7 @@ class FusedStep:
             or not known.loop.sees_criterion(criterion)
             or refuse_parameters(known.tensors)
         ):
-            known, held, problem = prepare(self.model, criterion, optimizer, x, y)
+            known, held, problem = prepare(self.model, criterion, optimizer, x, y, weights=weights)
             if not (known.on_host or isinstance(known.loop, DeviceLoop)):
                 return self._run(known, held, problem)
             if not known.accepts(y, x):  # of another layout, or in need of a gradient
@@ -55,7 +55,8 @@ class FusedStep:
             known.see_criterion(criterion, *read)
             self._known = known
         assert known.criterion is not None
-        objective = Objective(Forward(known, x), y, y._version, *known.criterion)
+        weight = _check.weight(x, *weights)
+        objective = Objective(Forward(known, x), y, y._version, *known.criterion, weight)
         if not objective.launch(optimizer):
             raise ValueError(f"x, y: expected plain dense tensors, got {type(x).__name__}")
         optimizer.zero_grad()
@@ -72,7 +73,7 @@ class FusedStep:
             self.optimizer._opt_called = True
 
     def _run(self, known: Fused, held: Holding, problem: Problem) -> torch.Tensor:
-        """The same as a run of one epoch: of weighted samples, or where there is no loop."""
+        """The same as a run of one epoch, where there is no loop."""
         runner = choose("auto", problem)
         state = known.state(held, runner)
         run = runner.descend(problem, "stream", None, Schedule(0, 1, 1), state)

@@ -131,7 +131,7 @@ class Objective(_C.Objective):
             if not known.accepts(y, x):
                 break
             bind(known, optimizer)
-            if self.criterion.squared:
+            if self.criterion.squared and self.weight is None:
                 known.loop.settle(moments_of(known, x, y), x._version, y._version)
             if known.loop.launch(self, torch.get_num_threads()):
                 return True  # otherwise another thread has shown it other data
