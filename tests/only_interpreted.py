@@ -7,7 +7,7 @@ import polyfuse as pf
 import pytest
 import torch
 from polyfuse import workload
-from polyfuse.backends import REGISTRY, launch
+from polyfuse.backends import REGISTRY, launch, tuning
 from polyfuse.backends.device import DeviceMap, device_rule
 from polyfuse.backends.tables import nothing, tables
 from polyfuse.fused import fused
@@ -49,6 +49,27 @@ class Scaled(torch.nn.Module):
         u = (x - 1.7e9) / 1000
         first = self.w[1] * 2 if self.affine else self.w[0] * self.w[1]
         return self.w[0] * u**2 + first * u + self.w[2] + self.w[0] + 3
+
+
+def test_measuring_the_fastest_pass_changes_nothing(monkeypatch):
+    model, problem = make(2, 1003, torch.float64)
+    problem = problem._replace(rule=(MOMENTUM,) * 3)
+
+    def descend():
+        state = state_of(model)
+        report = TRITON.descend(problem, "moments", None, Schedule(0, 9, 1), state)
+        return [state.params, state.kept, state.grad, report.recorded]
+
+    def occupancy(x, kernel, run):
+        run(2)
+        return 3
+
+    expected = descend()
+    monkeypatch.setattr(tuning, "occupancy", occupancy)
+    before = TRITON.launches()
+    for found, truth in zip(descend(), expected, strict=True):
+        assert_relative(found, truth, 1e-12)
+    assert TRITON.launches() == before + 2
 
 
 def offset_problem(affine, reduction):

@@ -179,7 +179,7 @@ def step(samples: Samples, run: Run) -> None:
             **run.constants(samples),
         )  # fmt: skip
 
-    kernel = (run.map.n_terms, run.criterion.kind, samples.weight is not None)
+    kernel = ("step", run.map.n_terms, run.criterion.kind, samples.weight is not None)
     once(tuning.occupancy(x, kernel, once))
 
 
@@ -205,14 +205,25 @@ def stream(samples: Samples, run: Run) -> None:
 
 def moments(
     samples: Samples, run: Run, buffer: torch.Tensor, *, given: bool, run_epochs: bool = True,
-    closed: bool = False, step: bool = False,
+    closed: bool = False, step: bool = False, occupancy: int | None = None,
 ) -> None:  # fmt: skip
-    """The moments into buffer [4 K + 2], unless given, and all epochs from them."""
+    """The moments into buffer [4 K + 2], unless given, and all epochs from them.
+
+    occupancy: programs of one processor; None: those that read the samples fastest.
+    """
     from ..kernels.fit import moments_kernel
 
-    device, map = samples.x.device, run.map
+    x, device, map = samples.x, samples.x.device, run.map
     sums = 3 * map.n_terms
-    cut = geometry.reduction(samples.x.numel(), samples.x.element_size(), sums, machine(device))
+
+    def read(occupancy: int) -> None:
+        scratch = torch.empty_like(buffer)
+        moments(samples, run, scratch, given=False, run_epochs=False, occupancy=occupancy)
+
+    if not given and occupancy is None:
+        kernel = ("moments", map.n_terms, samples.weight is not None)
+        occupancy = tuning.occupancy(x, kernel, read)
+    cut = geometry.reduction(x.numel(), x.element_size(), sums, machine(device), occupancy)
     warps = max(cut.warps, geometry.vector_warps(map.n_terms, map.n_params))
     if given:
         warps = geometry.vector_warps(map.n_terms, map.n_params)

@@ -1,4 +1,4 @@
-"""How many programs a large step takes on this GPU: measured once, where steps are repeated."""
+"""How many programs read large data fastest on this GPU: measured once for a kernel and a dtype."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def fastest(key: Hashable, choices: Sequence[int], seconds: Callable[[int], floa
 
 
 def occupancy(x: torch.Tensor, kernel: Hashable, run: Callable[[int], None]) -> int | None:
-    """The fastest of OCCUPANCIES for a step on x; None where there is nothing to measure or gain.
+    """The fastest of OCCUPANCIES for a pass over x; None where there is nothing to measure or gain.
 
     Args:
-        kernel: what, besides the dtype, the step is compiled for.
-        run: launches the step with so many programs; as often as one likes, to the same effect.
+        kernel: what, besides the dtype, the kernel is compiled for.
+        run: launches it with so many programs; as often as one likes, to the same effect.
     """
     if x.device.type != "cuda" or 2 * x.nbytes < LARGE:
         return None
