@@ -1,6 +1,7 @@
 """Statistics of a fit against statsmodels."""
 
 import json
+import math
 import pickle
 import sys
 
@@ -193,6 +194,11 @@ def test_logistic_regression(samples):
     assert_relative(ours.predict(grid).mean, frame["predicted"], 1e-7)
     assert_relative(ours.predict(grid).confidence, (frame["ci_lower"], frame["ci_upper"]), 1e-6)
     assert_relative(ours.residuals, theirs.resid_response, 1e-6)
+    robust = sm.Logit(labels, design_of(x)[:, :2]).fit(disp=False, cov_type="HC0").bse
+    assert_relative(ours.robust_standard_errors("HC0"), robust, 1e-6)
+    assert_relative(ours.robust_standard_errors(), robust * math.sqrt(N / (N - 2)), 1e-6)
+    with pytest.raises(ValueError, match="kind: expected one of HC0, HC1, got 'HC3'"):
+        ours.robust_covariance("HC3")
 
 
 def test_a_criterion_without_curvature(samples):

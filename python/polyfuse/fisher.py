@@ -49,6 +49,11 @@ def likelihood_of(data: Held, params: np.ndarray, module: Any) -> Likelihood:
     else:
         covariance = inverse.cpu().numpy()
 
+    def scores() -> np.ndarray:
+        z = (terms @ coefficients(model, everything)).requires_grad_()
+        (slopes,) = torch.autograd.grad((w * problem.criterion.values(z, y)).sum(), z)
+        return np.asarray(slopes.cpu())
+
     def rows(x: Any) -> tuple[np.ndarray, np.ndarray]:
         powers_of_u = powers(model.shift, model.scale, model.degree + 1)(x)
         slopes = np.zeros((len(powers_of_u), len(params)))
@@ -57,7 +62,7 @@ def likelihood_of(data: Held, params: np.ndarray, module: Any) -> Likelihood:
 
     return Likelihood(
         names_of(module, model), params, form.free, covariance, reason, rows,
-        mean_of(problem.criterion), data.samples, len(y), -loss(everything[at]).item(),
+        mean_of(problem.criterion), data.samples, len(y), -loss(everything[at]).item(), scores,
     )  # fmt: skip
 
 

@@ -17,8 +17,6 @@ import numpy as np
 
 from . import _C
 
-ROBUST = ("HC0", "HC1", "HC2", "HC3")
-
 
 def distributions() -> Any:
     try:
@@ -71,6 +69,8 @@ class Inference:
         df: degrees of freedom of Student's t; inf: the normal distribution.
     """
 
+    ROBUST: tuple[str, ...]  # the kinds of robust covariance that there are
+
     n: int
     log_likelihood: Any
     _fitted: Callable[[Any], np.ndarray]
@@ -108,6 +108,29 @@ class Inference:
     def predict(self, x: Any, level: float = 0.95) -> Prediction:
         """The model at x [N] with its bands. Needs scipy."""
         raise NotImplementedError
+
+    def robust_covariance(self, kind: str | None = None) -> np.ndarray:
+        """[P, P], right as well where the errors of the samples are not what the fit takes them
+        for, such as of one variance; nan where there is no covariance.
+
+        Args:
+            kind: HC0, HC1, HC2 or HC3 (the default); for another criterion than the squared error
+                HC0 or HC1 (the default), which is HC0 times n / (n - P).
+        """
+        kind = self.ROBUST[-1] if kind is None else kind
+        if kind not in self.ROBUST:
+            raise ValueError(f"kind: expected one of {', '.join(self.ROBUST)}, got {kind!r}")
+        if self.reason:
+            return np.full_like(self.covariance, np.nan)
+        return self._of_all(self._robust(kind))
+
+    def _robust(self, kind: str) -> np.ndarray:
+        """[F, F]"""
+        raise NotImplementedError
+
+    def robust_standard_errors(self, kind: str | None = None) -> np.ndarray:
+        """[P]; see `robust_covariance`."""
+        return np.sqrt(np.diag(self.robust_covariance(kind)))
 
     @property
     def standard_errors(self) -> np.ndarray:
@@ -154,15 +177,19 @@ class Likelihood(Inference):
         log_likelihood: minus the summed loss.
     """
 
+    ROBUST = ("HC0", "HC1")
+
     def __init__(
         self, names: list[str], params: np.ndarray, free: list[int], covariance: np.ndarray,
         reason: str | None, rows: Callable[[Any], tuple[np.ndarray, np.ndarray]],
         mean: Callable[[Any], Any], samples: Callable[[], Samples], n: int, log_likelihood: float,
+        scores: Callable[[], np.ndarray],
     ):  # fmt: skip
-        """rows: of x [N], d output / d params [N, P] and the output; mean: of y, by the output."""
+        """rows: of x [N], d output / d params [N, P] and the output; mean: of y, by the output;
+        scores: d loss / d output [N] of every sample."""
         super().__init__(names, params, free, covariance, math.inf, reason)
         self.n, self.log_likelihood = n, log_likelihood
-        self._rows, self._mean, self._samples = rows, mean, samples
+        self._rows, self._mean, self._samples, self._scores = rows, mean, samples, scores
         self._fitted = lambda x: mean(rows(x)[1])
 
     def predict(self, x: Any, level: float = 0.95) -> Prediction:
@@ -173,6 +200,12 @@ class Likelihood(Inference):
         half = self._quantile(level) * errors
         band = self._mean(output - half), self._mean(output + half)
         return Prediction(self._mean(output), errors, band, None)
+
+    def _robust(self, kind: str) -> np.ndarray:
+        own = np.ix_(self.free, self.free)
+        rows = self._rows(self.data.x)[0][:, self.free] * self._scores()[:, None]
+        factor = self.n / (self.n - len(self.free)) if kind == "HC1" else 1.0
+        return factor * self.covariance[own] @ (rows.T @ rows) @ self.covariance[own]
 
     @property
     def aic(self) -> float:
@@ -215,6 +248,8 @@ class Statistics(Inference):
         >>> statistics.standard_errors.round(3).tolist(), round(statistics.r_squared, 4)
         ([0.126, 0.032], 0.9958)
     """
+
+    ROBUST = ("HC0", "HC1", "HC2", "HC3")
 
     def __init__(
         self, names: list[str], params: np.ndarray, free: list[int], solution: _C.Solution,
@@ -355,16 +390,7 @@ class Statistics(Inference):
 
     # -- robust errors, prediction ----------------------------------------------------------------
 
-    def robust_covariance(self, kind: str = "HC3") -> np.ndarray:
-        """[P, P], where the variance of the residuals may differ from sample to sample.
-
-        Args:
-            kind: HC0, HC1, HC2 or HC3.
-        """
-        if kind not in ROBUST:
-            raise ValueError(f"kind: expected one of {', '.join(ROBUST)}, got {kind!r}")
-        if self.reason:
-            return np.full_like(self.covariance, np.nan)
+    def _robust(self, kind: str) -> np.ndarray:
         squares = self.data.w * self.residuals**2
         if kind == "HC1":
             squares = squares * (self.n / self.df)
@@ -372,11 +398,7 @@ class Statistics(Inference):
             squares = squares / (1 - self.leverage) ** (1 if kind == "HC2" else 2)
         rows = self._rows(self.data.x)
         middle = rows.T @ (rows * (self.data.w * squares)[:, None])
-        return self._of_all(self._solution.estimator @ middle @ self._solution.estimator.T)
-
-    def robust_standard_errors(self, kind: str = "HC3") -> np.ndarray:
-        """[P]; see `robust_covariance`."""
-        return np.sqrt(np.diag(self.robust_covariance(kind)))
+        return self._solution.estimator @ middle @ self._solution.estimator.T
 
     def predict(self, x: Any, level: float = 0.95) -> Prediction:
         """The model at x [N] with its bands; those of new samples of weight 1. Needs scipy."""
