@@ -22,10 +22,11 @@ def polyfit(
 
     Arguments, results, their shapes and the order of coefficients (falling degree) are numpy's.
     With a given ``rcond`` the singular values below it are to be left out, and numpy itself is
-    called; without one a term counts as dependent where the others leave 1e-14 of it.
+    called, as for a complex x and degrees above 32; without one a term counts as dependent where
+    the others leave 1e-14 of it.
 
     Args:
-        x: [N]; y: [N], or [N, M] for M fits, which may be complex; deg: 0 to 32.
+        x: [N]; y: [N], or [N, M] for M fits, which may be complex; deg: 0 and up.
         w: [N], weights of the residuals, not of their squares.
         full: also return residuals, rank, singular values and rcond.
         cov: also return the covariance, scaled by the residual variance, or as it is where
@@ -42,12 +43,12 @@ def polyfit(
         >>> pf.polyfit(np.arange(5.0), [1, 3, 7, 13, 21], 2)
         array([1., 1., 1.])
     """
-    if rcond is not None:
-        return np.polyfit(x, y, deg, rcond, full, w, cov)
     order = int(deg) + 1
     if deg < 0:
         raise ValueError(f"expected deg >= 0, got {deg}")
-    xs, rows, weights = _arguments(x, y, order - 1, w)
+    if rcond is not None or deg > MAX_DEGREE or np.iscomplexobj(x):
+        return np.polyfit(x, y, deg, rcond, full, w, cov)
+    xs, rows, weights = _arguments(x, y, w)
     wanted = bool(cov) and not full
     try:
         coef, rank, squares, covariance = _C.polyfit(
@@ -56,7 +57,7 @@ def polyfit(
     except ValueError as error:
         raise np.linalg.LinAlgError(str(error)) from None
     coef = _shaped(coef, y)
-    if rank != order and not full:
+    if rank != order and not full and coef.size:
         warnings.warn("Polyfit may be poorly conditioned", _check.RankWarning, stacklevel=2)
     if full:
         singular, limit = _singular_values(np.vander(xs, order), weights)
@@ -95,18 +96,18 @@ class Polynomial(np.polynomial.Polynomial):
     ) -> Any:  # fmt: skip
         """As numpy's, whose arguments and results it has.
 
-        The data are mapped from the domain to the window without rounding. With a given ``rcond``
-        numpy itself is called.
+        The data are mapped from the domain to the window without rounding. With a given ``rcond``,
+        a complex x or degrees above 32 numpy itself is called.
         """
-        if rcond is not None:
-            return super().fit(x, y, deg, domain, rcond, full, w, window, symbol)
         degrees = np.asarray(deg)
         if degrees.ndim > 1 or degrees.dtype.kind not in "iu" or degrees.size == 0:
             raise TypeError("deg must be an int or non-empty 1-D array of int")
         if degrees.min() < 0:
             raise ValueError(f"expected deg >= 0, got {deg}")
         highest = int(degrees.max())
-        xs, rows, weights = _arguments(x, y, highest, w)
+        if rcond is not None or highest > MAX_DEGREE or np.iscomplexobj(x):
+            return super().fit(x, y, deg, domain, rcond, full, w, window, symbol)
+        xs, rows, weights = _arguments(x, y, w)
         if domain is None:
             domain = polyutils.getdomain(xs)
             if domain[0] == domain[1]:
@@ -138,9 +139,7 @@ class Polynomial(np.polynomial.Polynomial):
         return series
 
 
-def _arguments(
-    x: Any, y: Any, degree: int, w: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def _arguments(x: Any, y: Any, w: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """x [N], y [N] or as rows [M, N], and squared weights [N] or None."""
     x, y = np.asarray(x), np.asarray(y)
     if x.ndim != 1:
@@ -151,11 +150,7 @@ def _arguments(
         raise TypeError(f"expected 1D or 2D array for y, got {y.ndim} dimensions")
     if len(x) != len(y):
         raise TypeError(f"expected x and y to have same length, got {len(x)} and {len(y)}")
-    if degree > MAX_DEGREE:
-        raise ValueError(f"deg: expected at most {MAX_DEGREE}, got {degree}")
     if x.dtype is not FLOAT64 or y.dtype is not FLOAT64:
-        if np.iscomplexobj(x):
-            raise TypeError("x: expected real numbers, got complex ones")
         y = np.stack([y.real, y.imag], -1) if np.iscomplexobj(y) else y
         x, y = x.astype(np.float64), y.astype(np.float64)
     if y.ndim > 1:
