@@ -119,7 +119,7 @@ def test_extreme_samples_give_what_torch_gives(name):
     target, prediction = torch.cartesian_prod(targets, predictions).T.contiguous()
     criterion, _ = criteria.of_module(CASES[name].make(torch.nn, torch.float64), target)
     value, slope = torch.empty_like(target), torch.empty_like(target)
-    told = launch.Run(None, None, None, criterion=criterion).of_criterion()
+    told = launch.criterion_arguments(criterion)
     launch.launch(each_sample, 1, 1, prediction, target, value, slope, N=len(target), **told)
     values, slopes = by_sample(CASES[name], prediction, target)
     np.testing.assert_allclose(value, values, rtol=1e-14, atol=1e-300)

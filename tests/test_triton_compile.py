@@ -11,6 +11,7 @@ from pathlib import Path
 import polyfuse.kernels
 import pytest
 from polyfuse.backends import geometry
+from polyfuse.backends.batched_triton import BLOCK, WARPS
 from polyfuse.criteria import BCE, ELEMENTARY, HUBER, KINDS
 from polyfuse.rules import METHODS, AdamOptions, RAdamOptions, SgdOptions
 
@@ -55,8 +56,31 @@ FLAGS = {
         {"RUN": True, "CLOSED": True, "LOAD": True, "STORE": True, "SINGLE": 1},
         *({"RUN": True, "GIVEN": True, "METHOD": m.number} for m in METHODS.values()),
     ],
+    "solve_fits_kernel": [
+        {},
+        {"OMIT": True, "WEIGHTED": True},
+        {"DEGREE": 1, "ROOT": True},
+        {"DEGREE": 2},
+    ],
+    "descend_fits_kernel": [
+        {"MEAN": True, "KEEPS": 2},
+        {
+            "OMIT": True,
+            "WEIGHTED": True,
+            "TOL": True,
+            "RECORD": True,
+            "KIND": HUBER.tag,
+            "KEEPS": 2,
+        },
+        {"METHOD": METHODS[AdamOptions].number, "KEEPS": 4},
+    ],
 }
 POINTERS = {
+    "counted_ptr": "*i32",
+    "status_ptr": "*i32",
+    "rank_ptr": "*i32",
+    "degree_ptr": "*i32",
+    "done_ptr": "*i64",
     "slots_ptr": "*i32",
     "span_ptr": "*i32",
     "tables_ptr": "*i64",
@@ -102,7 +126,7 @@ def compiled(name, kernel, flags, degree, dtype, target):
         "CHUNK": geometry.chunk(sums), "BAND": geometry.band(jump), "JUMP": geometry.width(jump),
         "RESIDENT": cut.resident, "T": getattr(triton.language, dtype.replace("fp", "float")),
         "IDENTITY": True, "MEAN": True, "x_stride": 1, "y_stride": 1, "g_stride": 1,
-        "w_stride": 1,
+        "w_stride": 1, "BLOCK": BLOCK,
         "METHOD": SGD,
     } | flags  # fmt: skip
     signature, attrs = {}, {}
@@ -121,7 +145,8 @@ def compiled(name, kernel, flags, degree, dtype, target):
             signature[argument] = kernel.params[i].annotation_type
     used = {a: constants[a] for a in signature if a in constants}
     source = ASTSource(kernel, signature, used, attrs)
-    options = {"num_warps": cut.warps, "enable_fp_fusion": True}
+    warps = WARPS if "fits" in name else cut.warps
+    options = {"num_warps": warps, "enable_fp_fusion": True}
     if target.backend == "cuda":
         options["maxnreg"] = geometry.REGISTERS
     return triton.compile(source, target=target, options=options), cut

@@ -267,6 +267,34 @@ def runs(quick: bool, title: str, n: int, epochs: int, engine: str, target: str)
                 bytes=8 * n, target=target)  # fmt: skip
 
 
+def batch(quick: bool) -> Case:
+    """10 million fits of 20 points with x of their own, solved."""
+    points, fits = 20, 100_000 if quick else 10_000_000
+    x = torch.rand(points, fits, device=DEVICE)
+    y = 1 + 2 * x + 3 * x * x + 0.1 * torch.randn(points, fits, device=DEVICE)
+    model = pf.nn.Polynomial(2, batch_shape=(fits,), device=DEVICE)
+    _, _, copy, read = large(points * fits)
+
+    def solve() -> None:
+        pf.solve(model, x, y, nan_policy="propagate")
+
+    def check() -> None:
+        some = slice(0, 1000)
+        v = torch.stack([x[:, some].double() ** k for k in range(3)], -1).transpose(0, 1)
+        truth = torch.linalg.lstsq(v, y[:, some].double().T[..., None]).solution[..., 0].T
+        found = model.coefficients[:, some].detach().double()
+        torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4)
+
+    contestants = {
+        "polyfuse.solve": repeat(5, waited(solve)),
+        "copying as many bytes, read and written": copy,
+        "reading the data once (torch.sum)": read,
+    }
+    return Case(f"{fits:,} fits of {points} points, degree 2, own x, solved", contestants,
+                {"all": check}, bytes=8 * points * fits, target="80 % of copy bandwidth",
+                )  # fmt: skip
+
+
 def cases(quick: bool) -> list[Callable[[], Case]]:
     return [
         lambda: whole_workload(quick),
@@ -277,5 +305,6 @@ def cases(quick: bool) -> list[Callable[[], Case]]:
         lambda: runs(quick, "1,000 epochs", 100_000_000, 1000, "auto", "1.3 x one read"),
         lambda: loop_iteration(quick, "Adam", lr=0.01),
         lambda: one_step(quick, True),
+        lambda: batch(quick),
         lambda: compiled_loop(quick),
     ]  # fmt: skip

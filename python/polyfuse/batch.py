@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from . import _check
-from .backends.batched import BACKENDS, DEGREE_BY, Fits, Run, least_norm
+from .backends.batched import DEGREE_BY, HOMES, Fits, Run, backend_called, least_norm
 from .engines import choose_engine, refuse_engine
 from .nn.polynomial import Polynomial
 from .problem import Wanted
@@ -113,10 +113,14 @@ def fit_batch(
         raise ValueError(f"optimizer: {reason}")
     options = options_held(model.coefficients, optimizer)
     linear = isinstance(options, SgdOptions | None)
-    engine = choose_engine(
-        engine, lambda e: refuse_engine(e, kind, tol, linear=linear, shared=fits.shared)
-    )
     runner = _backend(backend, fits)
+    engine = choose_engine(
+        engine,
+        lambda e: (
+            refuse_engine(e, kind, tol, linear=linear, shared=fits.shared)
+            or runner.refuse_engine(e)
+        ),
+    )
     p = model.coefficients
     run = Run(fits, p, kind, mean, options, optimizer, engine, epochs, record_every, tol)
     before = runner.launches()
@@ -146,7 +150,7 @@ def fit_batch(
         launches=runner.launches() - before,
         seconds=time.perf_counter() - start,
         history_epochs=np.append(at, epochs),
-        history=history.view(-1, *shape).numpy(),
+        history=history.view(-1, *shape).cpu().numpy(),
         status=out.status.view(shape),
         rank=out.rank.view(shape),
         fit_epochs=out.epochs.view(shape),
@@ -282,10 +286,11 @@ def options_held(p: torch.Tensor, optimizer: torch.optim.Optimizer) -> Options |
 
 
 def _backend(name: str, fits: Fits) -> Any:
-    if name != "auto" and name not in BACKENDS:
-        known = ", ".join(("auto", *BACKENDS))
+    if name != "auto" and name not in HOMES:
+        known = ", ".join(("auto", *HOMES))
         raise ValueError(f"backend: expected one of {known} for a batch of fits, got {name!r}")
-    runner = BACKENDS["cpu" if name == "auto" else name]
+    on_gpu = fits.x.device.type == "cuda"
+    runner = backend_called(("triton" if on_gpu else "cpu") if name == "auto" else name)
     if reason := runner.refuse(fits):
         raise ValueError(f"backend: {runner.name} cannot serve this batch: {reason}")
     return runner

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.exceptions import RankWarning
 
-from .backends.batched import BACKENDS, Fits, Outcome, least_norm
+from .backends.batched import Cpu, Fits, Outcome, least_norm
 from .batch import FitStatus
 
 try:
@@ -223,7 +223,7 @@ def _solve(
         weights = _rows(square)
     start = torch.zeros(order, values.shape[1], dtype=torch.float64)
     fits = Fits(start, points, values, weights, omit, 0.0, 1.0)
-    out: Outcome = BACKENDS["cpu"].solve(fits, bool(cov))
+    out: Outcome = Cpu().solve(fits, bool(cov))
     coefficients = out.params.numpy()
     residuals = (out.loss * out.weight_sum).numpy()
     freedom = out.counted.numpy() - order

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -107,6 +108,12 @@ class Run:
                 rows.append((kept, 0.0))
         return rows
 
+    @property
+    def filled(self) -> float:
+        """1 where SGD has a buffer."""
+        there = self.optimizer.state.get(self.parameter, {})
+        return float(there.get("momentum_buffer") is not None)
+
     def _filled(self, value: float) -> torch.Tensor:
         return torch.full_like(self.fits.params, value, memory_format=torch.contiguous_format)
 
@@ -135,6 +142,19 @@ class Run:
                 there.copy_(new)
 
 
+def left(rows: list[tuple[Kept, Any]], kept: list[Any], done: int, longest: int) -> list[Any]:
+    """What a rule keeps after `done` epochs of the fit that took most; rows: as they were."""
+    now: list[Any] = []
+    for (what, value), after in zip(rows, kept, strict=True):
+        if what is STEP:
+            now.append(value + done)
+        elif what.scalar:
+            now.append(after[0, longest].clone())
+        else:
+            now.append(after if isinstance(value, torch.Tensor) else None)
+    return now
+
+
 class Cpu:
     name = "cpu"
     launches: Callable[[], int] = staticmethod(_C.launches)
@@ -142,6 +162,9 @@ class Cpu:
     def refuse(self, fits: Fits) -> str | None:
         device = fits.x.device
         return None if device.type == "cpu" else f"the data is on {device}"
+
+    def refuse_engine(self, engine: str) -> str | None:
+        return None
 
     def solve(self, fits: Fits, covariance: bool, degree_by: str | None = None) -> Outcome:
         terms, n_fits = fits.params.shape
@@ -192,9 +215,7 @@ class Cpu:
                 batch.keep(row, 0, value)
             kept.append(value)
         if isinstance(run.options, SgdOptions):
-            there = run.optimizer.state.get(run.parameter, {})
-            filled = there.get("momentum_buffer") is not None
-            batch.keep(1, 0, float(filled))
+            batch.keep(1, 0, run.filled)
         _run(batch, n_fits)
         longest, done = 0, run.epochs
         if run.tol >= 0:
@@ -202,14 +223,7 @@ class Cpu:
             done = int(out.epochs[longest])
         else:
             out = out._replace(epochs=torch.full((), done).expand(n_fits))
-        for row, (what, value) in enumerate(rows):
-            if what is STEP:
-                kept[row] = value + done
-            elif what.scalar:
-                kept[row] = kept[row][0, longest].clone()
-            elif not isinstance(value, torch.Tensor):
-                kept[row] = None
-        return out._replace(kept=kept)
+        return out._replace(kept=left(rows, kept, done, longest))
 
 
 def _told(fits: Fits) -> tuple[Any, Outcome]:
@@ -257,6 +271,9 @@ class Reference:
     name = "reference"
 
     def refuse(self, fits: Fits) -> str | None:
+        return None
+
+    def refuse_engine(self, engine: str) -> str | None:
         return None
 
     def launches(self) -> int:
@@ -358,6 +375,12 @@ def _whole(fits: Fits) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.where(w > 0, x, 0.0), torch.where(w > 0, y, 0.0), w
 
 
+def _triton() -> Any:
+    from .batched_triton import BatchedTriton
+
+    return BatchedTriton()
+
+
 CHUNK = 4096  # fits
 
 
@@ -381,4 +404,10 @@ def least_norm(fits: Fits, lost: torch.Tensor) -> torch.Tensor:
     return torch.cat(found, 1)
 
 
-BACKENDS: dict[str, Any] = {"cpu": Cpu(), "reference": Reference()}
+HOMES = {"cpu": Cpu, "triton": _triton, "reference": Reference}  # by name, what makes them
+
+
+@cache
+def backend_called(name: str) -> Any:
+    """The backend of batches called so."""
+    return HOMES[name]()

@@ -70,16 +70,6 @@ class Run:
         there = changes is not None
         return {"changes_ptr": changes if there else self.state, "CHANGES": there}
 
-    def of_criterion(self) -> dict[str, Any]:
-        told = self.criterion.told
-        return {
-            "weight": told["weight"],
-            "number": next((told[k] for k in NUMBERS if k in told), 1.0),
-            "KIND": self.criterion.kind.tag,
-            "LOG": told.get("log_input", told.get("log_target", False)),
-            "FULL": told.get("full", False),
-        }
-
     def of_tables(self) -> dict[str, Any]:
         tables = self.tables
         return {
@@ -97,6 +87,17 @@ class Run:
     def rounds(self, samples: Samples) -> bool:
         """Whether a step is one in float32."""
         return self.load and samples.x.dtype == torch.float32
+
+
+def criterion_arguments(criterion: Criterion) -> dict[str, Any]:
+    told = criterion.told
+    return {
+        "weight": told["weight"],
+        "number": next((told[k] for k in NUMBERS if k in told), 1.0),
+        "KIND": criterion.kind.tag,
+        "LOG": told.get("log_input", told.get("log_target", False)),
+        "FULL": told.get("full", False),
+    }
 
 
 def model_arguments(map: DeviceMap) -> tuple[Any, ...]:
@@ -175,7 +176,7 @@ def step(samples: Samples, run: Run) -> None:
             step_kernel, cut.programs, cut.warps, *samples.arguments(), *run.addresses(),
             run.first_epoch, run.record_every, run.tol, work, counters,
             SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(sums),
-            ROUND=run.rounds(samples), **run.of_criterion(), **run.of_tables(),
+            ROUND=run.rounds(samples), **criterion_arguments(run.criterion), **run.of_tables(),
             **run.constants(samples),
         )  # fmt: skip
 
@@ -199,7 +200,8 @@ def stream(samples: Samples, run: Run) -> None:
         run.first_epoch, run.epochs, run.record_every, run.tol, work, counters,
         SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(sums),
         RESIDENT=cut.resident, ALONE=alone, launch_cooperative_grid=not alone,
-        **run.of_criterion(), **run.of_tables(), **run.of_changes(), **run.constants(samples),
+        **criterion_arguments(run.criterion), **run.of_tables(), **run.of_changes(),
+        **run.constants(samples),
     )  # fmt: skip
 
 

@@ -1,0 +1,88 @@
+"""Batches of fits by interpreted Triton kernels; tests/test_triton.py has this file run."""
+
+import polyfuse as pf
+import polyfuse.nn as nn
+import pytest
+import torch
+
+from .test_batch import DATA, OPTIMIZERS, assert_same_run, make, model_of
+
+BACKENDS = ("triton", "reference")
+
+
+@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("degree_by", [None, "aicc", "bic"])
+@pytest.mark.parametrize("basis", ["monomial", "laguerre"])
+def test_solutions(basis, degree_by, kind):
+    x, y, more = make(kind)
+    weight, policy = more.get("sample_weight"), more.get("nan_policy", "raise")
+    models = [model_of(degree=3, basis=basis) for _ in range(2)]
+    found, wanted = (
+        pf.solve(model, x, y, weight=weight, nan_policy=policy, covariance=True,
+                 degree_by=degree_by, backend=backend)
+        for model, backend in zip(models, ("triton", "cpu"), strict=True)
+    )  # fmt: skip
+    assert found.launches == 1
+    close = {"rtol": 1e-8, "atol": 1e-11}
+    torch.testing.assert_close(models[0].coefficients, models[1].coefficients, **close)
+    for name in ("loss", "r_squared", "covariance", "rank", "status", "degree"):
+        value, truth = getattr(found, name), getattr(wanted, name)
+        if truth is not None:
+            torch.testing.assert_close(value, truth, **close)
+
+
+def test_fits_that_cannot_be_leave_the_others_alone():
+    x, y, _ = make("own", n=6, dtype=torch.float32)
+    w = torch.ones_like(y)
+    x[:, 1], y[2, 2], w[:, 3], w[2:, 4], y[0, 5] = 0.3, torch.nan, 0.0, 0.0, torch.inf
+    models = [model_of(dtype=torch.float32) for _ in range(2)]
+    found, wanted = (
+        pf.solve(model, x, y, weight=w, nan_policy="propagate", deficient="nan", backend=backend)
+        for model, backend in zip(models, ("triton", "cpu"), strict=True)
+    )
+    assert set(found.counts()) == {"converged", "rank_deficient", "non_finite"}
+    for name in ("status", "rank", "loss"):
+        torch.testing.assert_close(getattr(found, name), getattr(wanted, name), equal_nan=True)
+    a, b = (model.coefficients for model in models)
+    torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_is_torchs(name, kind):
+    x, y, more = make(kind)
+    assert_same_run(
+        BACKENDS, OPTIMIZERS[name], nn.MSELoss(), x, y, parts=(4, 3), engine="stream",
+        record_every=2, **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["shared", "weights"])
+@pytest.mark.parametrize(
+    "criterion",
+    [nn.MSELoss(reduction="sum"), nn.HuberLoss(delta=0.5), nn.PoissonNLLLoss(full=True)],
+    ids=lambda c: type(c).__name__,
+)
+def test_criteria(criterion, kind):
+    x, y, more = make(kind)
+    y = y.abs() if isinstance(criterion, nn.PoissonNLLLoss) else y
+    assert_same_run(BACKENDS, OPTIMIZERS["sgd"], criterion, x, y, parts=(4, 3), **more)
+
+
+def test_each_fit_stops_on_its_own():
+    x, y, _ = make("own")
+    result = assert_same_run(
+        BACKENDS, OPTIMIZERS["sgd"], nn.MSELoss(), x, y, parts=(40,), engine="stream", tol=1e-2,
+        record_every=3,
+    )  # fmt: skip
+    assert len(set(result.fit_epochs.tolist())) > 3 and result.launches == 1
+
+
+def test_what_the_backend_refuses():
+    x, y, _ = make("shared")
+    with pytest.raises(ValueError, match="17 coefficients, more than 16"):
+        pf.solve(model_of(degree=16), x, y, backend="triton")
+    model = model_of()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with pytest.raises(ValueError, match="moments cannot serve this case: the backend triton"):
+        pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=2, engine="moments", backend="triton")
