@@ -270,8 +270,8 @@ class EightFits {
       lanes_.p[j] = load_row(batch_.params, batch_.dtype, at, count_);
       lanes_.grad[j] = Pack{};
       for (int r = 0; r < kKept; ++r)
-        lanes_.kept[r][j] = batch_.kept[r] ? load_row(batch_.kept[r], batch_.dtype, at, count_)
-                                           : Pack::all(batch_.kept_scalar[r]);
+        lanes_.kept[j][r] =
+            batch_.kept[r] ? load_row(batch_.kept[r], batch_.dtype, at, count_) : Pack{};
     }
   }
 
@@ -294,7 +294,7 @@ class EightFits {
       const int64_t at = j * batch_.fits + fit_;
       if (schedule.epochs > 0) store_row(lanes_.grad[j], batch_.grad, batch_.dtype, at, count_);
       for (int r = 0; r < kKept; ++r)
-        if (batch_.kept[r]) store_row(lanes_.kept[r][j], batch_.kept[r], batch_.dtype, at, count_);
+        if (batch_.kept[r]) store_row(lanes_.kept[j][r], batch_.kept[r], batch_.dtype, at, count_);
     }
     leave();
   }

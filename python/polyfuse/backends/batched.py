@@ -13,7 +13,6 @@ from ..bases import recurrence_of
 from ..criteria import Criterion
 from ..rules import (
     METHODS,
-    STEP,
     Kept,
     Options,
     SgdOptions,
@@ -181,34 +180,26 @@ class Cpu:
         if run.tol >= 0:  # or each fit does all
             batch.epochs = out.epochs.data_ptr()
         batch.recorded = out.recorded.data_ptr()
-        kept: list[Any] = []
         rows = run.rows()
         for row, (what, value) in enumerate(rows):
-            if what.scalar and what is not STEP:  # a number that follows the count of steps
-                value = run._filled(value)
-            if isinstance(value, torch.Tensor):
-                batch.keep(row, value.data_ptr(), 0.0)
-            else:
-                batch.keep(row, 0, value)
-            kept.append(value)
+            if what.scalar:
+                batch.keep_once(row, value)
+            elif isinstance(value, torch.Tensor):
+                batch.keep(row, value.data_ptr())
         if isinstance(run.options, SgdOptions):
             there = run.optimizer.state.get(run.parameter, {})
-            filled = there.get("momentum_buffer") is not None
-            batch.keep(1, 0, float(filled))
+            batch.keep_once(1, float(there.get("momentum_buffer") is not None))
         _run(batch, n_fits)
-        longest, done = 0, run.epochs
+        done = run.epochs
         if run.tol >= 0:
-            longest = int(out.epochs.argmax())
-            done = int(out.epochs[longest])
+            done = int(out.epochs.max())
         else:
             out = out._replace(epochs=torch.full((), done).expand(n_fits))
-        for row, (what, value) in enumerate(rows):
-            if what is STEP:
-                kept[row] = value + done
-            elif what.scalar:
-                kept[row] = kept[row][0, longest].clone()
-            elif not isinstance(value, torch.Tensor):
-                kept[row] = None
+        once = batch.kept_after(done)
+        kept = [
+            once[row] if what.scalar else value if isinstance(value, torch.Tensor) else None
+            for row, (what, value) in enumerate(rows)
+        ]
         return out._replace(kept=kept)
 
 
