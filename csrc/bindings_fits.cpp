@@ -196,10 +196,13 @@ void bind_batch(py::module_& m) {
                       b.basis = {at<const double>(alpha), at<const double>(beta),
                                  at<const double>(gamma)};
                     })
-      .def("keep",
-           [](Batch& b, int row, Address all, double scalar) {
-             b.kept[row] = at<void>(all);
-             b.kept_scalar[row] = scalar;
+      .def("keep", [](Batch& b, int row, Address all) { b.kept[row] = at<void>(all); })
+      .def("keep_once", [](Batch& b, int row, double value) { b.kept_once[row] = value; })
+      .def("kept_after",
+           [](const Batch& b, int64_t epochs) {
+             std::vector<double> kept(b.kept_once, b.kept_once + kKept);
+             advance(b.rule, epochs, kept.data());
+             return kept;
            })
       .def_property("params", unread, address(&Batch::params))
       .def_property("grad", unread, address(&Batch::grad))

@@ -328,3 +328,32 @@ def test_a_learning_rate_of_zero_moves_the_buffer():
             ("cpu", "reference"), lambda p: optim.SGD(p, lr=0.0, momentum=0.9), nn.MSELoss(), x, y,
             engine=engine,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_same_bits_for_any_number_of_threads(name):
+    x, y, _ = make("shared", n=3, fits=70_001)
+    before, left = torch.get_num_threads(), []
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            model = model_of(70_001)
+            optimizer = OPTIMIZERS[name](model.parameters())
+            pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=7)
+            left.append(model.coefficients)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*left)
+
+
+@pytest.mark.parametrize("name", ["asgd", "adam", "nadam"])
+def test_many_epochs_are_those_of_shorter_runs(name):
+    x, y, _ = make("shared", fits=2)
+    left = []
+    for parts in ((66_000,), (40_000, 26_000)):  # past the rates that are tabulated
+        model = model_of(2)
+        optimizer = OPTIMIZERS[name](model.parameters())
+        for epochs in parts:
+            pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=epochs)
+        left.append((model.coefficients.detach(), optimizer.state[model.coefficients]["step"]))
+    torch.testing.assert_close(*left, rtol=1e-12, atol=0)

@@ -8,6 +8,7 @@
 
 #include "macros.h"
 #include "problem.h"
+#include "select.h"
 
 namespace polyfuse {
 inline namespace PF_ISA {
@@ -16,14 +17,6 @@ using std::abs;
 using std::exp;
 using std::log;
 using std::log1p;
-
-PF_HD double like(double, double value) { return value; }
-PF_HD double if_less(double a, double b, double then, double otherwise) {
-  return a < b ? then : otherwise;
-}
-PF_HD double if_zero(double a, double then, double otherwise) {
-  return a == 0.0 ? then : otherwise;
-}
 
 // 1, 0 or -1
 template <class T>

@@ -1,29 +1,41 @@
 // Optimizers: the update of one parameter p with gradient g, and of what the rule keeps of it from
-// one step to the next. Operation by operation as in torch.optim, in the precision of T; numbers
-// that torch computes in Python are in float64. Rows that torch keeps once per tensor, such as the
-// count of steps, stand here with every parameter.
+// one step to the next; for float, double and packs of doubles. Operation by operation as in
+// torch.optim, in the precision of T; numbers that torch computes in Python are in float64.
+// advance(): rows that torch keeps once per tensor, such as the count of steps, and the rates of
+// the step, which follow from them; update(): the rest.
 #pragma once
 
 #include <cmath>
 
 #include "macros.h"
 #include "problem.h"
+#include "select.h"
 
 namespace polyfuse {
 inline namespace PF_ISA {
 
+using std::abs;
 using std::sqrt;  // in the precision of its argument
+
+constexpr int kRates = 3;  // of a step, at most
 
 template <class T>
 PF_HD T lerp(T from, T to, double weight) {
-  return weight < 0.5 ? from + T(weight) * (to - from) : to - (to - from) * T(1.0 - weight);
+  return weight < 0.5 ? from + like(from, weight) * (to - from)
+                      : to - (to - from) * like(from, 1.0 - weight);
+}
+
+// The larger one; b where either is nan.
+template <class T>
+PF_HD T larger(T a, T b) {
+  return if_less(b - a, 0.0, a, b);
 }
 
 // d = +-g + weight_decay p
 template <class T>
 PF_HD T descent_direction(T p, T g, double maximize, double weight_decay) {
   const T d = maximize != 0.0 ? -g : g;
-  return weight_decay != 0.0 ? d + T(weight_decay) * p : d;
+  return weight_decay != 0.0 ? d + like(p, weight_decay) * p : d;
 }
 
 // torch keeps these numbers in tensors of the default dtype.
@@ -37,17 +49,22 @@ PF_HD double stored(double value, double single) {
 struct Sgd {
   enum Option { kLr, kMomentum, kDampening, kWeightDecay, kNesterov, kMaximize };
   enum Kept { kBuffer, kFilled };
+  enum Rate { kFilling };
   template <class T>
-  static PF_HD void update(const double* o, T& p, T g, T* kept) {
+  static PF_HD void advance(const double* o, T* kept, double* rate) {
+    rate[kFilling] = kept[kFilled] == T(0) ? 1.0 : 0.0;
+    if (o[kMomentum] != 0.0) kept[kFilled] = T(1);
+  }
+  template <class T>
+  static PF_HD void update(const double* o, const double* rate, T& p, T g, T* kept) {
     T d = descent_direction(p, g, o[kMaximize], o[kWeightDecay]);
     if (o[kMomentum] != 0.0) {
       T& buffer = kept[kBuffer];
-      const T momentum = T(o[kMomentum]);
-      buffer = kept[kFilled] != T(0) ? momentum * buffer + T(1.0 - o[kDampening]) * d : d;
-      kept[kFilled] = T(1);
+      const T momentum = like(p, o[kMomentum]);
+      buffer = rate[kFilling] != 0.0 ? d : momentum * buffer + like(p, 1.0 - o[kDampening]) * d;
       d = o[kNesterov] != 0.0 ? d + momentum * buffer : buffer;
     }
-    p -= T(o[kLr]) * d;
+    p -= like(p, o[kLr]) * d;
   }
 };
 
@@ -59,22 +76,24 @@ PF_HD bool fills_momentum(const UpdateRule& rule) {
 struct Adam {
   enum Option { kLr, kBeta1, kBeta2, kEps, kWeightDecay, kAmsgrad, kMaximize, kDecoupled };
   enum Kept { kStep, kMean, kSquare, kLargest };
+  enum Rate { kSize, kRoot };
   template <class T>
-  static PF_HD void update(const double* o, T& p, T g, T* kept) {
-    const bool decoupled = o[kDecoupled] != 0.0;
+  static PF_HD void advance(const double* o, T* kept, double* rate) {
     const double step = static_cast<double>(kept[kStep] += T(1));
-    if (decoupled && o[kWeightDecay] != 0.0) p *= T(1.0 - o[kLr] * o[kWeightDecay]);
+    rate[kSize] = o[kLr] / (1.0 - pow(o[kBeta1], step));
+    rate[kRoot] = sqrt(1.0 - pow(o[kBeta2], step));
+  }
+  template <class T>
+  static PF_HD void update(const double* o, const double* rate, T& p, T g, T* kept) {
+    const bool decoupled = o[kDecoupled] != 0.0;
+    if (decoupled && o[kWeightDecay] != 0.0) p *= like(p, 1.0 - o[kLr] * o[kWeightDecay]);
     const T d = descent_direction(p, g, o[kMaximize], decoupled ? 0.0 : o[kWeightDecay]);
     kept[kMean] = lerp(kept[kMean], d, 1.0 - o[kBeta1]);
-    kept[kSquare] = kept[kSquare] * T(o[kBeta2]) + T(1.0 - o[kBeta2]) * d * d;
+    kept[kSquare] = kept[kSquare] * like(p, o[kBeta2]) + like(p, 1.0 - o[kBeta2]) * d * d;
     T square = kept[kSquare];
-    if (o[kAmsgrad] != 0.0) {
-      if (!(kept[kLargest] >= square)) kept[kLargest] = square;
-      square = kept[kLargest];
-    }
-    const double size = o[kLr] / (1.0 - pow(o[kBeta1], step));
-    const T root = T(sqrt(1.0 - pow(o[kBeta2], step)));
-    p -= T(size) * kept[kMean] / (sqrt(square) / root + T(o[kEps]));
+    if (o[kAmsgrad] != 0.0) square = kept[kLargest] = larger(kept[kLargest], square);
+    const T size = like(p, rate[kSize]), root = like(p, rate[kRoot]);
+    p -= size * kept[kMean] / (sqrt(square) / root + like(p, o[kEps]));
   }
 };
 
@@ -82,20 +101,25 @@ struct Adam {
 struct Asgd {
   enum Option { kLr, kLambd, kAlpha, kT0, kWeightDecay, kMaximize, kSingle };
   enum Kept { kStep, kEta, kMu, kAverage };
+  enum Rate { kEtaNow, kMuNow };
   template <class T>
-  static PF_HD void update(const double* o, T& p, T g, T* kept) {
-    const T d = descent_direction(p, g, o[kMaximize], o[kWeightDecay]);
+  static PF_HD void advance(const double* o, T* kept, double* rate) {
     const double step = static_cast<double>(kept[kStep] += T(1));
-    const double eta = static_cast<double>(kept[kEta]);
-    p *= T(1.0 - o[kLambd] * eta);
-    p -= T(eta) * d;
-    if (kept[kMu] != T(1))
-      kept[kAverage] += (p - kept[kAverage]) * kept[kMu];
-    else
-      kept[kAverage] = p;
+    rate[kEtaNow] = static_cast<double>(kept[kEta]);
+    rate[kMuNow] = static_cast<double>(kept[kMu]);
     const double next = o[kLr] / pow(1.0 + o[kLambd] * o[kLr] * step, o[kAlpha]);
     kept[kEta] = T(stored(next, o[kSingle]));
     kept[kMu] = T(stored(1.0 / fmax(1.0, step - o[kT0]), o[kSingle]));
+  }
+  template <class T>
+  static PF_HD void update(const double* o, const double* rate, T& p, T g, T* kept) {
+    const T d = descent_direction(p, g, o[kMaximize], o[kWeightDecay]);
+    p *= like(p, 1.0 - o[kLambd] * rate[kEtaNow]);
+    p -= like(p, rate[kEtaNow]) * d;
+    if (rate[kMuNow] != 1.0)
+      kept[kAverage] += (p - kept[kAverage]) * like(p, rate[kMuNow]);
+    else
+      kept[kAverage] = p;
   }
 };
 
@@ -104,19 +128,21 @@ struct Rprop {
   enum Option { kLr, kEtaMinus, kEtaPlus, kStepMin, kStepMax, kMaximize };
   enum Kept { kStep, kBefore, kSize };
   template <class T>
-  static PF_HD void update(const double* o, T& p, T g, T* kept) {
-    T d = o[kMaximize] != 0.0 ? -g : g;
+  static PF_HD void advance(const double*, T* kept, double*) {
     kept[kStep] += T(1);
+  }
+  template <class T>
+  static PF_HD void update(const double* o, const double*, T& p, T g, T* kept) {
+    T d = o[kMaximize] != 0.0 ? -g : g;
     const T sign = d * kept[kBefore];
-    const T low = T(o[kStepMin]), high = T(o[kStepMax]);
     T size = kept[kSize];
-    if (sign > T(0)) size *= T(o[kEtaPlus]);
-    if (sign < T(0)) size *= T(o[kEtaMinus]), d = T(0);
-    kept[kSize] = size < low ? low : size > high ? high : size;
-    if (d > T(0)) p -= kept[kSize];
-    if (d < T(0)) p += kept[kSize];
+    size = if_less(-sign, 0.0, size * like(p, o[kEtaPlus]), size);
+    size = if_less(sign, 0.0, size * like(p, o[kEtaMinus]), size);
+    d = if_less(sign, 0.0, like(p, 0.0), d);
+    size = if_less(-size, -o[kStepMax], like(p, o[kStepMax]), size);
+    kept[kSize] = size = if_less(size, o[kStepMin], like(p, o[kStepMin]), size);
+    p -= if_less(-d, 0.0, size, if_less(d, 0.0, -size, d));  // nan stays
     kept[kBefore] = d;
-    if (d != d) p = d;
   }
 };
 
@@ -125,21 +151,24 @@ struct RmsProp {
   enum Option { kLr, kAlpha, kEps, kWeightDecay, kMomentum, kCentered, kMaximize };
   enum Kept { kStep, kSquare, kBuffer, kMean };
   template <class T>
-  static PF_HD void update(const double* o, T& p, T g, T* kept) {
+  static PF_HD void advance(const double*, T* kept, double*) {
     kept[kStep] += T(1);
+  }
+  template <class T>
+  static PF_HD void update(const double* o, const double*, T& p, T g, T* kept) {
     const T d = descent_direction(p, g, o[kMaximize], o[kWeightDecay]);
-    kept[kSquare] = kept[kSquare] * T(o[kAlpha]) + T(1.0 - o[kAlpha]) * d * d;
+    kept[kSquare] = kept[kSquare] * like(p, o[kAlpha]) + like(p, 1.0 - o[kAlpha]) * d * d;
     T square = kept[kSquare];
     if (o[kCentered] != 0.0) {
       kept[kMean] = lerp(kept[kMean], d, 1.0 - o[kAlpha]);
       square -= kept[kMean] * kept[kMean];
     }
-    const T root = sqrt(square) + T(o[kEps]);
+    const T root = sqrt(square) + like(p, o[kEps]);
     if (o[kMomentum] > 0.0) {
-      kept[kBuffer] = kept[kBuffer] * T(o[kMomentum]) + d / root;
-      p -= T(o[kLr]) * kept[kBuffer];
+      kept[kBuffer] = kept[kBuffer] * like(p, o[kMomentum]) + d / root;
+      p -= like(p, o[kLr]) * kept[kBuffer];
     } else {
-      p -= T(o[kLr]) * d / root;
+      p -= like(p, o[kLr]) * d / root;
     }
   }
 };
@@ -148,13 +177,17 @@ struct RmsProp {
 struct Adagrad {
   enum Option { kLr, kLrDecay, kWeightDecay, kEps, kMaximize };
   enum Kept { kStep, kSum };
+  enum Rate { kSize };
   template <class T>
-  static PF_HD void update(const double* o, T& p, T g, T* kept) {
+  static PF_HD void advance(const double* o, T* kept, double* rate) {
     const double step = static_cast<double>(kept[kStep] += T(1));
+    rate[kSize] = o[kLr] / (1.0 + (step - 1.0) * o[kLrDecay]);
+  }
+  template <class T>
+  static PF_HD void update(const double* o, const double* rate, T& p, T g, T* kept) {
     const T d = descent_direction(p, g, o[kMaximize], o[kWeightDecay]);
     kept[kSum] += d * d;
-    const T size = T(o[kLr] / (1.0 + (step - 1.0) * o[kLrDecay]));
-    p -= size * d / (sqrt(kept[kSum]) + T(o[kEps]));
+    p -= like(p, rate[kSize]) * d / (sqrt(kept[kSum]) + like(p, o[kEps]));
   }
 };
 
@@ -163,14 +196,17 @@ struct Adadelta {
   enum Option { kLr, kRho, kEps, kWeightDecay, kMaximize };
   enum Kept { kStep, kSquare, kMoved };
   template <class T>
-  static PF_HD void update(const double* o, T& p, T g, T* kept) {
+  static PF_HD void advance(const double*, T* kept, double*) {
     kept[kStep] += T(1);
+  }
+  template <class T>
+  static PF_HD void update(const double* o, const double*, T& p, T g, T* kept) {
     const T d = descent_direction(p, g, o[kMaximize], o[kWeightDecay]);
-    const T rho = T(o[kRho]), stay = T(1.0 - o[kRho]), eps = T(o[kEps]);
+    const T rho = like(p, o[kRho]), stay = like(p, 1.0 - o[kRho]), eps = like(p, o[kEps]);
     kept[kSquare] = kept[kSquare] * rho + stay * d * d;
     const T move = sqrt(kept[kMoved] + eps) / sqrt(kept[kSquare] + eps) * d;
     kept[kMoved] = kept[kMoved] * rho + stay * move * move;
-    p -= T(o[kLr]) * move;
+    p -= like(p, o[kLr]) * move;
   }
 };
 
@@ -178,14 +214,19 @@ struct Adadelta {
 struct Adamax {
   enum Option { kLr, kBeta1, kBeta2, kEps, kWeightDecay, kMaximize };
   enum Kept { kStep, kMean, kLargest };
+  enum Rate { kSize };
   template <class T>
-  static PF_HD void update(const double* o, T& p, T g, T* kept) {
+  static PF_HD void advance(const double* o, T* kept, double* rate) {
     const double step = static_cast<double>(kept[kStep] += T(1));
+    rate[kSize] = o[kLr] / (1.0 - pow(o[kBeta1], step));
+  }
+  template <class T>
+  static PF_HD void update(const double* o, const double* rate, T& p, T g, T* kept) {
     const T d = descent_direction(p, g, o[kMaximize], o[kWeightDecay]);
     kept[kMean] = lerp(kept[kMean], d, 1.0 - o[kBeta1]);
-    const T faded = kept[kLargest] * T(o[kBeta2]), now = (d < T(0) ? -d : d) + T(o[kEps]);
-    kept[kLargest] = now >= faded || now != now ? now : faded;
-    p -= T(o[kLr] / (1.0 - pow(o[kBeta1], step))) * kept[kMean] / kept[kLargest];
+    const T faded = kept[kLargest] * like(p, o[kBeta2]), now = abs(d) + like(p, o[kEps]);
+    kept[kLargest] = larger(faded, now);
+    p -= like(p, rate[kSize]) * kept[kMean] / kept[kLargest];
   }
 };
 
@@ -203,13 +244,10 @@ struct NAdam {
     kSingle
   };
   enum Kept { kStep, kMuProduct, kMean, kSquare };
+  enum Rate { kOfGradient, kOfMean, kCorrection };
   template <class T>
-  static PF_HD void update(const double* o, T& p, T g, T* kept) {
-    const bool decoupled = o[kDecoupled] != 0.0;
-    const double lr = o[kLr];
+  static PF_HD void advance(const double* o, T* kept, double* rate) {
     const double step = static_cast<double>(kept[kStep] += T(1));
-    if (decoupled && o[kWeightDecay] != 0.0) p *= T(1.0 - lr * o[kWeightDecay]);
-    const T d = descent_direction(p, g, o[kMaximize], decoupled ? 0.0 : o[kWeightDecay]);
     const auto mu_at = [&](double t) {
       return o[kBeta1] * (1.0 - 0.5 * pow(0.96, t * o[kMomentumDecay]));
     };
@@ -219,11 +257,20 @@ struct NAdam {
     kept[kMuProduct] = o[kSingle] != 0.0 ? T(static_cast<float>(product) * static_cast<float>(mu))
                                          : T(product * mu);
     const double now = static_cast<double>(kept[kMuProduct]);
+    rate[kOfGradient] = o[kLr] * (1.0 - mu) / (1.0 - now);
+    rate[kOfMean] = o[kLr] * mu_next / (1.0 - now * mu_next);
+    rate[kCorrection] = 1.0 - pow(o[kBeta2], step);
+  }
+  template <class T>
+  static PF_HD void update(const double* o, const double* rate, T& p, T g, T* kept) {
+    const bool decoupled = o[kDecoupled] != 0.0;
+    if (decoupled && o[kWeightDecay] != 0.0) p *= like(p, 1.0 - o[kLr] * o[kWeightDecay]);
+    const T d = descent_direction(p, g, o[kMaximize], decoupled ? 0.0 : o[kWeightDecay]);
     kept[kMean] = lerp(kept[kMean], d, 1.0 - o[kBeta1]);
-    kept[kSquare] = kept[kSquare] * T(o[kBeta2]) + T(1.0 - o[kBeta2]) * d * d;
-    const T root = sqrt(kept[kSquare] / T(1.0 - pow(o[kBeta2], step))) + T(o[kEps]);
-    p -= T(lr * (1.0 - mu) / (1.0 - now)) * d / root;
-    p -= T(lr * mu_next / (1.0 - now * mu_next)) * kept[kMean] / root;
+    kept[kSquare] = kept[kSquare] * like(p, o[kBeta2]) + like(p, 1.0 - o[kBeta2]) * d * d;
+    const T root = sqrt(kept[kSquare] / like(p, rate[kCorrection])) + like(p, o[kEps]);
+    p -= like(p, rate[kOfGradient]) * d / root;
+    p -= like(p, rate[kOfMean]) * kept[kMean] / root;
   }
 };
 
@@ -231,43 +278,59 @@ struct NAdam {
 struct RAdam {
   enum Option { kLr, kBeta1, kBeta2, kEps, kWeightDecay, kMaximize, kDecoupled };
   enum Kept { kStep, kMean, kSquare };
+  enum Rate { kCorrection, kRoot, kRectified };  // the last 0 while it is not
   template <class T>
-  static PF_HD void update(const double* o, T& p, T g, T* kept) {
-    const bool decoupled = o[kDecoupled] != 0.0;
+  static PF_HD void advance(const double* o, T* kept, double* rate) {
     const double step = static_cast<double>(kept[kStep] += T(1));
-    if (decoupled && o[kWeightDecay] != 0.0) p *= T(1.0 - o[kLr] * o[kWeightDecay]);
-    const T d = descent_direction(p, g, o[kMaximize], decoupled ? 0.0 : o[kWeightDecay]);
-    kept[kMean] = lerp(kept[kMean], d, 1.0 - o[kBeta1]);
-    kept[kSquare] = kept[kSquare] * T(o[kBeta2]) + T(1.0 - o[kBeta2]) * d * d;
     const double fade = pow(o[kBeta2], step), correction = 1.0 - fade;
     const double most = 2.0 / (1.0 - o[kBeta2]) - 1.0;
     const double rho = most - 2.0 * step * fade / correction;
-    T move = kept[kMean] / T(1.0 - pow(o[kBeta1], step)) * T(o[kLr]);
-    if (rho > 5.0) {
-      const double rectified =
-          sqrt((rho - 4.0) * (rho - 2.0) * most / ((most - 4.0) * (most - 2.0) * rho));
-      move = move * (T(sqrt(correction)) / (sqrt(kept[kSquare]) + T(o[kEps]))) * T(rectified);
-    }
+    rate[kCorrection] = 1.0 - pow(o[kBeta1], step);
+    rate[kRoot] = sqrt(correction);
+    rate[kRectified] =
+        rho > 5.0 ? sqrt((rho - 4.0) * (rho - 2.0) * most / ((most - 4.0) * (most - 2.0) * rho))
+                  : 0.0;
+  }
+  template <class T>
+  static PF_HD void update(const double* o, const double* rate, T& p, T g, T* kept) {
+    const bool decoupled = o[kDecoupled] != 0.0;
+    if (decoupled && o[kWeightDecay] != 0.0) p *= like(p, 1.0 - o[kLr] * o[kWeightDecay]);
+    const T d = descent_direction(p, g, o[kMaximize], decoupled ? 0.0 : o[kWeightDecay]);
+    kept[kMean] = lerp(kept[kMean], d, 1.0 - o[kBeta1]);
+    kept[kSquare] = kept[kSquare] * like(p, o[kBeta2]) + like(p, 1.0 - o[kBeta2]) * d * d;
+    T move = kept[kMean] / like(p, rate[kCorrection]) * like(p, o[kLr]);
+    if (rate[kRectified] != 0.0)
+      move = move * (like(p, rate[kRoot]) / (sqrt(kept[kSquare]) + like(p, o[kEps]))) *
+             like(p, rate[kRectified]);
     p -= move;
   }
 };
 
+// f(Sgd{}) and so on.
+template <class F>
+PF_HD void with_rule(Method method, F&& f) {
+  switch (method) {
+    case Method::None: return;
+    case Method::Sgd: return f(Sgd{});
+    case Method::Adam: return f(Adam{});
+    case Method::Asgd: return f(Asgd{});
+    case Method::Rprop: return f(Rprop{});
+    case Method::RmsProp: return f(RmsProp{});
+    case Method::Adagrad: return f(Adagrad{});
+    case Method::Adadelta: return f(Adadelta{});
+    case Method::Adamax: return f(Adamax{});
+    case Method::NAdam: return f(NAdam{});
+    case Method::RAdam: return f(RAdam{});
+  }
+}
+
 template <class T>
 PF_HD void update(const UpdateRule& rule, T& p, T g, T* kept /* [kKept] */) {
-  const double* const o = rule.option;
-  switch (rule.method) {
-    case Method::None: return;
-    case Method::Sgd: return Sgd::update(o, p, g, kept);
-    case Method::Adam: return Adam::update(o, p, g, kept);
-    case Method::Asgd: return Asgd::update(o, p, g, kept);
-    case Method::Rprop: return Rprop::update(o, p, g, kept);
-    case Method::RmsProp: return RmsProp::update(o, p, g, kept);
-    case Method::Adagrad: return Adagrad::update(o, p, g, kept);
-    case Method::Adadelta: return Adadelta::update(o, p, g, kept);
-    case Method::Adamax: return Adamax::update(o, p, g, kept);
-    case Method::NAdam: return NAdam::update(o, p, g, kept);
-    case Method::RAdam: return RAdam::update(o, p, g, kept);
-  }
+  with_rule(rule.method, [&](auto of) {
+    double rate[kRates];
+    of.advance(rule.option, kept, rate);
+    of.update(rule.option, rate, p, g, kept);
+  });
 }
 
 }  // namespace PF_ISA

@@ -93,17 +93,18 @@ double degree_score(DegreeBy by, double n, int k, double squares, double total) 
   return n > k + 1 ? fit + 2 * k * n / (n - k - 1) : INFINITY;
 }
 
-// Of the points that count: their middle, and how far it is from one end to the other.
-std::pair<Pack, Pack> centre_and_range(int64_t n, const Pack* x, const Pack* w) {
-  Pack low = Pack::all(INFINITY), high = Pack::all(-INFINITY), any{};
+// Of the points that count: their mean, and how far they are on average from the first of them.
+std::pair<Pack, Pack> centre_and_spread(int64_t n, const Pack* x, const Pack* w, Pack counted) {
+  Pack first = x[0], sum{}, distance{};
+  if (w)
+    for (int64_t i = n - 1; i >= 0; --i) first = if_zero(w[i], first, x[i]);
   for (int64_t i = 0; i < n; ++i) {
-    const Pack below = if_less(x[i] - low, 0.0, x[i], low);
-    const Pack above = if_less(high - x[i], 0.0, x[i], high);
-    low = w ? if_zero(w[i], low, below) : below;
-    high = w ? if_zero(w[i], high, above) : above;
-    any += w ? w[i] : Pack::all(1.0);
+    const Pack t = w ? if_zero(w[i], Pack{}, x[i] - first) : x[i] - first;
+    sum += t;
+    distance += abs(t);
   }
-  return {if_zero(any, Pack{}, 0.5 * low + 0.5 * high), if_zero(any, Pack{}, high - low)};
+  const Pack each = if_zero(counted, Pack{}, 1.0 / counted);
+  return {first + sum * each, distance * each};
 }
 
 // One pack of fits: from y (and x, w where they are its own) to what the run leaves behind.
@@ -149,8 +150,8 @@ class EightFits {
       rank_ = if_zero(counted_, Pack{}, Pack::all(terms));
       return stream(x, y, w, weight);
     }
-    const auto [centre, range] = centre_and_range(n, x, w);
-    const Pack scale = if_less(-range, 0.0, 1.0 / range, one);
+    const auto [centre, spread] = centre_and_spread(n, x, w, counted_);
+    const Pack scale = if_zero(spread, one, 1.0 / spread);
     for (int64_t i = 0; i < n; ++i) {
       const Pack t = (x[i] - centre) * scale;
       x[i] = w ? if_zero(w[i], Pack{}, t) : t;
@@ -270,8 +271,8 @@ class EightFits {
       lanes_.p[j] = load_row(batch_.params, batch_.dtype, at, count_);
       lanes_.grad[j] = Pack{};
       for (int r = 0; r < kKept; ++r)
-        lanes_.kept[r][j] = batch_.kept[r] ? load_row(batch_.kept[r], batch_.dtype, at, count_)
-                                           : Pack::all(batch_.kept_scalar[r]);
+        lanes_.kept[j][r] =
+            batch_.kept[r] ? load_row(batch_.kept[r], batch_.dtype, at, count_) : Pack{};
     }
   }
 
@@ -294,7 +295,7 @@ class EightFits {
       const int64_t at = j * batch_.fits + fit_;
       if (schedule.epochs > 0) store_row(lanes_.grad[j], batch_.grad, batch_.dtype, at, count_);
       for (int r = 0; r < kKept; ++r)
-        if (batch_.kept[r]) store_row(lanes_.kept[r][j], batch_.kept[r], batch_.dtype, at, count_);
+        if (batch_.kept[r]) store_row(lanes_.kept[j][r], batch_.kept[r], batch_.dtype, at, count_);
     }
     leave();
   }

@@ -36,8 +36,8 @@ struct Batch {
   Engine engine = Engine::Moments;
   Schedule schedule;
   UpdateRule rule;
-  double kept_scalar[kKept] = {};  // rows of the rule's state that all fits share, and the others
-  void* kept[kKept] = {};          // [K, B] in dtype
+  double kept_once[kKept] = {};  // rows of the rule's state that all fits share
+  void* kept[kKept] = {};        // [K, B] in dtype, the others; null: not kept
 
   void* params = nullptr;           // [K, B] in dtype
   void* grad = nullptr;             // [K, B] in dtype, of the last step; null with solve
@@ -72,12 +72,17 @@ struct Jump {
 struct BatchPlan {
   Batch batch;
   const Design* design = nullptr;  // null where fits have x or weights of their own
-  LinearStep first, rest;          // of SGD
-  bool linear = false;
-  Jump jump[3];  // to the first recorded epoch, from one to the next, to the last
+  const double* rates = nullptr;   // [paced, kRates], of the first epochs
+  int64_t paced = 0;
+  double kept[kKept] = {};  // rows that all fits share, after those epochs
+  LinearStep step;          // of SGD whose buffers are filled
+  Jump jump[3];             // to the first recorded epoch, from one to the next, to the last
 };
 
 constexpr int kTileFits = 64;  // that are read together
+
+// Numbers [kKept] that a rule keeps once per tensor, so many steps later.
+void advance(const UpdateRule&, int64_t epochs, double* kept);
 
 // Fits from `first` on, until `seconds` are over; returns the first fit that is left.
 int64_t run_batch(const Batch&, int64_t first, double seconds, int threads);

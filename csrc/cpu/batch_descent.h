@@ -88,6 +88,7 @@ void descend(const BatchPlan& plan, const Objective& objective, Recorder record,
   const int terms = K ? K : plan.batch.n_terms;
   const Pack tol = Pack::all(schedule.tol);
   Pack previous = Pack::all(NAN), grad[kMaxTerms];
+  Pace pace(plan);
   for (int64_t epoch = 0;; ++epoch) {
     const Pack loss = objective(s.p, grad);
     s.loss = if_zero(s.active, s.loss, loss);
@@ -104,10 +105,7 @@ void descend(const BatchPlan& plan, const Objective& objective, Recorder record,
         return;
       }
     }
-    if (plan.linear)
-      update<K>(epoch == 0 ? plan.first : plan.rest, terms, grad, s);
-    else
-      update(plan.batch.rule, terms, grad, s);
+    update(plan.batch.rule, pace.at(epoch), terms, grad, s);
     for (int j = 0; j < terms; ++j) s.grad[j] = if_zero(s.active, s.grad[j], grad[j]);
     s.epochs += s.active;
   }
@@ -142,10 +140,11 @@ template <int K>
 void leap(const BatchPlan& plan, const AtOptimum<double, K>& objective, Recorder record, Lanes& s) {
   const Schedule& schedule = plan.batch.schedule;
   const int terms = K ? K : plan.batch.n_terms;
-  const bool with_buffer = plan.rest.p_b != 0.0 || plan.rest.b_b != 0.0;
-  const bool with_decay = plan.rest.p_p != 1.0 || plan.rest.b_p != 0.0;
+  const bool with_buffer = plan.step.p_b != 0.0 || plan.step.b_b != 0.0;
+  const bool with_decay = plan.step.p_p != 1.0 || plan.step.b_p != 0.0;
   Pack optimum[K ? K : kMaxTerms];
-  Pack* const buffer = s.kept[Sgd::kBuffer];
+  const auto buffer = [&](int j) -> Pack& { return s.kept[j][Sgd::kBuffer]; };
+  Pace pace(plan);
   back_substitute(terms, objective.factor, objective.along, optimum);
   const int64_t last = schedule.epochs - 1, every = schedule.record_every;
   const auto jump_to = [&](const Jump& jump) PF_ALWAYS_INLINE {
@@ -156,7 +155,7 @@ void leap(const BatchPlan& plan, const AtOptimum<double, K>& objective, Recorder
       Pack change{};
       for (int j = 0; j < terms; ++j) change += from[j] * entry[j];
       if (with_buffer)
-        for (int j = 0; j < terms; ++j) change += buffer[j] * entry[terms + j];
+        for (int j = 0; j < terms; ++j) change += buffer(j) * entry[terms + j];
       if (with_decay)
         for (int j = 0; j < terms; ++j) change += optimum[j] * entry[2 * terms + j];
       return change;
@@ -165,7 +164,7 @@ void leap(const BatchPlan& plan, const AtOptimum<double, K>& objective, Recorder
     if (with_buffer) for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE { to_b[i] = row(terms + i); });
     for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE {
       s.p[i] = (from[i] + to_p[i]) + optimum[i];
-      if (with_buffer) buffer[i] += to_b[i];
+      if (with_buffer) buffer(i) += to_b[i];
     });
   };
   for (int64_t epoch = 0;;) {
@@ -174,7 +173,7 @@ void leap(const BatchPlan& plan, const AtOptimum<double, K>& objective, Recorder
     if (epoch > last) break;
     if (records(schedule, epoch)) record(s.loss);
     if (epoch == 0 || epoch == last) {
-      update<K>(epoch == 0 ? plan.first : plan.rest, terms, s.grad, s);
+      update(plan.batch.rule, pace.at(epoch), terms, s.grad, s);
       if (++epoch > last) {
         Pack unused[K ? K : kMaxTerms];
         s.loss = objective(s.p, unused);

@@ -73,10 +73,10 @@ OwnedDesign design_of(const Batch& batch) {
   return design;
 }
 
-// How SGD's step responds to parameter, gradient and buffer.
-LinearStep linear_step(const UpdateRule& rule, double filled) {
+// How SGD's step responds to parameter, gradient and buffer, once that is filled.
+LinearStep linear_step(const UpdateRule& rule) {
   const auto respond = [&](double p, double g, double b, double& to_p, double& to_b) {
-    double kept[kKept] = {b, filled};
+    double kept[kKept] = {b, 1.0};
     update(rule, p, g, kept);
     to_p = p, to_b = kept[Sgd::kBuffer];
   };
@@ -85,6 +85,23 @@ LinearStep linear_step(const UpdateRule& rule, double filled) {
   respond(0.0, 1.0, 0.0, step.p_g, step.b_g);
   respond(0.0, 0.0, 1.0, step.p_b, step.b_b);
   return step;
+}
+
+constexpr int64_t kMostPaced = 1 << 16;
+
+// Powers of numbers cost as much as an epoch of eight fits: they are taken once for all.
+std::vector<double> pace(BatchPlan& plan) {
+  const UpdateRule& rule = plan.batch.rule;
+  const bool settles = rule.method == Method::None || rule.method == Method::Sgd;
+  plan.paced = std::min(plan.batch.schedule.epochs, settles ? 1 : kMostPaced);
+  std::vector<double> rates(static_cast<size_t>(plan.paced * kRates));
+  std::copy_n(plan.batch.kept_once, kKept, plan.kept);
+  with_rule(rule.method, [&](auto of) {
+    for (int64_t epoch = 0; epoch < plan.paced; ++epoch)
+      of.advance(rule.option, plan.kept, rates.data() + epoch * kRates);
+  });
+  plan.rates = rates.data();
+  return rates;
 }
 
 // One epoch of (parameters - optimum, buffer, optimum), less the identity; [3 K, 3 K + 1].
@@ -117,7 +134,7 @@ std::vector<std::vector<double>> jumps_of(BatchPlan& plan) {
   const Schedule& schedule = plan.batch.schedule;
   const int terms = plan.batch.n_terms, n = 3 * terms;
   const int64_t last = schedule.epochs - 1, every = schedule.record_every;
-  const std::vector<double> epoch = epoch_map(plan.batch, *plan.design, plan.rest);
+  const std::vector<double> epoch = epoch_map(plan.batch, *plan.design, plan.step);
   const int64_t lengths[3] = {every > 0 ? std::min(every, last) - 1 : last - 1, every,
                               every > 0 ? last - last / every * every : 0};
   std::vector<std::vector<double>> maps;
@@ -135,23 +152,29 @@ std::vector<std::vector<double>> jumps_of(BatchPlan& plan) {
 
 }  // namespace
 
+void advance(const UpdateRule& rule, int64_t epochs, double* kept) {
+  double rate[kRates];
+  with_rule(rule.method, [&](auto of) {
+    for (int64_t epoch = 0; epoch < epochs; ++epoch) of.advance(rule.option, kept, rate);
+  });
+}
+
 int64_t run_batch(const Batch& batch, int64_t first, double seconds, int threads) {
   using Clock = std::chrono::steady_clock;
   const Clock::time_point start = Clock::now();
   BatchPlan plan;
   plan.batch = batch;
-  plan.linear = batch.rule.method == Method::None || batch.rule.method == Method::Sgd;
-  if (plan.linear) {
-    plan.first = linear_step(batch.rule, batch.kept_scalar[Sgd::kFilled]);
-    plan.rest = linear_step(batch.rule, 1.0);
-  }
+  const std::vector<double> rates = pace(plan);
   OwnedDesign design;
   std::vector<std::vector<double>> maps;
   const bool streams = !batch.solve && batch.engine == Engine::Stream;
   if (batch.x.fit == 0 && (!batch.w.at || (batch.w.fit == 0 && !streams))) {
     design = design_of(batch);
     plan.design = &design.view;
-    if (!batch.solve && batch.engine == Engine::ClosedForm) maps = jumps_of(plan);
+    if (!batch.solve && batch.engine == Engine::ClosedForm) {
+      plan.step = linear_step(batch.rule);
+      maps = jumps_of(plan);
+    }
   }
   // A share of the fits for every thread, many times over where a look at the clock is wanted.
   const auto pass = passes().batch;

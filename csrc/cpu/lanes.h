@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "../core/optimizer.h"
 #include "batch.h"
 #include "samples.h"
 
@@ -44,39 +45,40 @@ inline void store_row(Pack value, void* rows, Dtype dtype, int64_t at, int count
 
 // Parameters of eight fits and what the rule keeps of them.
 struct Lanes {
-  Pack p[kMaxTerms], grad[kMaxTerms], kept[kKept][kMaxTerms];
+  Pack p[kMaxTerms], grad[kMaxTerms], kept[kMaxTerms][kKept];
   Pack loss{}, epochs{}, active = Pack::all(1.0);
   Pack start_loss{};
 };
 
-template <int K>
-PF_INLINE void update(const LinearStep& step, int n_terms, const Pack* grad, Lanes& s) {
-  for_terms<K>(n_terms, [&](int j) PF_ALWAYS_INLINE {
-    Pack &p = s.p[j], &buffer = s.kept[Sgd::kBuffer][j];
-    const Pack moved = p * step.p_p + grad[j] * step.p_g + buffer * step.p_b;
-    const Pack filled = p * step.b_p + grad[j] * step.b_g + buffer * step.b_b;
-    p = if_zero(s.active, p, moved);
-    buffer = if_zero(s.active, buffer, filled);
-  });
-}
-
-// Fit by fit, those that go on.
-inline void update(const UpdateRule& rule, int n_terms, const Pack* grad, Lanes& s) {
-  for (int j = 0; j < n_terms; ++j) {
-    double p[kLanes], g[kLanes], kept[kKept][kLanes];
-    s.p[j].store(p);
-    grad[j].store(g);
-    for (int r = 0; r < kKept; ++r) s.kept[r][j].store(kept[r]);
-    for (int i = 0; i < kLanes; ++i) {
-      if (s.active.lane(i) == 0.0) continue;
-      double of_one[kKept];
-      for (int r = 0; r < kKept; ++r) of_one[r] = kept[r][i];
-      polyfuse::update(rule, p[i], g[i], of_one);
-      for (int r = 0; r < kKept; ++r) kept[r][i] = of_one[r];
-    }
-    s.p[j] = Pack::load(p);
-    for (int r = 0; r < kKept; ++r) s.kept[r][j] = Pack::load(kept[r]);
+// The rates of one epoch after the other: those of the plan's table, which all fits share, and
+// what follows it.
+class Pace {
+ public:
+  explicit Pace(const BatchPlan& plan) : plan_(plan) { std::copy_n(plan.kept, kKept, kept_); }
+  const double* at(int64_t epoch) {
+    if (epoch < plan_.paced) return plan_.rates + epoch * kRates;
+    with_rule(plan_.batch.rule.method,
+              [&](auto of) { of.advance(plan_.batch.rule.option, kept_, rate_); });
+    return rate_;
   }
+
+ private:
+  const BatchPlan& plan_;
+  double kept_[kKept], rate_[kRates];
+};
+
+// Of those that go on. Not inlined, as every objective calls it.
+__attribute__((noinline)) inline void update(const UpdateRule& rule, const double* rate,
+                                             int n_terms, const Pack* grad, Lanes& s) {
+  with_rule(rule.method, [&](auto of) PF_ALWAYS_INLINE {
+    for (int j = 0; j < n_terms; ++j) {
+      Pack p = s.p[j], kept[kKept];
+      for (int r = 0; r < kKept; ++r) kept[r] = s.kept[j][r];
+      of.update(rule.option, rate, p, grad[j], kept);
+      s.p[j] = if_zero(s.active, s.p[j], p);
+      for (int r = 0; r < kKept; ++r) s.kept[j][r] = if_zero(s.active, s.kept[j][r], kept[r]);
+    }
+  });
 }
 
 struct Recorder {

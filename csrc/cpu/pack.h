@@ -146,6 +146,7 @@ struct PackOf {
     return result;
   }
   PF_INLINE PackOf& operator+=(const PackOf& b) { return *this = *this + b; }
+  PF_INLINE PackOf& operator-=(const PackOf& b) { return *this = *this - b; }
   PF_INLINE PackOf& operator*=(const PackOf& b) { return *this = *this * b; }
 
   S lane(int i) const { return part[i / kPartLanes][i % kPartLanes]; }

@@ -14,7 +14,6 @@ from ..bases import recurrence_of
 from ..criteria import Criterion
 from ..rules import (
     METHODS,
-    STEP,
     Kept,
     Options,
     SgdOptions,
@@ -142,19 +141,6 @@ class Run:
                 there.copy_(new)
 
 
-def left(rows: list[tuple[Kept, Any]], kept: list[Any], done: int, longest: int) -> list[Any]:
-    """What a rule keeps after `done` epochs of the fit that took most; rows: as they were."""
-    now: list[Any] = []
-    for (what, value), after in zip(rows, kept, strict=True):
-        if what is STEP:
-            now.append(value + done)
-        elif what.scalar:
-            now.append(after[0, longest].clone())
-        else:
-            now.append(after if isinstance(value, torch.Tensor) else None)
-    return now
-
-
 class Cpu:
     name = "cpu"
     launches: Callable[[], int] = staticmethod(_C.launches)
@@ -204,26 +190,26 @@ class Cpu:
         if run.tol >= 0:  # or each fit does all
             batch.epochs = out.epochs.data_ptr()
         batch.recorded = out.recorded.data_ptr()
-        kept: list[Any] = []
         rows = run.rows()
         for row, (what, value) in enumerate(rows):
-            if what.scalar and what is not STEP:  # a number that follows the count of steps
-                value = run._filled(value)
-            if isinstance(value, torch.Tensor):
-                batch.keep(row, value.data_ptr(), 0.0)
-            else:
-                batch.keep(row, 0, value)
-            kept.append(value)
+            if what.scalar:
+                batch.keep_once(row, value)
+            elif isinstance(value, torch.Tensor):
+                batch.keep(row, value.data_ptr())
         if isinstance(run.options, SgdOptions):
-            batch.keep(1, 0, run.filled)
+            batch.keep_once(1, run.filled)
         _run(batch, n_fits)
-        longest, done = 0, run.epochs
+        done = run.epochs
         if run.tol >= 0:
-            longest = int(out.epochs.argmax())
-            done = int(out.epochs[longest])
+            done = int(out.epochs.max())
         else:
             out = out._replace(epochs=torch.full((), done).expand(n_fits))
-        return out._replace(kept=left(rows, kept, done, longest))
+        once = batch.kept_after(done)
+        kept = [
+            once[row] if what.scalar else value if isinstance(value, torch.Tensor) else None
+            for row, (what, value) in enumerate(rows)
+        ]
+        return out._replace(kept=kept)
 
 
 def _told(fits: Fits) -> tuple[Any, Outcome]:

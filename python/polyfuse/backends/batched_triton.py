@@ -10,7 +10,7 @@ import torch
 from ..bases import recurrence_of
 from ..rules import SgdOptions
 from . import launch
-from .batched import DEGREE_BY, Fits, Outcome, Run, left
+from .batched import DEGREE_BY, Fits, Outcome, Run
 from .device import device_rule
 from .triton import interpreted
 
@@ -88,8 +88,13 @@ class BatchedTriton:
             RECORD=bool(every), **told,
         )  # fmt: skip
         longest = int(out.epochs.argmax())
-        after = [row.to(fits.params.dtype) for row in kept[: len(rows)]]
-        return out._replace(kept=left(rows, after, int(out.epochs[longest]), longest))
+        after = [
+            row[0, longest].cpu() if what.scalar
+            else row.to(fits.params.dtype) if isinstance(value, torch.Tensor)
+            else None
+            for (what, value), row in zip(rows, kept, strict=False)
+        ]  # fmt: skip
+        return out._replace(kept=after)
 
 
 def _launch(kernel: Any, fits: Fits, *arguments: Any, **constants: Any) -> None:
