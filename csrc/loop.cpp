@@ -235,7 +235,8 @@ PyObject* Loop::objective(PyObject* const* args, size_t n_args) {
   for (const auto& p : loop->predictions_)
     if (p.record == forward) forward_object = p.record_object;
   if (!loop->sees_criterion(args[0]) || !loop->x_.is(forward->x.ptr()) || !forward->untouched() ||
-      !undisturbed() || !(loop->sees_target(args[2]) || loop->adopt_target(args[2])))
+      !undisturbed() || !(loop->sees_target(args[2]) || loop->adopt_target(args[2])) ||
+      !loop->serves(loop->criterion_))
     return nullptr;
   auto pooled = unheld(loop->losses_);
   if (!pooled.record) return nullptr;
