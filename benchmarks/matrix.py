@@ -22,7 +22,7 @@ from polyfuse import workload
 from polyfuse.optim.classes import FUSED
 from run import header, pretty
 
-SIGNS, COUNTS = "signs", "counts"  # what targets a criterion takes
+SIGNS, COUNTS, CLASSES = "signs", "counts", "classes"  # what targets a criterion takes
 CRITERIA: dict[str, tuple[str, dict[str, Any]]] = {
     "MSELoss": ("", {}),
     "L1Loss": ("", {}),
@@ -32,12 +32,33 @@ CRITERIA: dict[str, tuple[str, dict[str, Any]]] = {
     "BCEWithLogitsLoss": (COUNTS, {}),
     "PoissonNLLLoss": (COUNTS, {}),
     "KLDivLoss": (COUNTS, {"reduction": "batchmean"}),
+    "CrossEntropyLoss": (CLASSES, {}),
 }
+
+
+class Logits(torch.nn.Module):
+    """Three quadratics, of torch alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coefficients = torch.nn.Parameter(torch.zeros(3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.unsqueeze(-1)
+        return (self.coefficients[2] * x + self.coefficients[1]) * x + self.coefficients[0]
+
+
+def make_model(nn: Any, kind: str) -> Any:
+    if kind != CLASSES:
+        return workload.make_model(nn)
+    return nn.Polynomial(2, outputs=3) if nn is pf.nn else Logits()
 
 
 def data(kind: str, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     x = torch.linspace(-1, 1, n)
     y = torch.sin(3 * x)
+    if kind == CLASSES:
+        return x, (y > -0.5).long() + (y > 0.5).long()
     if kind:
         y = (y > 0).float()
     return x, 2 * y - 1 if kind == SIGNS else y
@@ -52,7 +73,7 @@ def seconds_a_step(call: Callable[[], Any], steps: int) -> float:
 def loop(nn: Any, optim: Any, optimizer: str, criterion: str, n: int) -> Callable[[int], Any]:
     kind, options = CRITERIA[criterion]
     x, y = data(kind, n)
-    model = workload.make_model(nn)
+    model = make_model(nn, kind)
     loss = getattr(nn, criterion)(**options)
     stepper = getattr(optim, optimizer)(model.parameters(), lr=1e-4)
     return lambda steps: workload.loop(model, loss, stepper, x, y, steps)
@@ -61,7 +82,7 @@ def loop(nn: Any, optim: Any, optimizer: str, criterion: str, n: int) -> Callabl
 def compiled(criterion: str, n: int) -> Callable[[int], Any]:
     kind, options = CRITERIA[criterion]
     x, y = data(kind, n)
-    model = workload.make_model(torch.nn)
+    model = make_model(torch.nn, kind)
     function = getattr(torch.nn, criterion)(**options)
     loss = torch.compile(lambda x, y: function(model(x), y))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)

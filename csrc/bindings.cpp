@@ -114,7 +114,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<pf::Criterion>(m, "Criterion")
       .def(py::init([](int kind, double weight, double beta, double delta, double pos_weight,
                        double eps, double variance, bool log_input, bool full, bool log_target,
-                       bool per_row) {
+                       bool per_row, uintptr_t class_weight, int64_t ignore, double smoothing) {
              return pf::Criterion{static_cast<pf::CriterionKind>(kind),
                                   weight,
                                   beta,
@@ -126,12 +126,16 @@ PYBIND11_MODULE(_C, m) {
                                   log_input,
                                   full,
                                   log_target,
-                                  per_row};
+                                  per_row,
+                                  reinterpret_cast<const double*>(class_weight),
+                                  ignore,
+                                  smoothing};
            }),
            py::arg("kind"), py::kw_only(), py::arg("weight") = 1.0, py::arg("beta") = 1.0,
            py::arg("delta") = 1.0, py::arg("pos_weight") = 1.0, py::arg("eps") = 0.0,
            py::arg("variance") = 1.0, py::arg("log_input") = true, py::arg("full") = false,
-           py::arg("log_target") = false, py::arg("per_row") = false)
+           py::arg("log_target") = false, py::arg("per_row") = false, py::arg("class_weight") = 0,
+           py::arg("ignore") = -100, py::arg("smoothing") = 0.0)
       .def_readonly("per_row", &pf::Criterion::per_row)
       .def_property_readonly("address", [](const pf::Criterion& criterion) {
         return reinterpret_cast<uintptr_t>(&criterion);
@@ -140,6 +144,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<pf::Plan>(m, "Plan")
       .def(py::init<int, int, py::list, double, double>())
       .def("set_rule", &pf::Plan::set_rule)
+      .def("set_classes", [](pf::Plan& p, const pf::Classes& classes) { p.classes = classes; })
       .def("set_changes", &pf::Plan::set_changes)
       .def_property(
           "criterion", [](const pf::Plan& p) { return p.problem.criterion; },

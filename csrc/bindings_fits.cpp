@@ -124,26 +124,27 @@ void bind_surface(py::module_& m) {
 
 void bind_classes(py::module_& m) {
   py::class_<Classes>(m, "Classes")
-      .def(py::init([](SeriesTuple x, Address index, SeriesTuple share, Address weight, int64_t n,
-                       int64_t ignore, int n_terms, int n_classes, double shift, double scale,
-                       double smoothing, std::tuple<Address, Address, Address> basis, bool mean) {
+      .def(py::init([](int n_terms, int n_classes, double shift, double scale,
+                       std::tuple<Address, Address, Address> basis) {
         const auto [alpha, beta, gamma] = basis;
         Classes s;
-        s.x = series(x);
-        s.index = at<const int64_t>(index);
-        s.share = series(share);
-        s.weight = at<const double>(weight);
-        s.n = n;
-        s.ignore = ignore;
         s.n_terms = n_terms;
         s.n_classes = n_classes;
         s.shift = shift;
         s.scale = scale;
-        s.smoothing = smoothing;
         s.basis = {at<const double>(alpha), at<const double>(beta), at<const double>(gamma)};
-        s.mean = mean;
         return s;
       }))
+      .def("read",
+           [](Classes& s, const SeriesTuple& x, Address index, const SeriesTuple& share, int64_t n,
+              const Criterion& criterion, bool mean) {
+             s.x = series(x);
+             s.index = at<const int64_t>(index);
+             s.share = series(share);
+             s.n = n;
+             s.criterion = criterion;
+             s.mean = mean;
+           })
       .def("descend",
            [](const Classes& s, int, py::handle, const py::list& rows, int64_t first_epoch,
               int64_t epochs, int64_t record_every, double tol, double seconds, double previous,

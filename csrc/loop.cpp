@@ -120,12 +120,15 @@ void Loop::add(Pool<Record>& pool, py::handle self, py::object wrapper, const py
   }
   auto* known = record.cast<Record*>();
   Origin origin{self.ptr(), this, nullptr, nullptr};
-  if constexpr (std::is_same_v<Record, Forward>)
+  Layout of_x;
+  if constexpr (std::is_same_v<Record, Forward>) {
     origin.forward = known;
-  else
+    of_x = Layout::of(known->x.ptr());
+  } else {
     origin.objective = known;
+  }
   origins[wrapper.ptr()] = origin;
-  pool.push_back({std::move(wrapper), record, known});
+  pool.push_back({std::move(wrapper), record, known, of_x});
 }
 
 void Loop::pool_prediction(py::handle self, py::object wrapper, const py::object& record) {
@@ -154,11 +157,12 @@ void Loop::unpool(py::handle wrapper) {
 }
 
 template <class Record>
-Loop::Pooled<Record> Loop::unheld(const Pool<Record>& pool) {
+Loop::Pooled<Record> Loop::unheld(const Pool<Record>& pool, const Layout* of_x) {
   Pooled<Record> found, idle;
   for (const auto& pooled : pool) {
-    if (pooled.wrapper.ref_count() != 1 ||      // the pool's
-        pooled.record_object.ref_count() != 2)  // the pool's and the wrapper's
+    if (pooled.wrapper.ref_count() != 1 ||         // the pool's
+        pooled.record_object.ref_count() != 2 ||   // the pool's and the wrapper's
+        (of_x && !pooled.of_x.same_shape(*of_x)))  // the wrapper keeps its shape
       continue;
     if (found.record) {
       idle = pooled;
@@ -203,7 +207,7 @@ PyObject* Loop::predict(PyObject* const* args, size_t n_args) {
   if (!loop || !loop->in_place() || !undisturbed() || backward_watched() || inside_ddp() ||
       !(loop->sees(args[1]) || loop->adopt(args[1])))
     return nullptr;
-  auto pooled = unheld(loop->predictions_);
+  auto pooled = unheld(loop->predictions_, &loop->x_.layout());
   if (!pooled.record) return nullptr;
   loop->begin(*pooled.record, py::reinterpret_borrow<py::object>(args[1]));
   return pooled.wrapper.release().ptr();
@@ -220,7 +224,8 @@ PyObject* Loop::objective(PyObject* const* args, size_t n_args) {
   for (const auto& p : loop->predictions_)
     if (p.record == forward) forward_object = p.record_object;
   if (!loop->sees_criterion(args[0]) || !loop->x_.is(forward->x.ptr()) || !forward->untouched() ||
-      !undisturbed() || !(loop->sees_target(args[2]) || loop->adopt_target(args[2])))
+      !undisturbed() || !(loop->sees_target(args[2]) || loop->adopt_target(args[2])) ||
+      !loop->serves(loop->criterion_))
     return nullptr;
   auto pooled = unheld(loop->losses_);
   if (!pooled.record) return nullptr;

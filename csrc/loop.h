@@ -38,6 +38,7 @@ class Loop : public Step {
   struct Pooled {
     py::object wrapper, record_object;
     Record* record = nullptr;
+    Layout of_x;  // whose shape a prediction has
   };
   template <class Record>
   using Pool = std::vector<Pooled<Record>>;
@@ -45,7 +46,7 @@ class Loop : public Step {
   template <class Record>
   void add(Pool<Record>& pool, py::handle self, py::object wrapper, const py::object& record);
   template <class Record>
-  static Pooled<Record> unheld(const Pool<Record>& pool);
+  static Pooled<Record> unheld(const Pool<Record>& pool, const Layout* of_x = nullptr);
 
   static PyObject* predict(PyObject* const* args, size_t n_args);
   static PyObject* objective(PyObject* const* args, size_t n_args);

@@ -4,8 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <vector>
 
+#include "cpu/classes.h"
 #include "cpu/run.h"
 
 namespace polyfuse {
@@ -21,6 +23,7 @@ struct Plan {
   std::vector<UpdateRule> rule;
   std::vector<int64_t> changes;
   Problem problem;
+  std::optional<Classes> classes;  // what a model of several outputs has in place of a map
 
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;

@@ -1,6 +1,7 @@
 #include "step.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <unordered_set>
 #include <utility>
@@ -142,6 +143,7 @@ void Step::store(const py::array_t<double>& params) {
 void Step::see(const py::object& x, const py::object& y) {
   x_ = Seen(x);
   y_ = y.is_none() ? Seen() : Seen(y);
+  if (!y.is_none()) target_ = y_.layout();
   const Layout &of_x = x_.layout(), &of_y = y_.layout();
   data_ = plan_.problem.data;
   data_.x = of_x.address;
@@ -163,7 +165,12 @@ bool Step::adopt(PyObject* x) {
 bool Step::adopt_target(PyObject* y) {
   if (!x_.tensor()) return false;
   const Layout layout = is_plain(y) ? Layout::of_any(y) : Layout{};
-  if (!layout.serves_as(x_.layout()) || !layout.same_shape(x_.layout())) return false;
+  Layout like = x_.layout();
+  if (plan_.classes) {
+    like = target_;
+    like.shape[0] = x_.layout().shape[0];
+  }
+  if (!layout.serves_as(like) || !layout.same_shape(like)) return false;
   see(py::reinterpret_borrow<py::object>(x_.tensor()), py::reinterpret_borrow<py::object>(y));
   return true;
 }
@@ -244,16 +251,27 @@ bool Step::launch(Objective& objective, int threads) {
   const bool squared = problem.criterion.kind == CriterionKind::SquaredError;
   const Moments* moments = moments_ && squared && !problem.data.w ? &*moments_ : nullptr;
   const Forward& forward = *objective.forward;
+  const auto look = [&](double* grad) {
+    const double* params = forward.params.data();
+    return plan_.classes ? polyfuse::objective(classes_of(objective), threads, params, grad)
+                         : polyfuse::objective(problem, moments, params, grad);
+  };
   double loss;
   if (moments || data_.n < kLongLaunch) {
-    loss = polyfuse::objective(problem, moments, forward.params.data(), grad_.data());
+    loss = look(grad_.data());
   } else {
     std::vector<double> grad(grad_.size());  // other threads may launch meanwhile
     {
       py::gil_scoped_release release;
-      loss = polyfuse::objective(problem, nullptr, forward.params.data(), grad.data());
+      loss = look(grad.data());
     }
     grad_ = std::move(grad);
+  }
+  if (const int64_t* bad =
+          plan_.classes && std::isnan(loss) ? class_out_of_range(classes_of(objective)) : nullptr) {
+    PyErr_Format(PyExc_IndexError, "target: expected classes from 0 to %d, got %lld",
+                 plan_.classes->n_classes - 1, static_cast<long long>(*bad));
+    throw py::error_already_set();
   }
   count_launch();
   if (dtype_ == Dtype::Float32) {
@@ -270,6 +288,21 @@ bool Step::launch(Objective& objective, int threads) {
   });
   update();
   return true;
+}
+
+Classes Step::classes_of(const Objective& objective) const {
+  Classes classes = *plan_.classes;
+  classes.x = {data_.x, data_.x_stride, 0, dtype_};
+  classes.n = data_.n;
+  if (y_.layout().n_dims == 1) {
+    classes.index = static_cast<const int64_t*>(data_.y);
+    classes.index_stride = data_.y_stride;
+  } else {
+    classes.share = {data_.y, classes.n_classes, 1, dtype_};
+  }
+  classes.criterion = objective.criterion;
+  classes.mean = objective.mean;
+  return classes;
 }
 
 template <class F>

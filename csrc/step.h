@@ -61,6 +61,10 @@ class Step {
   bool adopt_target(PyObject* y);
   bool sees(PyObject* x) const { return x_.same(x); }
   bool sees_target(PyObject* y) const { return y_.same(y); }
+  // Of the target that is seen: torch refuses probabilities where a class is to be left out.
+  bool serves(const Criterion& c) const {
+    return !plan_.classes || y_.layout().n_dims == 1 || c.ignore < 0;
+  }
   // Moments of the data, good while the versions of x and y are these; or none, to read it.
   void settle(std::optional<Moments> moments, long x_version, long y_version);
 
@@ -105,6 +109,7 @@ class Step {
   void set_grads_to(const double* values);
   static std::vector<Layout> layouts(const std::vector<py::object>& tensors);
   void update();
+  Classes classes_of(const Objective& objective) const;
 
   Plan& plan_;
   Dtype dtype_;
@@ -117,6 +122,7 @@ class Step {
   Watch module_watch_;
 
   Seen x_, y_;
+  Layout target_;  // the last that Python has found acceptable
   Data data_;
   std::optional<Moments> moments_;
   long moments_x_version_ = 0, moments_y_version_ = 0;

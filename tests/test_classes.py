@@ -133,7 +133,7 @@ def test_bad_input_changes_nothing():
         (
             {"criterion": nn.CrossEntropyLoss(weight=torch.ones(4, device="meta"))},
             ValueError,
-            "criterion: expected a weight on cpu, got meta",
+            "criterion: weight: expected a plain tensor on the CPU",
         ),
         ({"y": y.to("meta")}, ValueError, "y: expected the device of x, cpu, got meta"),
         ({"sample_weight": x.abs()}, ValueError, "sample_weight: not with CrossEntropyLoss"),

@@ -72,7 +72,9 @@ def test_mini_batches(sides):
             if (epoch, first) == (3, 4):
                 x = x.clone().requires_grad_()
             before = launches()
-            loss = side.criterion(side.model(x), y)
+            y_pred = side.model(x)
+            assert y_pred.shape == x.shape and len(y_pred) == len(x)
+            loss = side.criterion(y_pred, y)
             side.optimizer.zero_grad()
             loss.backward()
             side.optimizer.step()

@@ -20,6 +20,7 @@ enum class CriterionKind : int32_t {
   PoissonNLL = 6,
   KLDiv = 7,
   GaussianNLL = 8,
+  CrossEntropy = 9,  // of several outputs, in cpu/classes.cpp
 };
 
 // A criterion and its options, named as torch's; each kind reads its own, all the weight.
@@ -36,6 +37,9 @@ struct Criterion {
   bool full = false;        // PoissonNLL, GaussianNLL
   bool log_target = false;  // KLDiv
   bool per_row = false;     // a mean is taken over the rows of the data, not over the samples
+  const double* class_weight = nullptr;  // CrossEntropy, [C]; null: 1 each
+  int64_t ignore = -100;                 // CrossEntropy: samples of this class are left out
+  double smoothing = 0.0;
 };
 
 // N samples. The polynomial's variable is u = (x - shift) * scale.

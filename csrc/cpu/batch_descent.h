@@ -131,6 +131,7 @@ void descend_on(const BatchPlan& plan, const U* u, const Pack* y, const Pack* w,
     case CriterionKind::PoissonNLL: return run(PoissonNLL{});
     case CriterionKind::KLDiv: return run(KLDiv{});
     case CriterionKind::GaussianNLL: return run(GaussianNLL{});
+    case CriterionKind::CrossEntropy: return;  // of several outputs
   }
 }
 

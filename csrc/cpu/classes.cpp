@@ -13,23 +13,25 @@ namespace {
 // share[c] = probability of class c for eight samples, smoothed, times the weight of the class; 0
 // for samples that are left out. Returns what they count in a mean.
 Pack load_shares(const Classes& s, int64_t i, int count, Pack* share) {
-  const double rest = s.smoothing / s.n_classes, whole = 1.0 - s.smoothing;
+  const Criterion& criterion = s.criterion;
+  const double rest = criterion.smoothing / s.n_classes, whole = 1.0 - criterion.smoothing;
   double counted[kLanes] = {}, lane[kLanes];
   for (int c = 0; c < s.n_classes; ++c) {
+    const double weight = criterion.class_weight ? criterion.class_weight[c] : 1.0;
     for (int j = 0; j < kLanes; ++j) {
       lane[j] = 0.0;
       if (j >= count) continue;
       if (s.index) {
-        const int64_t t = s.index[i + j];
-        if (t == s.ignore) continue;
-        lane[j] = s.weight[c] * ((t == c ? whole : 0.0) + rest);
-        if (t == c) counted[j] = s.weight[c];
+        const int64_t t = s.index[(i + j) * s.index_stride];
+        if (t == criterion.ignore) continue;
+        lane[j] = t < 0 || t >= s.n_classes ? NAN : weight * ((t == c ? whole : 0.0) + rest);
+        if (t == c) counted[j] = weight;
       } else {
         const int64_t at = (i + j) * s.share.sample + c * s.share.fit;
         const double q = s.share.dtype == Dtype::Float32
                              ? static_cast<const float*>(s.share.at)[at]
                              : static_cast<const double*>(s.share.at)[at];
-        lane[j] = s.weight[c] * (q * whole + rest);
+        lane[j] = weight * (q * whole + rest);
         counted[j] = 1.0;
       }
     }

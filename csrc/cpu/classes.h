@@ -7,18 +7,22 @@
 namespace polyfuse {
 
 struct Classes {
+  int32_t n_terms = 0, n_classes = 0;
+  double shift = 0.0, scale = 1.0;
+  Recurrence basis;
+
   Series x;                        // [N]
   const int64_t* index = nullptr;  // [N], the classes; or
-  Series share;                    // [N, C], the probability of each, `fit` between classes
-  const double* weight = nullptr;  // [C] of the classes
-  int64_t n = 0, ignore = -100;    // samples of the class `ignore` are left out
-  int32_t n_terms = 0, n_classes = 0;
-  double shift = 0.0, scale = 1.0, smoothing = 0.0;
-  Recurrence basis;
+  int64_t index_stride = 1;
+  Series share;  // [N, C], the probability of each, `fit` between classes
+  int64_t n = 0;
+  Criterion criterion;
   bool mean = true;
 };
 
-// Parameters are [K, C].
+// Parameters are [K, C]. The loss is nan where a class is out of range.
+double objective(const Classes&, int threads, const double* params, double* grad);
+const int64_t* class_out_of_range(const Classes&);  // the first; null: none
 Report descend(const Classes&, const UpdateRule* rule, const Schedule&, int threads, State);
 
 }  // namespace polyfuse

@@ -4,21 +4,34 @@
 
 namespace polyfuse {
 
+double objective(const Classes& s, int threads, const double* params, double* grad) {
+  const int n_params = s.n_terms * s.n_classes;
+  std::vector<double> sums(static_cast<size_t>(2 + n_params));
+  reduce(s.n, 2 + n_params, threads, sums.data(), [&](int64_t begin, int64_t end, double* out) {
+    passes_for(s.n).class_loss(s, params, begin, end, out);
+  });
+  const double weight = s.mean ? 1.0 / sums[1] : 1.0;
+  for (int j = 0; j < n_params; ++j) grad[j] = sums[1] > 0.0 ? weight * sums[2 + j] : 0.0;
+  return weight * sums[0];
+}
+
+const int64_t* class_out_of_range(const Classes& s) {
+  for (int64_t i = 0; s.index && i < s.n; ++i) {
+    const int64_t* at = s.index + i * s.index_stride;
+    if ((*at < 0 || *at >= s.n_classes) && *at != s.criterion.ignore) return at;
+  }
+  return nullptr;
+}
+
 Report descend(const Classes& s, const UpdateRule* rule, const Schedule& schedule, int threads,
                State state) {
   const int n_params = s.n_terms * s.n_classes;
-  std::vector<double> sums(static_cast<size_t>(2 + n_params));
-  const auto objective = [&](Alone, const double* params, double* grad) {
-    reduce(s.n, 2 + n_params, threads, sums.data(), [&](int64_t begin, int64_t end, double* out) {
-      passes().class_loss(s, params, begin, end, out);
-    });
-    const double weight = s.mean ? 1.0 / sums[1] : 1.0;
-    for (int j = 0; j < n_params; ++j) grad[j] = sums[1] > 0.0 ? weight * sums[2 + j] : 0.0;
-    return weight * sums[0];
+  const auto look = [&](Alone, const double* params, double* grad) {
+    return objective(s, threads, params, grad);
   };
   return with_clock(n_params, rule, schedule,
                     [&](auto& descent, auto& out, auto& record, auto& pause) {
-                      step_by_step(Alone{}, objective, descent, out, state, record, pause);
+                      step_by_step(Alone{}, look, descent, out, state, record, pause);
                     });
 }
 

@@ -116,6 +116,7 @@ void loss(const Data& data, const Criterion& criterion, const double* coef, int 
     case CriterionKind::PoissonNLL: return usual(PoissonNLL{});
     case CriterionKind::KLDiv: return usual(KLDiv{});
     case CriterionKind::GaussianNLL: return usual(GaussianNLL{});
+    case CriterionKind::CrossEntropy: return;  // of several outputs
   }
 }
 

@@ -168,6 +168,7 @@ void surface_loss(const Surface& s, const double* coef, int64_t begin, int64_t e
     case CriterionKind::PoissonNLL: return loss_of<PoissonNLL>(s, coef, begin, end, out);
     case CriterionKind::KLDiv: return loss_of<KLDiv>(s, coef, begin, end, out);
     case CriterionKind::GaussianNLL: return loss_of<GaussianNLL>(s, coef, begin, end, out);
+    case CriterionKind::CrossEntropy: return;  // of several outputs
   }
 }
 

@@ -24,7 +24,8 @@ class Criterion:
     def __init__(
         self, kind: int, *, weight: float = ..., beta: float = ..., delta: float = ...,
         pos_weight: float = ..., eps: float = ..., variance: float = ..., log_input: bool = ...,
-        full: bool = ..., log_target: bool = ..., per_row: bool = ...,
+        full: bool = ..., log_target: bool = ..., per_row: bool = ..., class_weight: int = ...,
+        ignore: int = ..., smoothing: float = ...,
     ) -> None: ...  # fmt: skip
 
 class Batch:
@@ -96,20 +97,10 @@ class Surface:
 
 class Classes:
     def __init__(
-        self,
-        x: Any,
-        index: int,
-        share: Any,
-        weight: int,
-        n: int,
-        ignore: int,
-        n_terms: int,
-        n_classes: int,
-        shift: float,
-        scale: float,
-        smoothing: float,
-        basis: tuple,
-        mean: bool,
+        self, n_terms: int, n_classes: int, shift: float, scale: float, basis: tuple
+    ) -> None: ...
+    def read(
+        self, x: Any, index: int, share: Any, n: int, criterion: Criterion, mean: bool
     ) -> None: ...
     def descend(self, engine: int, moments: None, *args: Any) -> Any: ...
 
@@ -122,6 +113,7 @@ class Plan:
         self, n_params: int, n_coefficients: int, terms: list, shift: float, scale: float
     ) -> None: ...
     def set_rule(self, options: list) -> None: ...
+    def set_classes(self, classes: Classes) -> None: ...
 
 class Moments:
     n_terms: int

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy import polynomial
 
 
@@ -34,6 +35,23 @@ BASES = {
         lambda j: (-1 / (j + 1), (2 * j + 1) / (j + 1), -j / (j + 1)),
     ),
 }
+
+
+def series(basis: str, coefficients: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """Clenshaw's recurrence, from the highest term down; of powers it is Horner's.
+
+    coefficients [K, ...] broadcast with u.
+    """
+    terms = coefficients.shape[0]
+    rows = [BASES[basis].recurrence(k) for k in range(terms)]
+    y, above = coefficients[-1] * torch.ones_like(u), None
+    for k in range(terms - 2, -1, -1):
+        alpha, beta, _ = rows[k]
+        new = y * (alpha * u + beta) + coefficients[k]
+        if above is not None and rows[k + 1][2]:
+            new = new + rows[k + 1][2] * above
+        y, above = new, y
+    return y
 
 
 @cache  # kernels point to it

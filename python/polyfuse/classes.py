@@ -1,4 +1,4 @@
-"""Cross entropy of polynomial logits: what `fit` does with a `Polynomial` of several outputs."""
+"""Cross entropy of polynomial logits: `fit` and `fuse` of a `Polynomial` of several outputs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any
 import torch
 
 from . import _C, _check
-from .bases import recurrence_of
+from .backends.native import make_classes
 from .batch import options_held
+from .criteria import CROSS_ENTROPY, Criterion, build, kind_of, options_of
+from .logits import Logits, logits
+from .nn.criterion import is_torchs
 from .nn.polynomial import Polynomial
 from .problem import Wanted
 from .recognise import refuse_optimizer, refuse_own
 from .result import FitResult
 from .runs import descend
-from .watching import has_hooks
 
 MAX_PARAMETERS = 4096
 
@@ -36,82 +38,27 @@ def fit_classes(
     """`fit` of one polynomial per class; y are classes [N], int64, or probabilities [N, C]."""
     start = time.perf_counter()
     epochs, engine, backend, record_every, tol, nan_policy, weights = wanted
-    if type(criterion) is not torch.nn.CrossEntropyLoss:
-        raise ValueError(
-            f"criterion: expected CrossEntropyLoss for {model.outputs} outputs, "
-            f"got {type(criterion).__name__}; independent curves are a batch (batch_shape=)"
-        )
-    if has_hooks(criterion):
-        raise ValueError("criterion: CrossEntropyLoss has hooks")
-    if reason := refuse_own(model):
-        raise ValueError(f"model: {reason}")
     _check.one_of("engine", engine, ("auto", "stream"))
     _check.one_of("backend", backend, ("auto", "cpu"))
-    for name, value in zip(("sample_weight", "mask", "sigma"), weights, strict=True):
-        if value is not None:
-            raise ValueError(f"{name}: not with CrossEntropyLoss; its ignore_index leaves out")
-    p, n_classes = model.coefficients, model.outputs
-    if p.numel() > MAX_PARAMETERS:
-        raise ValueError(f"model: expected at most {MAX_PARAMETERS} coefficients, got {p.numel()}")
-    _check.alike(x, **({"y": y} if isinstance(y, torch.Tensor) and y.is_floating_point() else {}))
-    if p.dtype is not x.dtype or x.device.type != "cpu" or p.device != x.device:
-        raise TypeError(
-            f"x: expected {p.dtype} on a CPU, as the model's coefficients, "
-            f"got {x.dtype} on {x.device}"
-        )
-    _check.memory(x=x)
-    if x.ndim != 1 or x.numel() == 0:
-        raise ValueError(f"x: expected shape (n,) with n >= 1, got {tuple(x.shape)}")
-    xs = _check.flat(x)
-    index = share = None
-    if isinstance(y, torch.Tensor) and y.is_floating_point():
-        if y.shape != (len(xs), n_classes):
-            raise ValueError(f"y: expected shape ({len(xs)}, {n_classes}), got {tuple(y.shape)}")
-        _check.memory(y=y)
-        share = y.detach()
-        if criterion.ignore_index >= 0:
-            raise ValueError("criterion: expected no ignore_index with probabilities")
-    else:
-        index = _classes(y, len(xs), n_classes, criterion.ignore_index)
+    read, mean = check_classes(model, criterion, optimizer, x, y, weights)
     if nan_policy == "omit":
         raise ValueError("nan_policy: expected raise or propagate with CrossEntropyLoss, got omit")
-    finite = bool(xs.isfinite().all()) and (share is None or bool(share.isfinite().all()))
+    finite = bool(x.isfinite().all() and y.isfinite().all())
     if nan_policy == "raise" and not finite:
         raise ValueError("x, y: expected finite data, or nan_policy='propagate'")
-    if reason := refuse_optimizer(optimizer):
-        raise ValueError(f"optimizer: {reason}")
-    weight = torch.ones(n_classes, dtype=torch.float64)
-    if criterion.weight is not None:
-        if criterion.weight.shape != (n_classes,):
-            raise ValueError(
-                f"criterion: expected a weight of {n_classes} classes, "
-                f"got shape {tuple(criterion.weight.shape)}"
-            )
-        if criterion.weight.device.type != "cpu":
-            raise ValueError(
-                f"criterion: expected a weight on {x.device}, got {criterion.weight.device}"
-            )
-        weight = criterion.weight.detach().double().contiguous()
-    if criterion.reduction not in ("mean", "sum"):
-        raise ValueError(f"criterion: expected reduction mean or sum, got {criterion.reduction!r}")
-    ((shift, scale),) = model.variable
-    rows = [row.ctypes.data for row in recurrence_of(model.basis, p.shape[0])]
-    kernels = _C.Classes(
+    p, xs, ys = model.coefficients, _check.flat(x), y.detach().resolve_neg()
+    kernels = make_classes(_logits(model))
+    index = ys.contiguous() if ys.ndim == 1 else None
+    share = None
+    if index is None:
+        share = ys.data_ptr(), *ys.stride(), ys.dtype is torch.float64
+    kernels.read(
         (xs.data_ptr(), xs.stride(0), 0, xs.dtype is torch.float64),
         0 if index is None else index.data_ptr(),
-        None
-        if share is None
-        else (share.data_ptr(), share.stride(0), share.stride(1), share.dtype is torch.float64),
-        weight.data_ptr(),
+        share,
         len(xs),
-        criterion.ignore_index,
-        p.shape[0],
-        n_classes,
-        shift,
-        scale,
-        float(criterion.label_smoothing),
-        tuple(rows),
-        criterion.reduction == "mean",
+        read,
+        mean,
     )
     options = options_held(p, optimizer)
     return descend(
@@ -120,17 +67,65 @@ def fit_classes(
     )  # fmt: skip
 
 
-def _classes(y: Any, n: int, n_classes: int, ignore: int) -> torch.Tensor:
-    if not isinstance(y, torch.Tensor):
+def check_classes(
+    model: Any, criterion: Any, optimizer: Any, x: Any, y: Any, weights: Any
+) -> tuple[Criterion, bool]:
+    """The criterion, and whether its reduction is a mean; raises what `fit` documents."""
+    if not isinstance(criterion, torch.nn.Module) or kind_of(type(criterion)) is not CROSS_ENTROPY:
+        raise ValueError(
+            f"criterion: expected CrossEntropyLoss for {model.outputs} outputs, "
+            f"got {type(criterion).__name__}; independent curves are a batch (batch_shape=)"
+        )
+    if not is_torchs(criterion):
+        raise ValueError("criterion: CrossEntropyLoss has hooks or a forward of its own")
+    if reason := refuse_own(model):
+        raise ValueError(f"model: {reason}")
+    for name, value in zip(("sample_weight", "mask", "sigma"), weights, strict=True):
+        if value is not None:
+            raise ValueError(f"{name}: not with CrossEntropyLoss; its ignore_index leaves out")
+    p = model.coefficients
+    if p.numel() > MAX_PARAMETERS:
+        raise ValueError(f"model: expected at most {MAX_PARAMETERS} coefficients, got {p.numel()}")
+    shares = isinstance(y, torch.Tensor) and y.is_floating_point()
+    _check.alike(x, **({"y": y} if shares else {}))
+    if p.dtype is not x.dtype or x.device.type != "cpu" or p.device != x.device:
+        raise TypeError(
+            f"x: expected {p.dtype} on a CPU, as the model's coefficients, "
+            f"got {x.dtype} on {x.device}"
+        )
+    _check.memory(x=x)
+    if x.ndim != 1 or x.numel() == 0:
+        raise ValueError(f"x: expected shape (n,) with n >= 1, got {tuple(x.shape)}")
+    if reason := refuse_optimizer(optimizer):
+        raise ValueError(f"optimizer: {reason}")
+    found = options_of(criterion)
+    if isinstance(found, str):
+        raise ValueError(f"criterion: {found}")
+    read, mean = build(*found)
+    weight, ignored, _ = (value for _, value in read.options)
+    if isinstance(weight, tuple) and len(weight) != model.outputs:
+        raise ValueError(
+            f"criterion: expected a weight of {model.outputs} classes, got {len(weight)}"
+        )
+    expected: tuple[int, ...] = (len(x),)
+    if shares:
+        expected = len(x), model.outputs
+        if ignored >= 0:
+            raise ValueError("criterion: expected no ignore_index with probabilities")
+    elif not isinstance(y, torch.Tensor):
         raise TypeError(f"y: expected a torch.Tensor, got {type(y).__name__}")
-    if y.dtype is not torch.int64:
+    elif y.dtype is not torch.int64:
         raise TypeError(f"y: expected classes of int64, or probabilities, got {y.dtype}")
     if y.device.type != "cpu":
         raise ValueError(f"y: expected the device of x, cpu, got {y.device}")
     _check.memory(y=y)
-    if y.shape != (n,):
-        raise ValueError(f"y: expected shape ({n},), got {tuple(y.shape)}")
-    bad = ((y < 0) | (y >= n_classes)) & (y != ignore)
-    if bad.any():
-        raise ValueError(f"y: expected classes from 0 to {n_classes - 1}, got {y[bad][0].item()}")
-    return y.detach().contiguous()
+    if y.shape != expected:
+        raise ValueError(f"y: expected shape {expected}, got {tuple(y.shape)}")
+    if (bad := _logits(model).out_of_range(y, read)) is not None:
+        raise ValueError(f"y: expected classes from 0 to {model.outputs - 1}, got {bad}")
+    return read, mean
+
+
+def _logits(model: Polynomial) -> Logits:
+    ((shift, scale),) = model.variable
+    return logits(model.coefficients, model.basis, shift, scale)

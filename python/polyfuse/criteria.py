@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import _C
 
-Options = tuple[tuple[str, "float | bool | None"], ...]
+Options = tuple[tuple[str, Any], ...]  # numbers, bools, None; of class weights tuples
 
 
 class Kind(NamedTuple):
@@ -42,11 +43,17 @@ POISSON = Kind(6, nn.PoissonNLLLoss, F.poisson_nll_loss, ("log_input", "full", "
 KL_DIV = Kind(7, nn.KLDivLoss, F.kl_div, ("log_target",))
 GAUSSIAN = Kind(8, nn.GaussianNLLLoss, F.gaussian_nll_loss, ("var", "full", "eps"))
 
+CROSS_ENTROPY = Kind(
+    9, nn.CrossEntropyLoss, F.cross_entropy, ("weight", "ignore_index", "label_smoothing")
+)  # fmt: skip
+
+# All but CROSS_ENTROPY, which is of several outputs.
 KINDS = (MSE, L1, SMOOTH_L1, HUBER, SOFT_MARGIN, BCE, POISSON, KL_DIV, GAUSSIAN)
 ELEMENTARY = (SOFT_MARGIN, BCE, POISSON, KL_DIV)  # of exp or log
-BY_FUNCTION = {kind.function: kind for kind in KINDS}
+BY_FUNCTION = {kind.function: kind for kind in (*KINDS, CROSS_ENTROPY)}
 BY_NAME = {kind.name: kind for kind in KINDS}
-_BY_MODULE: dict[type, Kind] = {kind.module: kind for kind in KINDS}
+BY_MODULE: dict[type, Kind] = {kind.module: kind for kind in (*KINDS, CROSS_ENTROPY)}
+MAX_CLASSES = 512  # of those that have weights
 REDUCTIONS = ("mean", "sum", "batchmean")
 _TENSORS = ("weight", "pos_weight")  # None or tensors
 _FLAGS = ("full", "log_input", "log_target")
@@ -69,7 +76,7 @@ class Criterion(_C.Criterion):
         per_row: a mean is the sum over the number of rows, torch's ``batchmean``.
     """
 
-    __slots__ = ("factor", "kind", "options", "told")
+    __slots__ = ("class_weight", "factor", "kind", "options", "told")
 
     def __init__(
         self, kind: Kind, options: Options = (), factor: float = 1.0, per_row: bool = False
@@ -77,6 +84,11 @@ class Criterion(_C.Criterion):
         told: dict[str, Any] = {k: v for k, v in options if v is not None}
         if "var" in told:  # clamped as torch does it
             told["variance"] = max(told.pop("var"), told.pop("eps"))
+        if kind is CROSS_ENTROPY:
+            told = {"ignore": told["ignore_index"], "smoothing": told["label_smoothing"]}
+            if (weight := dict(options)["weight"]) is not None:
+                self.class_weight = np.array(weight)  # kernels point to it
+                told["class_weight"] = self.class_weight.ctypes.data
         told["weight"] = told.get("weight", 1.0) * factor
         super().__init__(kind.tag, per_row=per_row, **told)
         self.kind, self.options, self.factor = kind, options, factor
@@ -181,6 +193,9 @@ def read(
     """
     if reduction not in REDUCTIONS[: 3 if kind is KL_DIV else 2]:
         return f"reduction {reduction!r} gives no scalar loss; expected mean or sum"
+    if kind is CROSS_ENTROPY:
+        found = _classes(values["weight"], values["ignore_index"], values["label_smoothing"], like)
+        return found if isinstance(found, str) else (kind, found, reduction)
     options: dict[str, float | bool | None] = {}
     for name in kind.options:
         value = values[name]
@@ -205,6 +220,23 @@ def read(
     if kind is SMOOTH_L1 and options["beta"] == 0:
         kind, options = L1, {}
     return kind, tuple(options.items()), reduction
+
+
+def _classes(weight: Any, ignore: Any, smoothing: Any, like: Any) -> Options | str:
+    """The options of cross entropy; or why they are not fused."""
+    if weight is not None:
+        if type(weight) is not Tensor or weight.requires_grad or weight.device.type != "cpu":
+            return "weight: expected a plain tensor on the CPU that needs no gradient"
+        if weight.ndim != 1 or not 0 < len(weight) <= MAX_CLASSES or not weight.is_contiguous():
+            return f"weight: expected one of each class, got shape {tuple(weight.shape)}"
+        if like is not None and weight.dtype != like.dtype:
+            return f"weight: expected the dtype {like.dtype}, got {weight.dtype}"
+        weight = tuple(weight.tolist())
+    if type(ignore) is not int:
+        return f"ignore_index: expected an int, got {ignore!r}"
+    if type(smoothing) not in (int, float) or not 0 <= smoothing <= 1:
+        return f"label_smoothing: expected a number from 0 to 1, got {smoothing!r}"
+    return tuple(zip(CROSS_ENTROPY.options, (weight, ignore, float(smoothing)), strict=True))
 
 
 def _refuse_tensor(value: Tensor, like: Tensor | None) -> str | None:
@@ -243,7 +275,7 @@ def options_of(
 
 def kind_of(module: type) -> Kind | None:
     """That of torch's class which `module` is, or derives from."""
-    return next((_BY_MODULE[c] for c in module.__mro__ if c in _BY_MODULE), None)
+    return next((BY_MODULE[c] for c in module.__mro__ if c in BY_MODULE), None)
 
 
 @cache
@@ -266,7 +298,8 @@ def of_call(
     known = (*names[:2], *kind.options, "reduction")
     if any(v is not None for k, v in values.items() if k not in known):
         return None
-    found = read(kind, values, values["reduction"], values[names[1]])
+    like = values[names[0 if kind is CROSS_ENTROPY else 1]]  # targets may be classes
+    found = read(kind, values, values["reduction"], like)
     if isinstance(found, str):
         return None
     return values[names[0]], values[names[1]], *build(*found)

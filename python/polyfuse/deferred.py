@@ -141,7 +141,7 @@ def _wrap(cls: type, shape: Any, known: Fused) -> Any:
 def predict(module: Any, x: Any) -> Any:
     """model(x) deferred, or its value under no_grad; None where torch's own forward must run."""
     known = _known(module, x)
-    if known is None or torch.is_inference_mode_enabled():
+    if known is None or known.traced is None or torch.is_inference_mode_enabled():
         return None
     if not is_grad_enabled():
         return Forward(known, x).evaluate()
@@ -149,7 +149,7 @@ def predict(module: Any, x: Any) -> Any:
         return None
     if not known.loop.sees(x):
         known.loop.see(x, None)
-    out = _wrap(Prediction, x.shape, known)
+    out = _wrap(Prediction, known.traced.shape_of(x), known)
     out._record = Forward(known, x)
     known.loop.pool_prediction(out, out._record)
     return out
@@ -199,7 +199,7 @@ def objective(
         not forward.untouched()
         or type(y) is not Tensor
         or not is_grad_enabled()
-        or not known.accepts(y, forward.x)
+        or not known.accepts(y, forward.x, criterion)
     ):
         return None
     criterion.warn(mean)

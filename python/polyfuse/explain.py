@@ -51,7 +51,9 @@ def explain(
         dtype, device = like.dtype, like.device
     known = fused(model, dtype, device)
     lines = []
-    if is_batch(model) or is_surface(model) or has_outputs(model):
+    if has_outputs(model) and known.traced is not None:
+        lines.append(f"model: fused with CrossEntropyLoss, {len(known.traced.slots)} coefficients")
+    elif is_batch(model) or is_surface(model) or has_outputs(model):
         lines.append(f"model: fused in fit and solve; a loop over it runs as torch: {known.reason}")
     elif known.traced is None:
         lines.append(f"model: not fused, runs as torch: {known.reason}")
@@ -70,7 +72,7 @@ def explain(
             reason = refused(value)
             state = f"not fused: {reason}" if reason else "fused"
             lines.append(f"{name}: {type(value).__name__}, {state}")
-    if x is not None and y is not None and None not in (known.traced, criterion, optimizer):
+    if x is not None and y is not None and None not in (known.polynomial, criterion, optimizer):
         try:
             _, _, problem = prepare(model, criterion, optimizer, x, y)
         except ValueError as error:

@@ -68,7 +68,7 @@ def prepare(
         reason = refuse_optimizer(optimizer)
         if reason:
             raise ValueError(f"optimizer: {reason}")
-        if known.traced is None:
+        if known.polynomial is None:
             raise ValueError(f"model: {type(model).__name__} is not fused: {known.reason}")
         last = LastFit(known, criterion, optimizer, y, read)
     assert known.traced is not None

@@ -8,9 +8,10 @@ import torch
 
 from . import _check
 from .backends import choose
+from .classes import check_classes, has_outputs
 from .device_loop import DeviceLoop
 from .fit import prepare
-from .fused import Fused
+from .fused import Fused, fused
 from .optim.owners import Holding
 from .problem import Problem, Schedule
 from .recognise import read_criterion, refuse_parameters
@@ -37,6 +38,8 @@ class FusedStep:
         """
         known, criterion, optimizer = self._known, self.criterion, self.optimizer
         weights = sample_weight, mask, sigma
+        if has_outputs(self.model) and any(value is not None for value in weights):
+            check_classes(self.model, criterion, optimizer, x, y, weights)  # refuses them
         if (
             known is None
             or not known.loop.sees(x)
@@ -45,13 +48,21 @@ class FusedStep:
             or not known.loop.sees_criterion(criterion)
             or refuse_parameters(known.tensors)
         ):
-            known, held, problem = prepare(self.model, criterion, optimizer, x, y, weights=weights)
-            if not (known.on_host or isinstance(known.loop, DeviceLoop)):
-                return self._run(known, held, problem)
-            if not known.accepts(y, x):  # of another layout, or in need of a gradient
+            if has_outputs(self.model):
+                read: Any = check_classes(self.model, criterion, optimizer, x, y, weights)
+                known = fused(self.model, x.dtype, x.device)
+                if known.traced is None:
+                    raise ValueError(f"model: Polynomial is not fused: {known.reason}")
+            else:
+                known, held, problem = prepare(
+                    self.model, criterion, optimizer, x, y, weights=weights
+                )
+                if not (known.on_host or isinstance(known.loop, DeviceLoop)):
+                    return self._run(known, held, problem)
+                read = read_criterion(criterion, x)
+                assert not isinstance(read, str), read  # prepare has asked
+            if not known.accepts(y, x, read[0]):  # of another layout, or in need of a gradient
                 x, y = (t.detach().resolve_neg().clone().contiguous() for t in (x, y))
-            read = read_criterion(criterion, x)
-            assert not isinstance(read, str), read  # prepare has asked
             known.see_criterion(criterion, *read)
             self._known = known
         assert known.criterion is not None

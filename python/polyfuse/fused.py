@@ -17,8 +17,9 @@ from .backends import backend_of
 from .backends.native import make_plan
 from .backends.reference import coefficients
 from .backends.resident import Resident, resident
-from .criteria import Criterion
+from .criteria import SQUARED, Criterion
 from .device_loop import DeviceLoop
+from .logits import Logits
 from .optim.kept import read_kept, write_kept
 from .optim.owners import Holding
 from .problem import State
@@ -74,6 +75,11 @@ class Fused:
         self.owner: Any = None
         self.generation = -1
 
+    @property
+    def polynomial(self) -> Traced | None:
+        """What was traced, where it is a single polynomial."""
+        return None if isinstance(self.traced, Logits) else self.traced
+
     def valid(self) -> bool:
         """Whether the module is still what was traced."""
         return self.for_good or (
@@ -89,8 +95,7 @@ class Fused:
     def reads(self, t: torch.Tensor) -> bool:
         """Whether the kernels read a tensor as it lies."""
         return (
-            t.dtype is self.dtype
-            and t.device == self.device
+            t.device == self.device
             and t.layout is torch.strided
             and (t.ndim < 2 or t.is_contiguous())
             and not t.is_inference()
@@ -99,11 +104,15 @@ class Fused:
             and t.data_ptr() != 0
         )
 
-    def accepts(self, y: torch.Tensor, x: torch.Tensor) -> bool:
-        """Whether y is a target that the kernels read; tells the loop of the pair."""
+    def accepts(self, y: torch.Tensor, x: torch.Tensor, criterion: Criterion = SQUARED) -> bool:
+        """Whether kernels read y as a target of this criterion; tells the loop of the pair."""
+        if self.traced is None or not self.traced.fits(y, x, criterion):
+            return False
         if self.loop.sees(x) and self.loop.sees_target(y):
             return True
-        if y.shape != x.shape or y.requires_grad or not (self.reads(x) and self.reads(y)):
+        if x.dtype is not self.dtype or not (self.reads(x) and self.reads(y)) or y.requires_grad:
+            return False
+        if isinstance(self.traced, Logits) and self.traced.out_of_range(y, criterion) is not None:
             return False
         self.loop.see(x, y)
         return True
@@ -160,6 +169,23 @@ class Fused:
         if isinstance(self.loop, DeviceLoop):
             return coefficients(self.traced, self.loop.params_of(forward))
         return self.traced.coefficients(forward.params)
+
+    def evaluate(self, forward: Any) -> torch.Tensor:
+        """The output at x, of the parameters as they were at model(x)."""
+        if isinstance(self.traced, Logits):
+            return self.traced.of(self.gather(forward.params)[0], forward.x)
+        y = self.runner.evaluate(self.traced, self.coefficients(forward), forward.x.reshape(-1))
+        return y.reshape(forward.x.shape)
+
+    def project(self, forward: Any, grad: torch.Tensor) -> list[torch.Tensor]:
+        """Gradient of that output -> of every parameter tensor."""
+        if isinstance(self.traced, Logits):
+            (p,) = self.gather(forward.params)
+            with torch.enable_grad():
+                y = self.traced.of(p.requires_grad_(), forward.x)
+            return list(torch.autograd.grad(y, p, grad))
+        g = grad.reshape(-1).contiguous()
+        return self.pull_back(forward, self.runner.project(self.traced, forward.x.reshape(-1), g))
 
     def pull_back(self, forward: Any, grad_coef: Any) -> list[torch.Tensor]:
         """Gradient of the coefficients [K] -> of every parameter tensor."""

@@ -6,7 +6,17 @@ from typing import Any
 
 import torch
 
-from .criteria import KINDS, Criterion, Kind, Options, build, options_of
+from .criteria import (
+    BY_MODULE,
+    CROSS_ENTROPY,
+    KINDS,
+    Criterion,
+    Kind,
+    Options,
+    build,
+    kind_of,
+    options_of,
+)  # fmt: skip
 from .nn.criterion import CRITERIA, is_torchs
 from .nn.polynomial import Polynomial
 from .optim.classes import FUSED
@@ -15,7 +25,7 @@ from .rules import OPTIONS_OF, refuse_group
 from .symbolic import Traced
 from .watching import has_hooks
 
-_CRITERIA = frozenset((*(kind.module for kind in KINDS), *CRITERIA))
+_CRITERIA = frozenset(c for c in (*CRITERIA, *BY_MODULE) if kind_of(c) is not CROSS_ENTROPY)
 
 
 def refuse_optimizer(optimizer: Any) -> str | None:

@@ -81,9 +81,7 @@ class Forward(_C.Forward):
         """The values, computed from the parameters as they were."""
         if self.x._version != self.x_version:
             raise RuntimeError(GONE.format("x"))
-        known = self.fused
-        y = known.runner.evaluate(known.traced, known.coefficients(self), self.x.reshape(-1))
-        return y.reshape(self.x.shape)
+        return self.fused.evaluate(self)
 
 
 class Difference:
@@ -128,7 +126,7 @@ class Objective(_C.Objective):
         if y._version != self.y_version or y.data_ptr() == 0:
             raise RuntimeError(GONE.format("the target"))
         for _ in range(MAX_ATTEMPTS):
-            if not known.accepts(y, x):
+            if not known.accepts(y, x, self.criterion):
                 break
             bind(known, optimizer)
             if self.criterion.squared and self.weight is None:
@@ -218,12 +216,9 @@ class _PredictionGraph(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Any) -> Any:
         forward: Forward = ctx.record
-        known = forward.fused
         if forward.x._version != forward.x_version:
             raise RuntimeError(GONE.format("x"))
-        g = grad.reshape(-1).contiguous()
-        grad_coef = known.runner.project(known.traced, forward.x.reshape(-1), g)
-        return None, *known.pull_back(forward, grad_coef)
+        return None, *forward.fused.project(forward, grad)
 
 
 class _LossGraph(torch.autograd.Function):

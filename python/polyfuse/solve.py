@@ -198,7 +198,7 @@ def solve(
         return solve_surface(model, x, y, weight, sigma, float(ridge), nan_policy == "omit")
     xs, ys = _check.data(x, y)
     known = fused(model, xs.dtype, xs.device)
-    traced = known.traced
+    traced = known.polynomial
     if traced is None:
         raise ValueError(f"model: {type(model).__name__} is no polynomial: {known.reason}")
     if not traced.affine:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from .criteria import CROSS_ENTROPY, Criterion
+
 MAX_DEGREE = 32
 MAX_TERMS = 4096
 MAX_PARAMS = 256
@@ -45,6 +47,14 @@ class Traced:
     scale: float
     ndim: int  # dimensions of the parameters that broadcast with x
     buffers: tuple[torch.Tensor, ...]  # read as constants
+
+    def shape_of(self, x: torch.Tensor) -> tuple[int, ...]:
+        """The shape of the output at x."""
+        return x.shape
+
+    def fits(self, y: torch.Tensor, x: torch.Tensor, criterion: Criterion) -> bool:
+        """Whether kernels know this criterion of the output at x and targets like y."""
+        return criterion.kind is not CROSS_ENTROPY and y.shape == x.shape and y.dtype is x.dtype
 
     @cached_property
     def affine(self) -> bool:

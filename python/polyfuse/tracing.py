@@ -8,7 +8,8 @@ import torch
 
 from . import _C
 from .chance import Chance
-from .symbolic import NotPolynomial, Recorder, Symbol, Traced
+from .logits import Logits
+from .symbolic import MAX_PARAMS, NotPolynomial, Recorder, Symbol, Traced
 from .watching import Contents, has_hooks
 
 
@@ -19,6 +20,8 @@ def trace(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> 
             raise NotPolynomial(f"{type(m).__name__} has hooks")
         if reason := getattr(m, "refuse_powers", lambda: None)():
             raise NotPolynomial(reason)
+    if (outputs := getattr(module, "trace_outputs", lambda: None)()) is not None:
+        return _logits(outputs, dtype, device)
     recorder = Recorder(module, dtype, device)
     before = [dict(m.__dict__) for m in module.modules()]
     contents = Contents(module)
@@ -53,6 +56,17 @@ def trace(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> 
     if not out.of_x:
         raise NotPolynomial("the output does not depend on x")
     return _polynomial_of(recorder, out)
+
+
+def _logits(outputs: Logits, dtype: torch.dtype, device: torch.device) -> Logits:
+    (p,) = outputs.tensors
+    if device.type != "cpu" or p.device.type != "cpu":
+        raise NotPolynomial(f"several outputs are fused on CPUs, x is on {device}")
+    if type(p) is not torch.nn.Parameter or p.dtype != dtype or not p.is_contiguous():
+        raise NotPolynomial(f"expected a parameter of x's dtype {dtype}, got {p.dtype}")
+    if p.numel() > MAX_PARAMS:
+        raise NotPolynomial(f"more than {MAX_PARAMS} coefficients, {p.numel()}")
+    return outputs
 
 
 def _polynomial_of(recorder: Recorder, out: Symbol) -> Traced:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from .. import _C
+from ..bases import recurrence_of
+from ..logits import Logits
 from ..problem import Problem, Report, Schedule, State
 from ..rules import Rule, rows_of
 from ..symbolic import MAX_PARAMS, Traced
@@ -16,7 +18,17 @@ ENGINE = {"stream": 0, "moments": 1, "closed_form": 2}
 
 
 def make_plan(model: Traced) -> Any:
+    if isinstance(model, Logits):
+        plan = _C.Plan(len(model.slots), 1, [], model.shift, model.scale)
+        plan.set_classes(make_classes(model))
+        return plan
     return _C.Plan(len(model.slots), model.degree + 1, list(model.terms), model.shift, model.scale)
+
+
+def make_classes(model: Logits) -> Any:
+    terms = model.degree + 1
+    rows = tuple(row.ctypes.data for row in recurrence_of(model.basis, terms))
+    return _C.Classes(terms, model.outputs, model.shift, model.scale, rows)
 
 
 def borrow_plan(model: Traced, rule: Rule) -> Any:

@@ -9,6 +9,7 @@ import torch.nn as _torch_nn
 from .._alias import hand_on
 from .criterion import (
     BCEWithLogitsLoss,
+    CrossEntropyLoss,
     GaussianNLLLoss,
     HuberLoss,
     KLDivLoss,
@@ -34,6 +35,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "BCEWithLogitsLoss",
+    "CrossEntropyLoss",
     "GaussianNLLLoss",
     "HuberLoss",
     "KLDivLoss",

@@ -196,7 +196,34 @@ class GaussianNLLLoss(Criterion, torch.nn.GaussianNLLLoss):
     """
 
 
+class CrossEntropyLoss(Criterion, torch.nn.CrossEntropyLoss):
+    """Cross entropy of softmax(input), as `torch.nn.CrossEntropyLoss`.
+
+    Mean and sum of the deferred prediction of a `Polynomial` of several outputs are fused.
+
+    Args:
+        weight: of the classes, [C].
+        ignore_index: the class whose samples are left out.
+        reduction: "mean", "sum" or "none".
+        label_smoothing: share of every target that goes to all classes alike, from 0 to 1.
+
+    Shapes: input [N, C]; target [N], classes in int64, or [N, C], probabilities; the loss is a
+    scalar, or [N] for "none".
+
+    Raises:
+        IndexError: at the latest when the loss is looked at or goes backward, for a class out of
+            range.
+
+    Example:
+        >>> import torch, polyfuse.nn as nn
+        >>> model = nn.Polynomial(1, outputs=2)
+        >>> loss = nn.CrossEntropyLoss()(model(torch.tensor([0.0, 1.0])), torch.tensor([0, 1]))
+        >>> round(loss.item(), 3)
+        0.693
+    """
+
+
 CRITERIA = (
     MSELoss, L1Loss, SmoothL1Loss, HuberLoss, SoftMarginLoss, BCEWithLogitsLoss, PoissonNLLLoss,
-    KLDivLoss, GaussianNLLLoss,
+    KLDivLoss, GaussianNLLLoss, CrossEntropyLoss,
 )  # fmt: skip

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..bases import BASES, name_of
+from ..bases import BASES, name_of, series
+from ..logits import Logits, logits
 from .module import Module
 
 MOST_EXPANDED = 8  # degree of a series in another basis whose powers of u keep its digits
@@ -148,16 +149,15 @@ class Polynomial(Module):
             x = x.reshape(-1, *(1 for _ in self.batch_shape))
         ((shift, scale),) = self.variable
         u = x if self.domain is None else (x - shift) * scale
-        # Clenshaw's recurrence, from the highest term down; of powers it is Horner's.
-        y, above = self.coefficients[-1] * torch.ones_like(u), None
-        rows = [BASES[self.basis].recurrence(k) for k in range(self.degree + 1)]
-        for k in range(self.degree - 1, -1, -1):
-            alpha, beta, _ = rows[k]
-            new = y * (alpha * u + beta) + self.coefficients[k]
-            if above is not None and rows[k + 1][2]:
-                new = new + rows[k + 1][2] * above
-            y, above = new, y
-        return y
+        return series(self.basis, self.coefficients, u)
+
+    def trace_outputs(self) -> Logits | None:
+        """What kernels compute of a model of several outputs; None for any other."""
+        own = type(self).forward is Polynomial.forward and "forward" not in self.__dict__
+        if self.outputs is None or not own or "coefficients" not in self._parameters:
+            return None
+        ((shift, scale),) = self.variable
+        return logits(self.coefficients, self.basis, shift, scale)
 
     def refuse_powers(self) -> str | None:
         """None, or why powers of u would not serve this model."""
