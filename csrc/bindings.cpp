@@ -300,7 +300,7 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const py::list&>())
       .def("unchanged", &pf::Watch::unchanged);
 
-  m.def("advance", &pf::advance);
+  m.def("advance", &pf::kept_after);
   m.def("show_to_compilers", &pf::show_to_compilers);
   m.def("unpool", &pf::Loop::unpool);
   m.def("declare_module", &pf::Loop::declare_module);

@@ -70,7 +70,7 @@ void Plan::set_changes(const py::list& list) {
   problem.n_changes = static_cast<int>(changes.size());
 }
 
-std::vector<double> advance(const py::object& options, std::vector<double> kept) {
+std::vector<double> kept_after(const py::object& options, std::vector<double> kept) {
   double nothing = 0.0;
   kept.resize(kKept);
   update(rule_from(options), nothing, 0.0, kept.data());

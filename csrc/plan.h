@@ -35,6 +35,6 @@ struct Plan {
 
 // What a step makes of the numbers that are kept of a parameter, [kKept], for those that do not
 // depend on its gradient: those that torch keeps once per tensor.
-std::vector<double> advance(const py::object& options, std::vector<double> kept);
+std::vector<double> kept_after(const py::object& options, std::vector<double> kept);
 
 }  // namespace polyfuse
