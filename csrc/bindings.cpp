@@ -224,6 +224,7 @@ PYBIND11_MODULE(_C, m) {
         objective->y = std::move(y);
         objective->y_version = y_version;
         objective->criterion = criterion.cast<const pf::Criterion&>();
+        objective->take_weight(criterion.attr("samples"));
         objective->criterion_object = std::move(criterion);
         objective->mean = mean;
         return objective;
@@ -231,6 +232,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("forward", &pf::Objective::forward_object)
       .def_readonly("y", &pf::Objective::y)
       .def_readonly("y_version", &pf::Objective::y_version)
+      .def_readonly("weight_version", &pf::Objective::weight_version)
       .def_readonly("criterion", &pf::Objective::criterion_object)
       .def_readonly("mean", &pf::Objective::mean)
       .def_readonly("number", &pf::Objective::value)

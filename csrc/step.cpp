@@ -185,7 +185,8 @@ void Step::settle(std::optional<Moments> moments, long x_version, long y_version
 }
 
 bool Step::settled(const Objective& objective) const {
-  if (objective.criterion.kind != CriterionKind::SquaredError) return true;
+  if (objective.criterion.kind != CriterionKind::SquaredError || !objective.weight.is_none())
+    return true;
   if (moments_)
     return moments_x_version_ == objective.forward->x_version &&
            moments_y_version_ == objective.y_version;
@@ -249,7 +250,8 @@ bool Step::launch(Objective& objective, int threads) {
   const Layout& of_x = x_.layout();
   if (problem.criterion.per_row && of_x.n_dims > 0)
     problem.criterion.weight *= static_cast<double>(data_.n) / static_cast<double>(of_x.shape[0]);
-  const bool squared = problem.criterion.kind == CriterionKind::SquaredError;
+  if (!objective.weight.is_none() && !weigh(problem, objective.weight.ptr())) return false;
+  const bool squared = problem.criterion.kind == CriterionKind::SquaredError && !problem.data.w;
   const Moments* moments = moments_ && squared ? &*moments_ : nullptr;
   const Forward& forward = *objective.forward;
   const auto look = [&](double* grad) {
@@ -288,6 +290,19 @@ bool Step::launch(Objective& objective, int threads) {
     number = read(kept.dtype, kept.at.address, element);
   });
   update();
+  return true;
+}
+
+bool Step::weigh(Problem& problem, PyObject* weight) const {
+  const Layout of_w = Layout::of_any(weight);
+  if (!of_w.serves_as(x_.layout()) || !of_w.same_shape(x_.layout())) return false;
+  problem.data.w = of_w.address;
+  problem.data.w_stride = of_w.n_dims == 1 ? of_w.stride[0] : 1;
+  const CriterionKind kind = problem.criterion.kind;
+  // Torch's mean is that of the weights for these two, and over the samples for others.
+  if (kind == CriterionKind::SquaredError || kind == CriterionKind::AbsoluteError) return true;
+  if (problem.mean) problem.criterion.weight /= static_cast<double>(data_.n);
+  problem.mean = false;
   return true;
 }
 

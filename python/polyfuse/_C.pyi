@@ -213,6 +213,7 @@ class Objective:
     forward: Any
     y: Any
     y_version: int
+    weight_version: int
     criterion: Any
     mean: bool
     number: float | None
