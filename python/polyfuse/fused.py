@@ -45,6 +45,8 @@ class Fused:
         except NotPolynomial as error:
             self.reason, self.for_good = str(error), error.for_good
             logger.info("%s is not fused: %s", type(module).__name__, self.reason)
+        if isinstance(self.traced, Logits):
+            self.reason = "it has several outputs"
         self.tensors = self.traced.tensors if self.traced else ()
         slots = list(self.traced.slots) if self.traced else []
         self.plan = make_plan(self.traced) if self.traced else _C.Plan(0, 1, [], 0.0, 1.0)
