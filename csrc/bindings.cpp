@@ -225,9 +225,10 @@ PYBIND11_MODULE(_C, m) {
              objective->y = std::move(y);
              objective->y_version = y_version;
              objective->criterion = criterion.cast<const pf::Criterion&>();
+             objective->weighted_mean = !weight.is_none();
+             objective->take_weight(weight.is_none() ? criterion.attr("samples") : weight);
              objective->criterion_object = std::move(criterion);
              objective->mean = mean;
-             objective->weight = std::move(weight);
              return objective;
            }),
            py::arg("forward"), py::arg("y"), py::arg("y_version"), py::arg("criterion"),
@@ -235,6 +236,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("forward", &pf::Objective::forward_object)
       .def_readonly("y", &pf::Objective::y)
       .def_readonly("y_version", &pf::Objective::y_version)
+      .def_readonly("weight_version", &pf::Objective::weight_version)
       .def_readonly("criterion", &pf::Objective::criterion_object)
       .def_readonly("mean", &pf::Objective::mean)
       .def_readonly("weight", &pf::Objective::weight)

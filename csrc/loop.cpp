@@ -77,6 +77,7 @@ bool inside_ddp() {
 int Loop::visit(visitproc visit, void* arg) const {
   Py_VISIT(criterion_module_.ptr());
   Py_VISIT(criterion_object_.ptr());
+  Py_VISIT(criterion_weight_.ptr());
   for (const auto& p : predictions_) {
     Py_VISIT(p.wrapper.ptr());
     Py_VISIT(p.record_object.ptr());
@@ -93,7 +94,7 @@ void Loop::clear() {
   forget();
   predictions_.clear();
   losses_.clear();
-  criterion_module_ = criterion_object_ = {};
+  criterion_module_ = criterion_object_ = criterion_weight_ = {};
   criterion_watch_ = {};
   Step::clear();
 }
@@ -179,6 +180,7 @@ void Loop::see_criterion(py::object module, const py::list& watched, py::object 
   std::swap(criterion_module_, module);
   std::swap(criterion_object_, criterion);
   criterion_ = criterion_object_.cast<const Criterion&>();
+  criterion_weight_ = criterion_object_.attr("samples");
   Watch watch(watched);
   std::swap(criterion_watch_, watch);
   mean_ = mean;
@@ -238,6 +240,7 @@ PyObject* Loop::objective(PyObject* const* args, size_t n_args) {
   auto criterion_object = loop->criterion_object_;
   std::swap(objective.criterion_object, criterion_object);
   objective.criterion = loop->criterion_;
+  objective.take_weight(loop->criterion_weight_);
   objective.mean = loop->mean_;
   objective.value.reset();
   if (!objective.real.is_none()) objective.real = py::none();
@@ -268,7 +271,7 @@ PyObject* Loop::backward(PyObject* const* args, size_t n_args) {
   Forward& forward = *objective.forward;
   if (!loop->as_trainable() || objective.freed || forward.freed || !objective.real.is_none() ||
       !forward.untouched() || version_of(forward.x.ptr()) != forward.x_version ||
-      version_of(objective.y.ptr()) != objective.y_version)
+      version_of(objective.y.ptr()) != objective.y_version || !objective.weight_unchanged())
     return nullptr;
   if (!loop->holds(objective)) {
     if (!loop->bound_to(nullptr) || !loop->settled(objective) ||

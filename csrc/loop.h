@@ -56,7 +56,7 @@ class Loop : public Step {
 
   Pool<Forward> predictions_;
   Pool<Objective> losses_;
-  py::object criterion_module_, criterion_object_;
+  py::object criterion_module_, criterion_object_, criterion_weight_;
   Watch criterion_watch_;
   Criterion criterion_;
   bool mean_ = true;

@@ -57,15 +57,24 @@ void Forward::clear() {
     if (!object->is_none()) *object = py::none();
 }
 
+void Objective::take_weight(const py::object& of_samples) {
+  weight = of_samples;
+  weight_version = weight.is_none() ? 0 : version_of(weight.ptr());
+}
+
+bool Objective::weight_unchanged() const {
+  return weight.is_none() || version_of(weight.ptr()) == weight_version;
+}
+
 int Objective::visit(visitproc visit, void* arg) const {
-  for (const py::object* object : {&forward_object, &y, &criterion_object, &weight, &real})
+  for (const py::object* object : {&forward_object, &y, &weight, &criterion_object, &real})
     Py_VISIT(object->ptr());
   return 0;
 }
 
 void Objective::clear() {
   forward = nullptr;
-  for (py::object* object : {&forward_object, &y, &criterion_object, &weight, &real})
+  for (py::object* object : {&forward_object, &y, &weight, &criterion_object, &real})
     if (!object->is_none()) *object = py::none();
 }
 

@@ -39,15 +39,19 @@ struct Objective {
   Forward* forward = nullptr;
   py::object y = py::none();
   long y_version = 0;
+  py::object weight = py::none();  // of every sample, where there is one
+  long weight_version = 0;
+  bool weighted_mean = false;  // a mean is the sum over that of the weights
   py::object criterion_object = py::none();  // Python's, which knows torch's own as well
   Criterion criterion;
   bool mean = true;
-  py::object weight = py::none();  // of the samples: contiguous, of their dtype
   std::optional<double> value;
   py::object real = py::none();  // the loss with its graph
   bool freed = false;
   int64_t launch = 0;  // number of the launch that holds its gradient; 0: none yet
 
+  void take_weight(const py::object& of_samples);
+  bool weight_unchanged() const;
   int visit(visitproc visit, void* arg) const;
   void clear();
 };

@@ -183,7 +183,8 @@ void Step::settle(std::optional<Moments> moments, long x_version, long y_version
 }
 
 bool Step::settled(const Objective& objective) const {
-  if (objective.criterion.kind != CriterionKind::SquaredError) return true;
+  if (objective.criterion.kind != CriterionKind::SquaredError || !objective.weight.is_none())
+    return true;
   if (moments_)
     return moments_x_version_ == objective.forward->x_version &&
            moments_y_version_ == objective.y_version;
@@ -241,15 +242,15 @@ bool Step::launch(Objective& objective, int threads) {
   if (!x_.in_place(objective.forward->x.ptr()) || !y_.in_place(objective.y.ptr())) return false;
   Problem problem = plan_.problem;
   problem.data = data_;
-  if (!objective.weight.is_none()) problem.data.w = address_of(objective.weight.ptr());
   problem.criterion = objective.criterion;
   problem.mean = objective.mean;
   problem.threads = threads;
   const Layout& of_x = x_.layout();
   if (problem.criterion.per_row && of_x.n_dims > 0)
     problem.criterion.weight *= static_cast<double>(data_.n) / static_cast<double>(of_x.shape[0]);
-  const bool squared = problem.criterion.kind == CriterionKind::SquaredError;
-  const Moments* moments = moments_ && squared && !problem.data.w ? &*moments_ : nullptr;
+  if (!objective.weight.is_none() && !weigh(problem, objective)) return false;
+  const bool squared = problem.criterion.kind == CriterionKind::SquaredError && !problem.data.w;
+  const Moments* moments = moments_ && squared ? &*moments_ : nullptr;
   const Forward& forward = *objective.forward;
   const auto look = [&](double* grad) {
     const double* params = forward.params.data();
@@ -287,6 +288,20 @@ bool Step::launch(Objective& objective, int threads) {
     number = read(kept.dtype, kept.at.address, element);
   });
   update();
+  return true;
+}
+
+bool Step::weigh(Problem& problem, const Objective& objective) const {
+  const Layout of_w = Layout::of_any(objective.weight.ptr());
+  if (!of_w.serves_as(x_.layout()) || !of_w.same_shape(x_.layout())) return false;
+  problem.data.w = of_w.address;
+  problem.data.w_stride = of_w.n_dims == 1 ? of_w.stride[0] : 1;
+  const CriterionKind kind = problem.criterion.kind;
+  // Torch's mean is that of the weights for these two, and over the samples for others.
+  if (objective.weighted_mean) return true;
+  if (kind == CriterionKind::SquaredError || kind == CriterionKind::AbsoluteError) return true;
+  if (problem.mean) problem.criterion.weight /= static_cast<double>(data_.n);
+  problem.mean = false;
   return true;
 }
 

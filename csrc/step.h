@@ -109,6 +109,8 @@ class Step {
   void set_grads_to(const double* values);
   static std::vector<Layout> layouts(const std::vector<py::object>& tensors);
   void update();
+  // False for a weight that is none of every sample.
+  bool weigh(Problem& problem, const Objective& objective) const;
   Classes classes_of(const Objective& objective) const;
 
   Plan& plan_;

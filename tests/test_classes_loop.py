@@ -1,5 +1,8 @@
 """Cross entropy of polynomial logits in the training loop and in `fuse`, beside torch's."""
 
+import copy
+import pickle
+
 import polyfuse as pf
 import polyfuse.nn.criterion as own
 import pytest
@@ -288,5 +291,35 @@ def test_fuse_refuses_what_fit_refuses():
         fused(side.xs, side.ys, sample_weight=side.xs.abs())
     with pytest.raises(TypeError, match="y: expected classes of int64"):
         fused(side.xs, side.ys.int())
-    with pytest.raises(ValueError, match="criterion: expected CrossEntropyLoss for 4 outputs"):
+    with pytest.raises(
+        ValueError, match="criterion: expected CrossEntropyLoss for several outputs"
+    ):
         pf.fuse(side.model, pf.nn.MSELoss(), side.optimizer)(side.xs, side.ys)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_what_torch_does_to_models():
+    side = sides_of(torch.float64)[0]
+    step(side)
+    model, x, y, loss = side.model, side.xs, side.ys, side.criterion
+
+    def of(p):
+        return loss(torch.func.functional_call(model, {"coefficients": p}, (x,)), y)
+
+    def truth(p):
+        return F.cross_entropy(series("monomial", p, x[:, None]), y)
+
+    p = model.coefficients.detach().clone().requires_grad_()
+    for transform in (torch.func.grad, torch.func.jacrev, torch.func.hessian):
+        torch.testing.assert_close(transform(of)(p.detach()), transform(truth)(p.detach()))
+    assert torch.autograd.gradcheck(of, p) and torch.autograd.gradgradcheck(of, p)
+    compiled = torch.compile(lambda: loss(model(x), y), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(), truth(p))
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x).detach())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(loss(model(x), y), truth(p))
+    again, weighted = pickle.loads(
+        pickle.dumps((copy.deepcopy(model), pf.nn.CrossEntropyLoss(weight=torch.ones(CLASSES))))
+    )
+    torch.testing.assert_close(weighted(again(x).float(), y).double(), truth(p))

@@ -107,15 +107,60 @@ def weights(dtype):
     return torch.linspace(0.5, 2.0, 9, dtype=dtype)
 
 
+WEIGHTED = {
+    "bce": lambda nn, w, r: nn.BCEWithLogitsLoss(
+        weight=w, pos_weight=w.new_tensor([3.0]), reduction=r
+    ),
+    "bce function": lambda nn, w, r: (
+        lambda p, y: F.binary_cross_entropy_with_logits(p, y, w, reduction=r)
+    ),
+    "l1": lambda nn, w, r: lambda p, y: F.l1_loss(p, y, weight=w, reduction=r),
+    "mse": lambda nn, w, r: lambda p, y: F.mse_loss(p, y, weight=w, reduction=r),
+    "huber": lambda nn, w, r: lambda p, y: F.huber_loss(p, y, weight=w, reduction=r, delta=0.3),
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_a_weight_of_every_sample(name, reduction, dtype):
+    sides = sides_of(CASES["bce"], dtype, lambda nn: WEIGHTED[name](nn, weights(dtype), reduction))
+    pf.static(sides[0].xs, sides[0].ys)  # whose moments are those of other weights
+    counted(sides)
+    strided = weights(dtype).repeat_interleave(2)[::2]
+    counted(sides_of(CASES["bce"], dtype, lambda nn: WEIGHTED[name](nn, strided, reduction)))
+
+
+def test_a_weight_that_changes_is_seen(dtype):
+    sides = sides_of(CASES["bce"], dtype, lambda nn: nn.BCEWithLogitsLoss(weight=weights(dtype)))
+
+    def script(side, epoch):
+        losses = [step(side).detach()]
+        side.criterion.weight.mul_(1.5)
+        losses.append((step(side) * 2).detach())
+        if epoch == 3:
+            side.criterion.weight = torch.ones(1, dtype=dtype)
+        loss = side.criterion(side.model(side.xs), side.ys)
+        losses.append((loss + 1).detach())
+        return losses
+
+    check(sides, script)
+    side = sides_of(CASES["bce"], dtype, lambda nn: nn.BCEWithLogitsLoss(weight=weights(dtype)))[0]
+    for _ in range(3):
+        loss = side.criterion(side.model(side.xs), side.ys)
+        side.criterion.weight.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation: the weight"):
+            loss.backward()
+
+
 FALLBACKS = {
     "none": lambda nn, t: lambda p, y: nn.L1Loss(reduction="none")(p, y).sum(),
-    "weighted bce": lambda nn, t: nn.BCEWithLogitsLoss(weight=weights(t)),
     "weighted positives": lambda nn, t: (
         lambda p, y: F.binary_cross_entropy_with_logits(p, y, pos_weight=weights(t))
     ),
-    "weighted l1": lambda nn, t: lambda p, y: F.l1_loss(p, y, weight=weights(t)),
-    "weighted mse": lambda nn, t: lambda p, y: F.mse_loss(p, y, weight=weights(t)),
-    "weighted huber": lambda nn, t: lambda p, y: F.huber_loss(p, y, weight=weights(t)),
+    "weighed by the prediction": lambda nn, t: lambda p, y: F.mse_loss(p, y, weight=p.detach()),
+    "weight that learns": lambda nn, t: (
+        lambda p, y: F.l1_loss(p, y, weight=weights(t).requires_grad_())
+    ),
     "legacy": lambda nn, t: lambda p, y: F.l1_loss(p, y, size_average=False, reduce=False).sum(),
     "broadcast": lambda nn, t: lambda p, y: nn.SmoothL1Loss()(p, y[:1]),
     "target with a gradient": lambda nn, t: (

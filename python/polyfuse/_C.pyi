@@ -216,6 +216,7 @@ class Objective:
     forward: Any
     y: Any
     y_version: int
+    weight_version: int
     criterion: Any
     mean: bool
     weight: Any

@@ -71,13 +71,9 @@ def check_classes(
     model: Any, criterion: Any, optimizer: Any, x: Any, y: Any, weights: Any
 ) -> tuple[Criterion, bool]:
     """The criterion, and whether its reduction is a mean; raises what `fit` documents."""
-    if not isinstance(criterion, torch.nn.Module) or kind_of(type(criterion)) is not CROSS_ENTROPY:
-        raise ValueError(
-            f"criterion: expected CrossEntropyLoss for {model.outputs} outputs, "
-            f"got {type(criterion).__name__}; independent curves are a batch (batch_shape=)"
-        )
-    if not is_torchs(criterion):
-        raise ValueError("criterion: CrossEntropyLoss has hooks or a forward of its own")
+    found = read_classes(criterion)
+    if isinstance(found, str):
+        raise ValueError(f"criterion: {found}")
     if reason := refuse_own(model):
         raise ValueError(f"model: {reason}")
     for name, value in zip(("sample_weight", "mask", "sigma"), weights, strict=True):
@@ -98,10 +94,7 @@ def check_classes(
         raise ValueError(f"x: expected shape (n,) with n >= 1, got {tuple(x.shape)}")
     if reason := refuse_optimizer(optimizer):
         raise ValueError(f"optimizer: {reason}")
-    found = options_of(criterion)
-    if isinstance(found, str):
-        raise ValueError(f"criterion: {found}")
-    read, mean = build(*found)
+    read, mean = found
     weight, ignored, _ = (value for _, value in read.options)
     if isinstance(weight, tuple) and len(weight) != model.outputs:
         raise ValueError(
@@ -129,3 +122,15 @@ def check_classes(
 def _logits(model: Polynomial) -> Logits:
     ((shift, scale),) = model.variable
     return logits(model.coefficients, model.basis, shift, scale)
+
+
+def read_classes(criterion: Any) -> tuple[Criterion, bool] | str:
+    """What `recognise.read_criterion` gives, for several outputs."""
+    name = type(criterion).__name__
+    if not isinstance(criterion, torch.nn.Module) or kind_of(type(criterion)) is not CROSS_ENTROPY:
+        hint = "independent curves are a batch (batch_shape=)"
+        return f"expected CrossEntropyLoss for several outputs, got {name}; {hint}"
+    if not is_torchs(criterion):
+        return f"{name} has hooks or a forward of its own"
+    found = options_of(criterion)
+    return found if isinstance(found, str) else build(*found)

@@ -54,6 +54,7 @@ BY_FUNCTION = {kind.function: kind for kind in (*KINDS, CROSS_ENTROPY)}
 BY_NAME = {kind.name: kind for kind in KINDS}
 BY_MODULE: dict[type, Kind] = {kind.module: kind for kind in (*KINDS, CROSS_ENTROPY)}
 MAX_CLASSES = 512  # of those that have weights
+WEIGHED = (MSE, L1, HUBER, BCE)  # whose functions take a weight for every sample
 REDUCTIONS = ("mean", "sum", "batchmean")
 _TENSORS = ("weight", "pos_weight")  # None or tensors
 _FLAGS = ("full", "log_input", "log_target")
@@ -74,13 +75,16 @@ class Criterion(_C.Criterion):
     Args:
         factor: of the loss, besides that in the options.
         per_row: a mean is the sum over the number of rows, torch's ``batchmean``.
+        samples: torch's weight where it has one for every sample, in the shape of x; of the
+            training loop alone.
     """
 
-    __slots__ = ("class_weight", "factor", "kind", "options", "told")
+    __slots__ = ("class_weight", "factor", "kind", "options", "samples", "told")
 
     def __init__(
-        self, kind: Kind, options: Options = (), factor: float = 1.0, per_row: bool = False
-    ):
+        self, kind: Kind, options: Options = (), factor: float = 1.0, per_row: bool = False,
+        samples: Tensor | None = None,
+    ):  # fmt: skip
         told: dict[str, Any] = {k: v for k, v in options if v is not None}
         if "var" in told:  # clamped as torch does it
             told["variance"] = max(told.pop("var"), told.pop("eps"))
@@ -93,11 +97,12 @@ class Criterion(_C.Criterion):
         super().__init__(kind.tag, per_row=per_row, **told)
         self.kind, self.options, self.factor = kind, options, factor
         self.told = told  # as _C.Criterion names them
+        self.samples = samples
 
     @property
     def squared(self) -> bool:
         """Whether the loss is a function of the moments of the data."""
-        return self.kind is MSE
+        return self.kind is MSE and self.samples is None
 
     def over_rows_of(self, x: Tensor) -> Criterion:
         """The same for a mean over all samples of x."""
@@ -141,6 +146,8 @@ class Criterion(_C.Criterion):
         for name in _TENSORS:
             if options.get(name) is not None:
                 options[name] = prediction.new_tensor(options[name])
+        if self.samples is not None:
+            options["weight"] = self.samples
         return options
 
     def warn(self, mean: bool) -> None:
@@ -157,8 +164,12 @@ def criterion_of(kind: Kind, options: Options = (), per_row: bool = False) -> Cr
 SQUARED = criterion_of(MSE)
 
 
-def build(kind: Kind, options: Options, reduction: str) -> tuple[Criterion, bool]:
+def build(
+    kind: Kind, options: Options, reduction: str, samples: Tensor | None = None
+) -> tuple[Criterion, bool]:
     """The criterion, and whether its reduction is a mean."""
+    if samples is not None:
+        return Criterion(kind, options, samples=samples), reduction != "sum"
     return criterion_of(kind, options, reduction == "batchmean"), reduction != "sum"
 
 
@@ -249,16 +260,25 @@ def _refuse_tensor(value: Tensor, like: Tensor | None) -> str | None:
     return None
 
 
-def of_module(module: Any, like: Tensor | None = None, *extra: Any) -> Any:
-    """`build` of what `options_of` the module gives; or why it is not fused."""
-    found = options_of(module, like, *extra)
-    return found if isinstance(found, str) else build(*found)
+def of_module(module: Any, like: Tensor, *extra: Any) -> tuple[Criterion, bool] | str:
+    """`build` of a module of torch.nn, called in the training loop with a prediction, a target and
+    `extra`; or why it is not fused."""
+    found = _values_of(module, *extra)
+    return found if isinstance(found, str) else _in_loop(*found, like)
 
 
 def options_of(
     module: Any, like: Tensor | None = None, *extra: Any
 ) -> tuple[Kind, Options, str] | str:
-    """`read` of a module of torch.nn, called with a prediction, a target and `extra`."""
+    """`read` of the same."""
+    found = _values_of(module, *extra)
+    if isinstance(found, str):
+        return found
+    kind, values = found
+    return read(kind, values, values["reduction"], like)
+
+
+def _values_of(module: Any, *extra: Any) -> tuple[Kind, dict[str, Any]] | str:
     kind = kind_of(type(module))
     assert kind is not None
     values = module.__dict__ | module._buffers
@@ -270,7 +290,20 @@ def options_of(
         return f"expected a prediction and a target, got {len(extra)} more"
     if any(name not in values for name in (*kind.options, "reduction")):
         return "its options are not attributes of its own"
-    return read(kind, values, values["reduction"], like)
+    return kind, values
+
+
+def _in_loop(kind: Kind, values: dict[str, Any], like: Tensor) -> tuple[Criterion, bool] | str:
+    """`build` of these options, which may hold a weight for every sample."""
+    weight = values.get("weight") if kind in WEIGHED else None
+    of_all = kind is BCE and isinstance(weight, Tensor) and weight.numel() == 1
+    if weight is None or of_all:
+        found = read(kind, values, values["reduction"], like)
+        return found if isinstance(found, str) else build(*found)
+    if type(weight) is not Tensor or weight.requires_grad or weight.shape != like.shape:
+        return f"weight: expected one of each sample, got {type(weight).__name__}"
+    found = read(kind, values | {"weight": None}, values["reduction"], like)
+    return found if isinstance(found, str) else build(*found, weight)
 
 
 def kind_of(module: type) -> Kind | None:
@@ -288,18 +321,18 @@ def _signature(function: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
 def of_call(
     kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, Any, Criterion, bool] | None:
-    """Prediction, target and what `read` gives for a call of torch's function; None: torch's."""
+    """Prediction, target and what `build` gives for a call of torch's function; None: torch's."""
     names, defaults = _signature(kind.function)
     values = defaults | dict(zip(names, args, strict=False)) | kwargs
     if len(values) != len(names) or len(args) + len(kwargs) > len(names):
         return None  # arguments are missing, or are none of torch's
     if any(k in kwargs for k in names[: len(args)]):
         return None
-    known = (*names[:2], *kind.options, "reduction")
+    known = (*names[:2], *kind.options, "reduction", *(("weight",) if kind in WEIGHED else ()))
     if any(v is not None for k, v in values.items() if k not in known):
         return None
     like = values[names[0 if kind is CROSS_ENTROPY else 1]]  # targets may be classes
-    found = read(kind, values, values["reduction"], like)
+    found = _in_loop(kind, values, like)
     if isinstance(found, str):
         return None
-    return values[names[0]], values[names[1]], *build(*found)
+    return values[names[0]], values[names[1]], *found

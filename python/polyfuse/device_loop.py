@@ -116,7 +116,7 @@ class DeviceLoop(_C.Loop):
             self.traced, self.traced.tensors, grads, self.kept.rows, self.spares, self.kept.spares
         )
         criterion = objective.criterion.over_rows_of(forward.x)
-        weight = objective.weight
+        weight = None if objective.weight is None else objective.weight.reshape(-1)
         moments = self.moments if criterion.squared and weight is None else None
         state = self.runner.step(
             self.map, self.rule, table, forward.x.reshape(-1), objective.y.reshape(-1),

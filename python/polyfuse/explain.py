@@ -8,7 +8,7 @@ import torch
 
 from .backends import choose
 from .batch import is_batch
-from .classes import has_outputs
+from .classes import has_outputs, read_classes
 from .fit import choose_for, prepare, refuse
 from .fused import fused
 from .recognise import refuse_criterion, refuse_optimizer
@@ -65,12 +65,12 @@ def explain(
         )
         lines.append(f"  {known.traced.formula()}")
     for name, value, refused in (
-        ("criterion", criterion, refuse_criterion),
+        ("criterion", criterion, read_classes if has_outputs(model) else refuse_criterion),
         ("optimizer", optimizer, refuse_optimizer),
     ):
         if value is not None:
             reason = refused(value)
-            state = f"not fused: {reason}" if reason else "fused"
+            state = f"not fused: {reason}" if isinstance(reason, str) else "fused"
             lines.append(f"{name}: {type(value).__name__}, {state}")
     if x is not None and y is not None and None not in (known.polynomial, criterion, optimizer):
         try:

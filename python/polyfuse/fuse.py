@@ -67,6 +67,7 @@ class FusedStep:
             self._known = known
         assert known.criterion is not None
         weight = _check.weight(x, *weights)
+        weight = None if weight is None else weight.view(x.shape)
         objective = Objective(Forward(known, x), y, y._version, *known.criterion, weight)
         if not objective.launch(optimizer):
             raise ValueError(f"x, y: expected plain dense tensors, got {type(x).__name__}")

@@ -45,6 +45,8 @@ class Fused:
         except NotPolynomial as error:
             self.reason, self.for_good = str(error), error.for_good
             logger.info("%s is not fused: %s", type(module).__name__, self.reason)
+        if isinstance(self.traced, Logits):
+            self.reason = "it has several outputs"
         self.tensors = self.traced.tensors if self.traced else ()
         slots = list(self.traced.slots) if self.traced else []
         self.plan = make_plan(self.traced) if self.traced else _C.Plan(0, 1, [], 0.0, 1.0)
@@ -108,6 +110,11 @@ class Fused:
         """Whether kernels read y as a target of this criterion; tells the loop of the pair."""
         if self.traced is None or not self.traced.fits(y, x, criterion):
             return False
+        w = criterion.samples
+        if w is not None and not (
+            self.on_host and w.shape == x.shape and w.dtype is x.dtype and self.reads(w)
+        ):
+            return False
         if self.loop.sees(x) and self.loop.sees_target(y):
             return True
         if x.dtype is not self.dtype or not (self.reads(x) and self.reads(y)) or y.requires_grad:
@@ -119,7 +126,8 @@ class Fused:
 
     def see_criterion(self, module: torch.nn.Module, criterion: Criterion, mean: bool) -> None:
         """Tells the loop which criterion, mean or sum, a module is."""
-        options = [b for b in module._buffers.values() if b is not None]
+        buffers = module._buffers.values()
+        options = [b for b in buffers if b is not None and b is not criterion.samples]
         watch = [module, *watched(module), *options]
         self.loop.see_criterion(module, watch, criterion, mean)
         self.criterion = criterion, mean

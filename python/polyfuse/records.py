@@ -125,6 +125,9 @@ class Objective(_C.Objective):
             raise RuntimeError(GONE.format("x"))
         if y._version != self.y_version or y.data_ptr() == 0:
             raise RuntimeError(GONE.format("the target"))
+        w = self.criterion.samples
+        if w is not None and w._version != self.weight_version:
+            raise RuntimeError(GONE.format("the weight"))
         for _ in range(MAX_ATTEMPTS):
             if not known.accepts(y, x, self.criterion):
                 break

@@ -127,7 +127,8 @@ class BCEWithLogitsLoss(Criterion, torch.nn.BCEWithLogitsLoss):
     """Binary cross entropy of sigmoid(input), as `torch.nn.BCEWithLogitsLoss`; fused likewise.
 
     Args:
-        weight: of the loss; fused where it has one element.
+        weight: of the loss; fused where it has one element or, in the training loop on CPUs, one
+            for every sample.
         reduction: "mean", "sum" or "none".
         pos_weight: of the positive samples; fused where it has one element.
 
