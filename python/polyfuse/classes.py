@@ -35,7 +35,7 @@ def fit_classes(
 ) -> FitResult:
     """`fit` of one polynomial per class; y are classes [N], int64, or probabilities [N, C]."""
     start = time.perf_counter()
-    epochs, engine, backend, record_every, tol, nan_policy, weights = wanted
+    epochs, engine, backend, record_every, tol, nan_policy, weights, _ = wanted
     if type(criterion) is not torch.nn.CrossEntropyLoss:
         raise ValueError(
             f"criterion: expected CrossEntropyLoss for {model.outputs} outputs, "
