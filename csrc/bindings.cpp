@@ -38,11 +38,13 @@ pf::Data make_data(uintptr_t x, uintptr_t y, uintptr_t w, int64_t n, int64_t x_s
 py::tuple descend(const pf::Plan& plan, const pf::Data& data, int engine,
                   std::optional<pf::Moments> moments, int64_t first_epoch, int64_t epochs,
                   int64_t record_every, double tol, double seconds, double previous, int threads,
-                  Array params, Array kept, Array grad) {
+                  Array params, Array kept, Array grad,
+                  const std::optional<std::pair<Array, Array>>& bounds) {
   pf::Problem problem = plan.problem;
   problem.data = data;
   problem.threads = threads;
-  const pf::State state{params.mutable_data(), kept.mutable_data(), grad.mutable_data()};
+  pf::State state{params.mutable_data(), kept.mutable_data(), grad.mutable_data()};
+  if (bounds) state.low = bounds->first.data(), state.high = bounds->second.data();
   pf::Report out;
   pf::count_launch();
   {

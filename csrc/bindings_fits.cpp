@@ -205,6 +205,8 @@ void bind_batch(py::module_& m) {
              advance(b.rule, epochs, kept.data());
              return kept;
            })
+      .def_property("low", unread, address(&Batch::low))
+      .def_property("high", unread, address(&Batch::high))
       .def_property("params", unread, address(&Batch::params))
       .def_property("grad", unread, address(&Batch::grad))
       .def_property("loss", unread, address(&Batch::loss))

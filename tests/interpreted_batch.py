@@ -78,6 +78,15 @@ def test_each_fit_stops_on_its_own():
     assert len(set(result.fit_epochs.tolist())) > 3 and result.launches == 1
 
 
+def test_bounds():
+    x, y, _ = make("own")
+    high = torch.linspace(0.1, 0.5, 13, dtype=torch.float64)
+    assert_same_run(
+        BACKENDS, OPTIMIZERS["adam"], nn.MSELoss(), x, y, parts=(5, 4), engine="stream",
+        bounds=(-0.2, high),
+    )  # fmt: skip
+
+
 def test_what_the_backend_refuses():
     x, y, _ = make("shared")
     with pytest.raises(ValueError, match="17 coefficients, more than 16"):

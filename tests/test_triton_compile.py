@@ -72,7 +72,7 @@ FLAGS = {
             "KIND": HUBER.tag,
             "KEEPS": 2,
         },
-        {"METHOD": METHODS[AdamOptions].number, "KEEPS": 4},
+        {"METHOD": METHODS[AdamOptions].number, "KEEPS": 4, "BOUNDED": True},
     ],
 }
 POINTERS = {

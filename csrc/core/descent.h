@@ -13,8 +13,9 @@ namespace polyfuse {
 // What a run reads and leaves behind, one number per parameter, in float64.
 struct State {
   double* params;
-  double* kept;  // [kKept, P], what the update rules keep
-  double* grad;  // of the last step taken
+  double* kept;                                  // [kKept, P], what the update rules keep
+  double* grad;                                  // of the last step taken
+  const double *low = nullptr, *high = nullptr;  // that parameters are kept within; null: nowhere
 };
 
 struct Schedule {
@@ -135,6 +136,7 @@ PF_HD void update_all(const Team& team, const Descent& descent, State s) {
     PF_UNROLL
     for (int r = 0; r < kKept; ++r) kept[r] = T(s.kept[r * n + i]);
     update(descent.rule[i], p, T(s.grad[i]), kept);
+    if (s.low) p = projected(p, T(s.low[i]), T(s.high[i]));
     s.params[i] = p;
     PF_UNROLL
     for (int r = 0; r < kKept; ++r) s.kept[r * n + i] = kept[r];

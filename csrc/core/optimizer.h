@@ -324,6 +324,12 @@ PF_HD void with_rule(Method method, F&& f) {
   }
 }
 
+// Onto [low, high]; nan stays.
+template <class T>
+PF_HD T projected(T p, T low, T high) {
+  return if_less(p - low, 0.0, low, if_less(high - p, 0.0, high, p));
+}
+
 template <class T>
 PF_HD void update(const UpdateRule& rule, T& p, T g, T* kept /* [kKept] */) {
   with_rule(rule.method, [&](auto of) {

@@ -270,6 +270,11 @@ class EightFits {
       const int64_t at = j * batch_.fits + fit_;
       lanes_.p[j] = load_row(batch_.params, batch_.dtype, at, count_);
       lanes_.grad[j] = Pack{};
+      lanes_.bounded = batch_.low != nullptr;
+      if (lanes_.bounded) {
+        lanes_.low[j] = load_row(batch_.low + at, count_);
+        lanes_.high[j] = load_row(batch_.high + at, count_);
+      }
       for (int r = 0; r < kKept; ++r)
         lanes_.kept[j][r] =
             batch_.kept[r] ? load_row(batch_.kept[r], batch_.dtype, at, count_) : Pack{};

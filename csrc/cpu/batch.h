@@ -39,7 +39,8 @@ struct Batch {
   double kept_once[kKept] = {};  // rows of the rule's state that all fits share
   void* kept[kKept] = {};        // [K, B] in dtype, the others; null: not kept
 
-  void* params = nullptr;           // [K, B] in dtype
+  void* params = nullptr;                        // [K, B] in dtype
+  const double *low = nullptr, *high = nullptr;  // [K, B], of params; null: nowhere
   void* grad = nullptr;             // [K, B] in dtype, of the last step; null with solve
   double* loss = nullptr;           // [B], at params
   double* recorded = nullptr;       // [M, B]

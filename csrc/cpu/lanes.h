@@ -48,6 +48,8 @@ struct Lanes {
   Pack p[kMaxTerms], grad[kMaxTerms], kept[kMaxTerms][kKept];
   Pack loss{}, epochs{}, active = Pack::all(1.0);
   Pack start_loss{};
+  bool bounded = false;
+  Pack low[kMaxTerms], high[kMaxTerms];
 };
 
 // The rates of one epoch after the other: those of the plan's table, which all fits share, and
@@ -75,6 +77,7 @@ __attribute__((noinline)) inline void update(const UpdateRule& rule, const doubl
       Pack p = s.p[j], kept[kKept];
       for (int r = 0; r < kKept; ++r) kept[r] = s.kept[j][r];
       of.update(rule.option, rate, p, grad[j], kept);
+      if (s.bounded) p = projected(p, s.low[j], s.high[j]);
       s.p[j] = if_zero(s.active, s.p[j], p);
       for (int r = 0; r < kKept; ++r) s.kept[j][r] = if_zero(s.active, s.kept[j][r], kept[r]);
     }

@@ -29,7 +29,7 @@ struct StreamObjective {
 // Epochs that need no loss and no gradient to be left behind, on few samples; true if done.
 bool run_resident(const Problem& problem, const UpdateRule* rules, int64_t epochs, const State& s) {
   const int n = problem.map.n_params;
-  if (!problem.map.identity || problem.criterion.kind != CriterionKind::SquaredError ||
+  if (s.low || !problem.map.identity || problem.criterion.kind != CriterionKind::SquaredError ||
       problem.data.omit || problem.data.w || problem.data.n > kResidentSamples ||
       n > kResidentTerms)
     return false;

@@ -61,6 +61,8 @@ class Batch:
     degree: Any
     rank: Any
     status: Any
+    low: Any
+    high: Any
     def keep(self, row: int, address: int) -> None: ...
     def keep_once(self, row: int, value: float) -> None: ...
     def kept_after(self, epochs: int) -> list[float]: ...
@@ -128,6 +130,7 @@ def descend(
     plan: Plan, data: Data, engine: int, moments: Moments | None, first_epoch: int, epochs: int,
     record_every: int, tol: float, seconds: float, previous: float, threads: int,
     params: np.ndarray, kept: np.ndarray, grad: np.ndarray,
+    bounds: tuple[np.ndarray, np.ndarray] | None,
 ) -> tuple[int, bool, float, np.ndarray, Moments | None, float]: ...  # fmt: skip
 def loss_and_gradient(
     plan: Plan, data: Data, params: np.ndarray, threads: int

@@ -13,6 +13,7 @@ import torch
 
 from . import _check
 from .backends.batched import DEGREE_BY, HOMES, Fits, Run, backend_called, least_norm
+from .bounds import read_bounds
 from .engines import choose_engine, refuse_engine
 from .nn.polynomial import Polynomial
 from .problem import Wanted
@@ -99,7 +100,7 @@ def fit_batch(
 ) -> BatchResult:
     """`fit` of a batch: each fit has a loss, that of its own samples, and stops on its own."""
     start = time.perf_counter()
-    epochs, engine, backend, record_every, tol, nan_policy, weights = wanted
+    epochs, engine, backend, record_every, tol, nan_policy, weights, bounds = wanted
     fits = _read(model, x, y, nan_policy, weights)
     read = read_criterion(criterion, y)
     if isinstance(read, str):
@@ -111,18 +112,23 @@ def fit_batch(
         raise ValueError(f"y: {reason}")
     if reason := refuse_optimizer(optimizer):
         raise ValueError(f"optimizer: {reason}")
-    options = options_held(model.coefficients, optimizer)
+    p = model.coefficients
+    options = options_held(p, optimizer)
+    box = None if options is None else read_bounds(bounds, {"coefficients": p}).get("coefficients")
     linear = isinstance(options, SgdOptions | None)
     runner = _backend(backend, fits)
     engine = choose_engine(
         engine,
         lambda e: (
-            refuse_engine(e, kind, tol, linear=linear, shared=fits.shared)
+            refuse_engine(e, kind, tol, linear=linear, shared=fits.shared, bounded=box is not None)
             or runner.refuse_engine(e)
         ),
     )
-    p = model.coefficients
-    run = Run(fits, p, kind, mean, options, optimizer, engine, epochs, record_every, tol)
+    if box is not None:
+        low, high = (end.reshape(fits.params.shape).contiguous() for end in box)
+        box = low, high
+        fits = fits._replace(params=fits.params.clamp(low, high).to(p.dtype))
+    run = Run(fits, p, kind, mean, options, optimizer, engine, epochs, record_every, tol, box)
     before = runner.launches()
     out = runner.descend(run)
     ways = _ways(out.status, nan_policy, fits)

@@ -37,7 +37,7 @@ def fit_classes(
 ) -> FitResult:
     """`fit` of one polynomial per class; y are classes [N], int64, or probabilities [N, C]."""
     start = time.perf_counter()
-    epochs, engine, backend, record_every, tol, nan_policy, weights = wanted
+    epochs, engine, backend, record_every, tol, nan_policy, weights, _ = wanted
     _check.one_of("engine", engine, ("auto", "stream"))
     _check.one_of("backend", backend, ("auto", "cpu"))
     read, mean = check_classes(model, criterion, optimizer, x, y, weights)

@@ -18,6 +18,7 @@ def refuse_engine(
     affine: bool = True,
     shared: bool = True,
     scheduled: bool = False,
+    bounded: bool = False,
 ) -> str | None:
     """None, or why the engine cannot compute this run exactly.
 
@@ -30,6 +31,8 @@ def refuse_engine(
         return None
     if scheduled:
         return "a scheduler changes the update from epoch to epoch; use moments or stream"
+    if bounded:
+        return "bounds change the update where they hold; use moments or stream"
     if not shared:
         return "fits with x or weights of their own have no update in common; use moments"
     if not linear:

@@ -16,6 +16,7 @@ from . import _C, _check
 from .backends import choose
 from .backends.resident import Resident
 from .batch import fit_batch, is_batch
+from .bounds import with_bounds
 from .classes import fit_classes, has_outputs
 from .engines import choose_engine, leap_pays, refuse_engine
 from .fused import Fused, fused
@@ -127,7 +128,7 @@ def refuse(problem: Problem, engine: str, tol: float, scheduled: bool = False) -
     """None, or why the engine cannot compute this run exactly."""
     return refuse_engine(
         engine, problem.criterion, tol, linear=is_sgd(problem.rule), affine=problem.model.affine,
-        scheduled=scheduled,
+        scheduled=scheduled, bounded=problem.bounds is not None,
     )  # fmt: skip
 
 
@@ -161,6 +162,7 @@ def fit(
     sample_weight: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     sigma: torch.Tensor | None = None,
+    bounds: Any = None,
 ) -> FitResult:
     """Train a polynomial model for many epochs in one kernel launch.
 
@@ -196,6 +198,10 @@ def fit(
         mask: bool, in the shape of x: samples where it is False are left out.
         sigma: standard deviation > 0 of every y, in the shape of x: a weight of 1 / sigma^2, with
             which the sum of squared errors is chi-squared.
+        bounds: a pair (lower, upper) of numbers or tensors that broadcast to every parameter, or a
+            dict of such pairs by a parameter's name; infinite where there is none. Parameters are
+            moved to the nearest value within before the first epoch and after every update;
+            parameters that no optimizer holds stay. On CPUs, for one variable.
 
     Returns:
         FitResult: final loss, history, engine, launches and why the run stopped; for a
@@ -226,12 +232,15 @@ def fit(
     for is_one, fit_other, what in OTHERS:
         if is_one(model):
             unserved = {"scheduler": scheduler, "callback": callback, "progress": progress or None}
+            if fit_other is not fit_batch:
+                unserved["bounds"] = bounds
             for name, value in unserved.items():
                 if value is not None:
                     raise ValueError(f"{name}: not for {what}, got {value!r}")
-            wanted = Wanted(epochs, engine, backend, every, tolerance, nan_policy, weights)
+            wanted = Wanted(epochs, engine, backend, every, tolerance, nan_policy, weights, bounds)
             return fit_other(model, criterion, optimizer, x, y, wanted)
     known, held, problem = prepare(model, criterion, optimizer, x, y, nan_policy, weights)
+    problem = with_bounds(problem, bounds, known, model)
     schedulers = Schedulers(scheduler, optimizer, lambda: holding(known, optimizer).rule)
     scheduled = bool(schedulers.listed)
     requested, engine = engine, choose_for(problem, engine, epochs, tolerance, scheduled)
@@ -244,7 +253,7 @@ def fit(
 
     moments = None
     stays = None if callback is not None else runner  # a callback is shown, and may change, all
-    state = known.state(held, stays)
+    state = begin(known, held, problem, stays)
     bar = _progress_bar(epochs) if progress else None
     history_epochs: list[int] = []
     history: list[float] = []
@@ -278,7 +287,7 @@ def fit(
                             stacklevel=2,
                         )
                     engine, moments, previous = "stream", None, float("nan")
-                    state = known.state(held, stays)
+                    state = begin(known, held, problem, stays)
                     continue
             if every:
                 at = -(-done // every) * every
@@ -338,6 +347,14 @@ def fit(
         _params=state.params,
         _module=known.module,
     )
+
+
+def begin(known: Fused, held: Holding, problem: Problem, runner: Any) -> Any:
+    """Where a run begins: at the parameters as they are, moved into their bounds."""
+    state = known.state(held, runner)
+    if problem.bounds is not None:
+        np.clip(state.params, *problem.bounds, out=state.params)
+    return state
 
 
 def _counted(problem: Problem) -> int:

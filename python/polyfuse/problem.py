@@ -25,6 +25,8 @@ class Problem(NamedTuple):
     changes: tuple[tuple[int, Rule], ...] = ()
     criterion: Criterion = SQUARED
     weight: torch.Tensor | None = None  # [N] >= 0 in the dtype of x; 0 leaves a sample out
+    # float64 [P] each, low <= high, infinite where there is none: updates are projected onto them
+    bounds: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass
@@ -58,6 +60,7 @@ class Wanted(NamedTuple):
     tol: float  # -inf: never stop early
     nan_policy: str
     weights: tuple[Any, Any, Any]  # sample_weight, mask, sigma
+    bounds: Any = None
 
 
 class Schedule(NamedTuple):

@@ -81,7 +81,7 @@ def fit_surface(
 ) -> FitResult:
     """`fit` of a polynomial of several variables."""
     start = time.perf_counter()
-    epochs, engine, backend, record_every, tol, nan_policy, weights = wanted
+    epochs, engine, backend, record_every, tol, nan_policy, weights, _ = wanted
     _check.one_of("backend", backend, ("auto", "cpu"))
     if reason := refuse_own(model):
         raise ValueError(f"model: {reason}")

@@ -89,6 +89,7 @@ class Run:
     epochs: int
     record_every: int
     tol: float
+    bounds: Any = None  # low and high [K, B], float64
 
     def rows(self) -> list[tuple[Kept, Any]]:
         """What the rule keeps, with its value now: a new tensor [K, B] or a number."""
@@ -190,6 +191,8 @@ class Cpu:
         if run.tol >= 0:  # or each fit does all
             batch.epochs = out.epochs.data_ptr()
         batch.recorded = out.recorded.data_ptr()
+        if run.bounds is not None:
+            batch.low, batch.high = (end.data_ptr() for end in run.bounds)
         rows = run.rows()
         for row, (what, value) in enumerate(rows):
             if what.scalar:
@@ -331,6 +334,8 @@ class Reference:
                 held = {"p": p.data, **optimizer.state[p]}
                 before = {k: v.clone() for k, v in held.items() if torch.is_tensor(v) and v.ndim}
                 optimizer.step()
+                if run.bounds is not None:
+                    p.data.clamp_(*run.bounds)
                 for name, old in before.items():
                     new = p.data if name == "p" else optimizer.state[p][name]
                     new.copy_(torch.where(active, new, old))

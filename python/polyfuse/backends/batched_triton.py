@@ -80,12 +80,13 @@ class BatchedTriton:
         )  # fmt: skip
         rule = device_rule((run.options,), fits.x.device)
         told = launch.criterion_arguments(criterion)
+        box = (out.loss, out.loss) if run.bounds is None else run.bounds
         _launch(
             descend_fits_kernel, fits, rule.rows, run.epochs, every, run.tol,
             told.pop("weight"), told.pop("number"), out.params, kept, out.grad, out.loss,
-            out.recorded, out.epochs, out.status, out.rank, MEAN=run.mean, METHOD=rule.method,
-            KEEPS=keeps, TOL=run.tol >= 0,
-            RECORD=bool(every), **told,
+            out.recorded, out.epochs, out.status, out.rank, *box, MEAN=run.mean,
+            METHOD=rule.method, KEEPS=keeps, TOL=run.tol >= 0, RECORD=bool(every),
+            BOUNDED=run.bounds is not None, **told,
         )  # fmt: skip
         longest = int(out.epochs.argmax())
         after = [

@@ -105,7 +105,7 @@ class Cpu:
         report = Report(
             *_C.descend(
                 plan, data, ENGINE[engine], moments, *schedule, torch.get_num_threads(),
-                state.params, state.kept, state.grad,
+                state.params, state.kept, state.grad, problem.bounds,
             )
         )  # fmt: skip
         vars(problem.model)["_plan"] = plan, None if problem.changes else problem.rule

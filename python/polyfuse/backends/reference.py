@@ -179,6 +179,9 @@ class Reference:
             previous = loss.item()
             state.grad[:] = grad.numpy()
             step(params, grad)
+            if problem.bounds is not None:
+                with torch.no_grad():
+                    params.clamp_(*(torch.as_tensor(end) for end in problem.bounds))
             done += 1
             if schedule.seconds and time.monotonic() - start > schedule.seconds:
                 break

@@ -59,6 +59,8 @@ class Triton:
             return f"the data is on {device}"
         if len(problem.model.slots) > geometry.MAX_PARAMS:
             return f"{len(problem.model.slots)} parameters, above {geometry.MAX_PARAMS}"
+        if problem.bounds is not None:
+            return "bounds are taken by cpu and reference alone"
         return None
 
     def evaluate(self, model: Traced, coef: Any, x: torch.Tensor) -> torch.Tensor:

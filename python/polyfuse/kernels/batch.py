@@ -252,9 +252,11 @@ def descend_fits_kernel(
     recurrence_ptr, rule_ptr, epochs: tl.int64, record_every: tl.int64, tol: tl.float64,
     weight: tl.float64, number: tl.float64,
     params_ptr, kept_ptr, grad_ptr, loss_ptr, recorded_ptr, done_ptr, status_ptr, rank_ptr,
+    low_ptr, high_ptr,
     K: tl.constexpr, BLOCK: tl.constexpr, OMIT: tl.constexpr, WEIGHTED: tl.constexpr,
     MEAN: tl.constexpr, KIND: tl.constexpr, LOG: tl.constexpr, FULL: tl.constexpr,
     METHOD: tl.constexpr, KEEPS: tl.constexpr, TOL: tl.constexpr, RECORD: tl.constexpr,
+    BOUNDED: tl.constexpr,
 ):  # fmt: skip
     """TOL: a fit stops after the first epoch that changes its loss by no more than tol * loss;
     KEEPS: rows that the rule keeps, kept [KEEPS, K, B]."""
@@ -300,7 +302,12 @@ def descend_fits_kernel(
                 at = kept_ptr + (r * K + j) * n_fits + lane
                 old = old + (tl.load(at, inside, other=0.0) if r < KEEPS else zero,)
             new = update(rule, p[j], found[1 + j], old, METHOD, tl.float64)
-            new_p = new_p + (tl.where(active, new[0], p[j]),)
+            value = new[0]
+            if BOUNDED:
+                low = tl.load(low_ptr + j * n_fits + lane, inside, other=0.0)
+                high = tl.load(high_ptr + j * n_fits + lane, inside, other=0.0)
+                value = tl.where(value < low, low, tl.where(value > high, high, value))
+            new_p = new_p + (tl.where(active, value, p[j]),)
             for r in tl.static_range(KEEPS):
                 tl.store(kept_ptr + (r * K + j) * n_fits + lane, new[1 + r], active)
             if TOL:
