@@ -357,3 +357,38 @@ def test_many_epochs_are_those_of_shorter_runs(name):
             pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=epochs)
         left.append((model.coefficients.detach(), optimizer.state[model.coefficients]["step"]))
     torch.testing.assert_close(*left, rtol=1e-12, atol=0)
+
+
+def test_infinite_data_is_refused_where_its_loss_is_finite():
+    x, y, _ = make("own")
+    x[3, 4] = torch.inf
+    model, labels = model_of(), (y > 0).double() * 2 - 1
+    with torch.no_grad():
+        model.coefficients.fill_(1.0)
+    labels[3, 4] = 1.0
+    optimizer = optim.SGD(model.parameters(), lr=0.05)
+    before = model.coefficients.detach().clone()
+    with pytest.raises(ValueError, match="the data of 1 fits holds nan or inf"):
+        pf.fit(model, nn.SoftMarginLoss(), optimizer, x, labels, epochs=5)
+    assert torch.equal(model.coefficients, before)
+
+
+@pytest.mark.parametrize("kind", ["shared", "own", "weights"])
+def test_numpy_arrays_are_data(kind):
+    x, y, more = make(kind)
+    reversed_x = np.ascontiguousarray(x.numpy()[::-1])[::-1]
+    reversed_x.flags.writeable = False
+    left = []
+    for data, weight in (((x, y), dict), ((reversed_x, y.numpy()), as_numpy)):
+        fitted, solved = model_of(), model_of()
+        pf.fit(fitted, nn.MSELoss(), optim.SGD(fitted.parameters(), lr=0.05), *data, epochs=5,
+               **weight(more))  # fmt: skip
+        pf.solve(solved, *data)
+        left.append(torch.stack([fitted.coefficients, solved.coefficients]))
+    assert torch.equal(*left)
+    with pytest.raises(TypeError, match=r"x: expected a torch\.Tensor, got ndarray"):
+        pf.solve(model_of(), x.numpy().astype(object), y)
+
+
+def as_numpy(more):
+    return {name: value.numpy() for name, value in more.items()}

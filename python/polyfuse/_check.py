@@ -103,6 +103,15 @@ def weight(
     return weights
 
 
+def as_tensor(value: Any) -> Any:
+    """A numpy array of numbers as a tensor, on its memory where torch can; else as it is."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "bf":
+        return value
+    if not (value.flags.writeable and value.dtype.isnative and min(value.strides, default=0) >= 0):
+        value = value.astype(value.dtype.newbyteorder("="))
+    return torch.from_numpy(value)
+
+
 def alike(x: Any, **others: Any) -> None:
     """x a tensor of float32 or float64, and the others of its dtype and device."""
     for name, value in {"x": x, **others}.items():

@@ -101,6 +101,7 @@ def fit_batch(
     """`fit` of a batch: each fit has a loss, that of its own samples, and stops on its own."""
     start = time.perf_counter()
     epochs, engine, backend, record_every, tol, nan_policy, weights, bounds = wanted
+    x, y, weights = _tensors(x, y, weights)
     fits = _read(model, x, y, nan_policy, weights)
     read = read_criterion(criterion, y)
     if isinstance(read, str):
@@ -177,6 +178,7 @@ def solve_batch(
 ) -> BatchResult:
     """The least-squares optimum of every fit of a batch, in one read of the data."""
     start = time.perf_counter()
+    x, y, weights = _tensors(x, y, weights)
     fits = _read(model, x, y, nan_policy, weights, "weight")
     if not model.coefficients.requires_grad:
         raise ValueError("model: expected a trainable parameter, got none")
@@ -222,6 +224,11 @@ def solve_batch(
         covariance=spread,
         degree=None if out.degree is None else out.degree.view(shape),
     )
+
+
+def _tensors(x: Any, y: Any, weights: Any) -> tuple[Any, Any, Any]:
+    x, y, *weights = (_check.as_tensor(t) for t in (x, y, *weights))
+    return x, y, weights
 
 
 def _read(
@@ -303,11 +310,13 @@ def _backend(name: str, fits: Fits) -> Any:
 
 
 def _ways(status: torch.Tensor, nan_policy: str, fits: Fits | None = None) -> dict[FitStatus, int]:
-    """How many fits ended in which way; raises where nan_policy says so. With fits: those whose
-    data is finite are not called otherwise."""
+    """How many fits ended in which way; raises where nan_policy says so. With fits: of those
+    that ended in nan, the ones whose data is finite have diverged, and the others have not."""
     if fits is not None and int(status.max()) >= FitStatus.NON_FINITE:
-        called = torch.nonzero(status == FitStatus.NON_FINITE)[:, 0]
-        status[called[fits.finite(called)]] = FitStatus.DIVERGED
+        called = torch.nonzero(status >= FitStatus.NON_FINITE)[:, 0]
+        finite = fits.finite(called)
+        status[called[finite]] = FitStatus.DIVERGED
+        status[called[~finite]] = FitStatus.NON_FINITE
     low, high = (int(end) for end in status.aminmax())
     if low == high:
         counts = {FitStatus(low): status.numel()}
