@@ -157,7 +157,8 @@ void Step::see(const py::object& x, const py::object& y) {
 }
 
 bool Step::adopt(PyObject* x) {
-  if (!is_plain(x) || !Layout::of_any(x).serves_as(x_.layout()) || recorded()) return false;
+  const Layout layout = is_plain(x) ? Layout::of_any(x) : Layout{};
+  if (!layout.serves_as(x_.layout()) || !layout.same_shape(x_.layout()) || recorded()) return false;
   see(py::reinterpret_borrow<py::object>(x), py::none());
   return true;
 }
