@@ -4,9 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
 #include <vector>
 
-#include "cpu/run.h"
+#include "surface_tables.h"
 
 namespace polyfuse {
 
@@ -20,11 +21,14 @@ struct Plan {
   std::vector<int32_t> slots;
   std::vector<UpdateRule> rule;
   std::vector<int64_t> changes;
+  std::unique_ptr<SurfaceTables> surface;
   Problem problem;
 
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
-  Plan(int n_params, int n_coefficients, const py::list& terms, double shift, double scale);
+  // surface: the arguments of its tables, or None.
+  Plan(int n_params, int n_coefficients, const py::list& terms, double shift, double scale,
+       const py::object& surface);
   void set_rule(const py::list& options);
   // And a rule for each epoch, counted from a launch's start, from which on another holds.
   void set_changes(const py::list& changes);

@@ -56,8 +56,8 @@ void promise(py::handle tensor) {
 void end_promise(uintptr_t tensor) { promised.erase(reinterpret_cast<PyObject*>(tensor)); }
 
 Step::Step(Plan& plan, const py::tuple& tensors, const py::list& slots, Dtype dtype,
-           const py::list& watched)
-    : plan_(plan), dtype_(dtype), module_watch_(watched) {
+           const py::list& watched, std::optional<std::vector<int64_t>> of_y)
+    : plan_(plan), dtype_(dtype), of_y_(std::move(of_y)), module_watch_(watched) {
   for (py::handle t : tensors) {
     tensors_.push_back(py::reinterpret_borrow<py::object>(t));
     storages_.push_back(t.attr("untyped_storage")());
@@ -150,6 +150,10 @@ void Step::see(const py::object& x, const py::object& y) {
   data_.y = of_y.address;
   data_.n = of_x.numel();
   data_.x_stride = of_x.n_dims == 1 ? of_x.stride[0] : 1;
+  if (plan_.problem.surface) {  // contiguous [N, V]
+    data_.n = of_x.shape[0];
+    data_.x_stride = of_x.shape[1];
+  }
   data_.y_stride = of_y.n_dims == 1 ? of_y.stride[0] : 1;
   data_.dtype = dtype_;
   moments_.reset();
@@ -166,9 +170,16 @@ bool Step::adopt(PyObject* x) {
 bool Step::adopt_target(PyObject* y) {
   if (!x_.tensor()) return false;
   const Layout layout = is_plain(y) ? Layout::of_any(y) : Layout{};
-  if (!layout.serves_as(x_.layout()) || !layout.same_shape(x_.layout())) return false;
+  if (!layout.serves_as(x_.layout()) || !is_shape_of_y(layout)) return false;
   see(py::reinterpret_borrow<py::object>(x_.tensor()), py::reinterpret_borrow<py::object>(y));
   return true;
+}
+
+bool Step::is_shape_of_y(const Layout& y) const {
+  const Layout& x = x_.layout();
+  if (!of_y_) return y.same_shape(x);
+  return y.n_dims == 1 + static_cast<int>(of_y_->size()) && y.shape[0] == x.shape[0] &&
+         std::equal(of_y_->begin(), of_y_->end(), y.shape + 1);
 }
 
 void Step::settle(std::optional<Moments> moments, long x_version, long y_version) {

@@ -18,7 +18,7 @@ from .backends.resident import Resident
 from .batch import fit_batch, is_batch
 from .classes import fit_classes, has_outputs
 from .engines import choose_engine, leap_pays, refuse_engine
-from .fused import Fused, fused
+from .fused import Fused, read_data
 from .linear import Held
 from .optim.owners import Holding, holding, options_watched
 from .problem import Problem, Schedule, Wanted
@@ -58,8 +58,7 @@ def prepare(
     """The problem that these objects state; raises what `fit` documents."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    xs, ys = _check.data(x, y)
-    known = fused(model, xs.dtype, xs.device)
+    known, xs, ys = read_data(model, x, y)
     last = known.last_fit
     if last is None or not last.holds(criterion, optimizer, y):
         read = read_criterion(criterion, y)
@@ -76,14 +75,14 @@ def prepare(
     if reason:
         raise ValueError(f"model: {reason}")
     kind, mean = last.read
-    weight = _check.weight(x, *weights)
+    weight = _check.weight(y, *weights)
     reason = kind.refuse_targets(ys, weight)
     if reason:
         raise ValueError(f"y: {reason}")
     held = Holding(optimizer, *last.held)
     problem = Problem(
         known.traced, "mean" if mean else "sum", held.rule, xs, ys,
-        nan_policy == "omit", criterion=kind.over_rows_of(x), weight=weight,
+        nan_policy == "omit", criterion=kind.over_rows_of(y), weight=weight,
     )  # fmt: skip
     return known, held, problem
 
@@ -138,7 +137,7 @@ def choose_for(
     if engine == "auto" and epochs == 1:
         return "stream"
     # Operations of an epoch on the moments: K^2 and about 40 more.
-    leap = leap_pays(len(problem.rule), epochs, problem.model.degree**2 + 40)
+    leap = leap_pays(len(problem.rule), epochs, problem.model.n_terms**2 + 40)
     return choose_engine(engine, lambda e: refuse(problem, e, tol, scheduled), leap)
 
 
@@ -334,7 +333,7 @@ def fit(
         seconds=time.perf_counter() - start,
         history_epochs=np.array(history_epochs, dtype=np.int64),
         history=np.array(history, dtype=np.float64),
-        _data=Held.of(problem),
+        _data=None if problem.model.exponents else Held.of(problem),
         _params=state.params,
         _module=known.module,
     )
@@ -358,7 +357,7 @@ def largest_stable_lr(problem: Problem) -> float | None:
     options = {o for o in problem.rule if isinstance(o, SgdOptions)}
     if len(options) != 1 or not is_sgd(problem.rule):
         return None
-    if not (problem.model.affine and problem.criterion.squared):
+    if not (problem.model.affine and problem.criterion.squared) or problem.model.exponents:
         return None
     o = options.pop()
     if o.maximize or o.dampening == 1:

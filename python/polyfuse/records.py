@@ -82,8 +82,8 @@ class Forward(_C.Forward):
         if self.x._version != self.x_version:
             raise RuntimeError(GONE.format("x"))
         known = self.fused
-        y = known.runner.evaluate(known.traced, known.coefficients(self), self.x.reshape(-1))
-        return y.reshape(self.x.shape)
+        y = known.runner.evaluate(known.traced, known.coefficients(self), known.rows_of(self.x))
+        return y.reshape(known.shape_of_y(self.x))
 
 
 class Difference:
@@ -222,7 +222,7 @@ class _PredictionGraph(torch.autograd.Function):
         if forward.x._version != forward.x_version:
             raise RuntimeError(GONE.format("x"))
         g = grad.reshape(-1).contiguous()
-        grad_coef = known.runner.project(known.traced, forward.x.reshape(-1), g)
+        grad_coef = known.runner.project(known.traced, known.rows_of(forward.x), g)
         return None, *known.pull_back(forward, grad_coef)
 
 

@@ -15,12 +15,12 @@ import torch
 from . import _C, _check
 from .backends import choose
 from .batch import is_batch, solve_batch
-from .fused import fused
+from .fused import read_data
 from .linear import Held, linear, names_of, normal_equations, powers
 from .problem import Problem
 from .recognise import refuse_parameters, refuse_shape
 from .report import Reported
-from .surface import is_surface, solve_surface
+from .surface import is_surface, solve_columns, solve_surface
 
 if TYPE_CHECKING:
     from .statistics import Statistics
@@ -196,8 +196,7 @@ def solve(
         _check.one_of("backend", backend, ("auto", "cpu"))
         _check.one_of("precision", precision, ("auto", "extended"))
         return solve_surface(model, x, y, weight, sigma, float(ridge), nan_policy == "omit")
-    xs, ys = _check.data(x, y)
-    known = fused(model, xs.dtype, xs.device)
+    known, xs, ys = read_data(model, x, y)
     traced = known.traced
     if traced is None:
         raise ValueError(f"model: {type(model).__name__} is no polynomial: {known.reason}")
@@ -211,7 +210,11 @@ def solve(
         raise ValueError(f"model: {reason}")
     if not any(t.requires_grad for t in known.tensors):
         raise ValueError("model: expected a trainable parameter, got none")
-    weights = _check.weight(x, weight, None, sigma, name="weight")
+    weights = _check.weight(y, weight, None, sigma, name="weight")
+    if traced.exponents:
+        _check.one_of("backend", backend, ("auto", "cpu"))
+        _check.one_of("precision", precision, ("auto", "extended"))
+        return solve_columns(known, xs, ys, weights, float(ridge), nan_policy == "omit")
     rule = (None,) * len(traced.slots)
     problem = Problem(traced, "sum", rule, xs, ys, nan_policy == "omit", weight=weights)
     runner = choose(backend, problem)

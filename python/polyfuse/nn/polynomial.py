@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..bases import BASES, name_of
+from ..exponents import parent_of
 from .module import Module
 
 MOST_EXPANDED = 8  # degree of a series in another basis whose powers of u keep its digits
@@ -254,14 +255,6 @@ class Polynomial(Module):
         if self.domain is not None:
             parts.append(f"domain={self.domain[0] if self.variables == 1 else self.domain}")
         return ", ".join(parts)
-
-
-def parent_of(powers: tuple[int, ...]) -> tuple[tuple[int, ...], int | None]:
-    """The term that this one is u_v times, and v; of the constant, v is None."""
-    v = next((i for i in range(len(powers) - 1, -1, -1) if powers[i]), None)
-    if v is None:
-        return powers, None
-    return (*powers[:v], powers[v] - 1, *powers[v + 1 :]), v
 
 
 def _is_int(value: Any) -> bool:
