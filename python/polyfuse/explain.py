@@ -51,7 +51,7 @@ def explain(
         dtype, device = like.dtype, like.device
     known = fused(model, dtype, device, of_sample(x) if isinstance(x, torch.Tensor) else None)
     lines = []
-    if is_batch(model) or is_surface(model) or has_outputs(model):
+    if known.traced is None and (is_batch(model) or is_surface(model) or has_outputs(model)):
         lines.append(f"model: fused in fit and solve; a loop over it runs as torch: {known.reason}")
     elif known.traced is None:
         lines.append(f"model: not fused, runs as torch: {known.reason}")

@@ -17,7 +17,7 @@ _OPERATIONS = {
     "stack": "stack", "cat": "cat", "concat": "cat", "concatenate": "cat",
     "getitem": "getitem", "unbind": "unbind", "unsqueeze": "unsqueeze", "squeeze": "squeeze",
     "flatten": "flatten", "view": "reshape", "reshape": "reshape",
-    "t": "transpose", "T": "transpose", "dim": "dim",
+    "t": "transpose", "T": "transpose", "dim": "dim", "size": "size",
 }  # fmt: skip
 
 
@@ -56,6 +56,9 @@ class ShapedRecorder(Recorder):
 
     def _dim(self, a: Symbol) -> int:
         return a.array.ndim + a.rows
+
+    def _size(self, a: Symbol, dim: Any = None) -> int:
+        return a.array.shape[self.axis(a, dim)]
 
     def _matmul(self, a: Any, b: Any) -> Symbol:
         a, b = self.lift(a), self.lift(b)

@@ -18,7 +18,7 @@ from .engines import choose_engine, leap_pays, refuse_engine
 from .exponents import MAX_TERMS, MAX_VARIABLES, layout, name_of
 from .fused import Fused
 from .linear import linear, names_of
-from .nn.polynomial import Polynomial
+from .nn.polynomial import Polynomial, name_of_function
 from .problem import Wanted
 from .recognise import read_criterion, refuse_optimizer, refuse_own
 from .result import FitResult
@@ -30,7 +30,17 @@ if TYPE_CHECKING:
 
 
 def is_surface(model: Any) -> bool:
-    return isinstance(model, Polynomial) and model.variables > 1
+    """Whether a model is a sum of columns: of several variables, or of functions."""
+    return (
+        isinstance(model, Polynomial)
+        and model.outputs is None
+        and (model.variables > 1 or bool(model.functions))
+    )
+
+
+def _data(model: Polynomial, x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [N, variables], or [N] of functions, and y [N]."""
+    return _check.data(x, y) if model.functions else _check.columns(x, y, model.variables)
 
 
 class Surfaces:
@@ -61,24 +71,28 @@ def fit_surface(
     y: Any,
     wanted: Wanted,
 ) -> FitResult:
-    """`fit` of a polynomial of several variables."""
+    """`fit` of a polynomial of several variables, or in functions."""
     start = time.perf_counter()
     epochs, engine, backend, record_every, tol, nan_policy, weights = wanted
     _check.one_of("backend", backend, ("auto", "cpu"))
     if reason := refuse_own(model):
         raise ValueError(f"model: {reason}")
-    xs, ys = _check.columns(x, y, model.variables)
+    xs, ys = _data(model, x, y)
     p = model.coefficients
     if p.dtype is not xs.dtype or xs.device.type != "cpu" or p.device != xs.device:
         raise TypeError(
             f"x: expected {p.dtype} on a CPU, as the model's coefficients, "
             f"got {xs.dtype} on {xs.device}"
         )
-    if p.numel() > MAX_TERMS or model.variables > MAX_VARIABLES:
+    n_columns = len(model.variable)
+    if p.numel() > MAX_TERMS or n_columns > MAX_VARIABLES:
         raise ValueError(
-            f"model: expected at most {MAX_TERMS} terms and {MAX_VARIABLES} variables, "
-            f"got {p.numel()} and {model.variables}"
+            f"model: expected at most {MAX_TERMS} terms and {MAX_VARIABLES} variables or "
+            f"functions, got {p.numel()} and {n_columns}"
         )
+    if model.functions:
+        with torch.no_grad():
+            xs = model.columns(xs)
     read = read_criterion(criterion, y)
     if isinstance(read, str):
         raise ValueError(f"criterion: {read}")
@@ -112,23 +126,25 @@ def fit_surface(
 def solve_surface(
     model: Any, x: Any, y: Any, weight: Any, sigma: Any, ridge: float, omit: bool
 ) -> Regression:
-    """`solve` of a polynomial of several variables."""
+    """`solve` of a polynomial of several variables, or in functions."""
     from .regression import regress
 
     if reason := refuse_own(model):
         raise ValueError(f"model: {reason}")
-    xs, ys = _check.columns(x, y, model.variables)
+    xs, ys = _data(model, x, y)
     p = model.coefficients
     if not p.requires_grad:
         raise ValueError("model: expected a trainable parameter, got none")
     if p.dtype is not xs.dtype:
         raise TypeError(f"x: expected {p.dtype}, as the model's coefficients, got {xs.dtype}")
     w = _check.weight(y, weight, None, sigma, name="weight")
-    xs, ys, w = _counted(xs, ys, w, omit)
     with torch.no_grad():
-        columns = model.columns(xs.double()).cpu().numpy()
-    constant = not any(model.exponents[0]) and len(model.exponents) > 1
-    names = [name_of(powers) for powers in model.exponents]
+        terms = model.columns(xs.double())
+    terms, ys, w = _counted(terms, ys, w, omit)
+    constant = terms.shape[1] > 1 and bool((terms[:, 0] == 1).all())
+    columns, names = terms.cpu().numpy(), [name_of(powers) for powers in model.exponents]
+    if model.functions:
+        names = [name_of_function(f) for f in model.functions]
     found = regress(
         columns[:, 1:] if constant else columns,
         ys.double().cpu().numpy(),
