@@ -27,7 +27,7 @@ def has_outputs(model: Any) -> bool:
 
 def fit_classes(
     model: Any,
-    criterion: torch.nn.Module,
+    criterion: torch.nn.CrossEntropyLoss,
     optimizer: torch.optim.Optimizer,
     x: Any,
     y: Any,
@@ -36,11 +36,6 @@ def fit_classes(
     """`fit` of one polynomial per class; y are classes [N], int64, or probabilities [N, C]."""
     start = time.perf_counter()
     epochs, engine, backend, record_every, tol, nan_policy, weights = wanted
-    if type(criterion) is not torch.nn.CrossEntropyLoss:
-        raise ValueError(
-            f"criterion: expected CrossEntropyLoss for {model.outputs} outputs, "
-            f"got {type(criterion).__name__}; independent curves are a batch (batch_shape=)"
-        )
     if has_hooks(criterion):
         raise ValueError("criterion: CrossEntropyLoss has hooks")
     if reason := refuse_own(model):

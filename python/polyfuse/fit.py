@@ -16,11 +16,12 @@ from . import _C, _check
 from .backends import choose
 from .backends.resident import Resident
 from .batch import fit_batch, is_batch
-from .classes import fit_classes, has_outputs
+from .classes import has_outputs
 from .engines import choose_engine, leap_pays, refuse_engine
 from .fused import Fused, read_data
 from .linear import Held
 from .optim.owners import Holding, holding, options_watched
+from .outputs import fit_outputs
 from .problem import Problem, Schedule, Wanted
 from .recognise import (
     read_criterion,
@@ -38,7 +39,7 @@ from .watching import watched
 OTHERS: tuple[tuple[Any, Any, str], ...] = (
     (is_batch, fit_batch, "a batch of fits"),
     (is_surface, fit_surface, "several variables"),
-    (has_outputs, fit_classes, "several outputs"),
+    (has_outputs, fit_outputs, "several outputs"),
 )
 SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
 

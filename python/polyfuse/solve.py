@@ -15,6 +15,7 @@ import torch
 from . import _C, _check
 from .backends import choose
 from .batch import is_batch, solve_batch
+from .classes import has_outputs
 from .fused import read_data
 from .linear import Held, linear, names_of, normal_equations, powers
 from .problem import Problem
@@ -171,7 +172,7 @@ def solve(
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     _check.one_of("nan_policy", nan_policy, _check.NAN_POLICIES)
-    if is_batch(model):
+    if is_batch(model) or has_outputs(model):
         if ridge or precision == "extended":
             raise ValueError(
                 f"ridge, precision: expected 0 and auto or double for a batch of fits, "
