@@ -267,3 +267,24 @@ def test_layers_of_their_own_are_torchs():
     x = torch.linspace(-1, 1, 5)[:, None]
     assert torch.equal(mine(x), theirs(x)) and torch.equal(copy.deepcopy(mine)(x), theirs(x))
     assert torch.equal(mine[:2](x), theirs[:2](x))
+
+
+def test_promised_data_steps_from_its_moments():
+    x, y = pf.static(COLUMN.clone(), torch.cos(2 * COLUMN))
+    function = POLYNOMIALS["stack of a column"][1]
+    model, looped = Model(function), Model(function)
+    optimizers = [optim.SGD(m.parameters(), lr=0.1) for m in (model, looped)]
+    for call, optimizer in zip((model, looped.forward), optimizers, strict=True):
+        for _ in range(20):
+            loss = nn.MSELoss()(call(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert fused(model, x.dtype, x.device, (1,)).moments is not None
+    torch.testing.assert_close(model.w, looped.w, rtol=1e-10, atol=1e-12)
+
+
+def test_layers_compile_into_one_graph():
+    layers = nn.Sequential(nn.Linear(3, 1, dtype=torch.float64), torch.nn.Flatten(0, 1))
+    compiled = torch.compile(layers, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(TABLE), layers(TABLE).detach())

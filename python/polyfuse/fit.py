@@ -177,7 +177,8 @@ def fit(
             reduction to a scalar. What all but ``MSELoss`` need is read in every epoch.
         optimizer: torch's or polyfuse's SGD, Adam, AdamW, ASGD, Rprop, RMSprop, Adagrad, Adadelta,
             Adamax, NAdam or RAdam.
-        x, y: data of one shape, float32 or float64.
+        x, y: data of one shape, float32 or float64; or y in the shape of the model's output, where
+            that is a polynomial of the columns of x.
         epochs: steps to take, each over all the data.
         engine: ``auto``, ``stream``, ``moments`` or ``closed_form``; `explain` says why.
         backend: ``auto`` or a name that `backends` lists.

@@ -129,7 +129,8 @@ def solve(
     Args:
         model: torch or polyfuse module whose output is a polynomial of its input, with coefficients
             that are affine in its parameters.
-        x, y: data of one shape, float32 or float64.
+        x, y: data of one shape, float32 or float64; or y in the shape of the model's output, where
+            that is a polynomial of the columns of x.
         weight: weights >= 0 in the shape of x; a sample of weight 0 is left out.
         sigma: standard deviations > 0 of every y, in the shape of x: a weight of 1 / sigma^2.
         ridge: penalty >= 0 of every trainable parameter, the constant too.

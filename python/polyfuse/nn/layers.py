@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
 from .module import Module
 
@@ -21,7 +22,7 @@ class Linear(Module, torch.nn.Linear):
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.out_features == 1:
+        if self.out_features == 1 and not is_compiling():
             return super().__call__(*args, **kwargs)
         return torch.nn.Linear.__call__(self, *args, **kwargs)
 

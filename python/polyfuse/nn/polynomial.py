@@ -28,8 +28,9 @@ class Polynomial(Module):
             total_degree=False, one degree for each variable (or for all); not with functions.
         variables: how many variables.
         batch_shape: shape of the batch of polynomials of one variable; () for a single one.
-        outputs: how many polynomials of one x make up one output, such as the logits of so many
-            classes for ``CrossEntropyLoss``; None: y has no dimension of outputs.
+        outputs: how many polynomials of one x make up one output, under one loss: y
+            ``[N, outputs]``, or the logits of so many classes for ``CrossEntropyLoss``; None: y
+            has no dimension of outputs.
         basis: ``monomial``, ``chebyshev``, ``legendre``, ``hermite``, ``hermite_e`` or
             ``laguerre``, as in `numpy.polynomial`; of one variable. Or a list of functions, each
             of a tensor in the shape of x: any model that is linear in its coefficients. (Columns
