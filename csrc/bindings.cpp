@@ -20,7 +20,7 @@ using Array = py::array_t<double, py::array::c_style>;
 
 pf::Data make_data(uintptr_t x, uintptr_t y, uintptr_t w, int64_t n, int64_t x_stride,
                    int64_t y_stride, int64_t w_stride, bool float64, bool omit, double shift,
-                   double scale) {
+                   double scale, int64_t x_column) {
   const pf::Dtype dtype = float64 ? pf::Dtype::Float64 : pf::Dtype::Float32;
   return {reinterpret_cast<const void*>(x),
           reinterpret_cast<const void*>(y),
@@ -32,11 +32,20 @@ pf::Data make_data(uintptr_t x, uintptr_t y, uintptr_t w, int64_t n, int64_t x_s
           dtype,
           omit,
           shift,
-          scale};
+          scale,
+          x_column};
 }
 
+pf::Moments moments_of(const pf::Problem& problem, const pf::Moments*) {
+  return pf::accumulate(problem.data, problem.map.n_coefficients, problem.threads);
+}
+pf::SurfaceMoments moments_of(const pf::Problem& problem, const pf::SurfaceMoments*) {
+  return pf::accumulate(pf::surface_of(problem), problem.threads);
+}
+
+template <class Moments>
 py::tuple descend(const pf::Plan& plan, const pf::Data& data, int engine,
-                  std::optional<pf::Moments> moments, int64_t first_epoch, int64_t epochs,
+                  std::optional<Moments> moments, int64_t first_epoch, int64_t epochs,
                   int64_t record_every, double tol, double seconds, double previous, int threads,
                   Array params, Array kept, Array grad,
                   const std::optional<std::pair<Array, Array>>& bounds) {
@@ -50,9 +59,10 @@ py::tuple descend(const pf::Plan& plan, const pf::Data& data, int engine,
   {
     py::gil_scoped_release release;
     const auto kind = static_cast<pf::Engine>(engine);
+    const Moments* known = moments ? &*moments : nullptr;
     if (kind != pf::Engine::Stream && !moments)
-      moments = pf::accumulate(data, problem.map.n_coefficients, threads);
-    out = pf::descend(problem, kind, moments ? &*moments : nullptr,
+      known = &moments.emplace(moments_of(problem, known));
+    out = pf::descend(problem, kind, known,
                       {first_epoch, epochs, record_every, tol, seconds, previous}, state);
   }
   Array recorded(static_cast<py::ssize_t>(out.recorded.size()), out.recorded.data());
@@ -144,7 +154,7 @@ PYBIND11_MODULE(_C, m) {
       });
 
   py::class_<pf::Plan>(m, "Plan")
-      .def(py::init<int, int, py::list, double, double>())
+      .def(py::init<int, int, py::list, double, double, py::object>())
       .def("set_rule", &pf::Plan::set_rule)
       .def("set_classes", [](pf::Plan& p, const pf::Classes& classes) { p.classes = classes; })
       .def("set_changes", &pf::Plan::set_changes)
@@ -168,7 +178,8 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("cross",
                              [](const pf::Moments& s) { return as_array(s.cross, s.n_terms); });
 
-  m.def("descend", &descend);
+  m.def("descend", &descend<pf::Moments>);
+  m.def("descend_surface", &descend<pf::SurfaceMoments>);
   m.def("loss_and_gradient", &loss_and_gradient);
   m.def("accumulate", &accumulate);
   m.def("count_nonfinite", &pf::count_nonfinite, py::call_guard<py::gil_scoped_release>());
@@ -247,12 +258,13 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("freed", &pf::Objective::freed);
 
   py::class_<pf::Loop>(m, "Loop", collected<pf::Loop>())
-      .def(py::init([](pf::Plan& plan, const py::tuple& tensors, const py::list& slots,
-                       bool float64, const py::list& watched) {
-             const pf::Dtype dtype = float64 ? pf::Dtype::Float64 : pf::Dtype::Float32;
-             return new pf::Loop(plan, tensors, slots, dtype, watched);
-           }),
-           py::keep_alive<1, 2>())
+      .def(
+          py::init([](pf::Plan& plan, const py::tuple& tensors, const py::list& slots, bool float64,
+                      const py::list& watched, std::optional<std::vector<int64_t>> of_y) {
+            const pf::Dtype dtype = float64 ? pf::Dtype::Float64 : pf::Dtype::Float32;
+            return new pf::Loop(plan, tensors, slots, dtype, watched, std::move(of_y));
+          }),
+          py::keep_alive<1, 2>())
       .def("unchanged", &pf::Loop::unchanged)
       .def("as_trainable", &pf::Loop::as_trainable)
       .def("snapshot",

@@ -8,7 +8,6 @@
 
 #include "cpu/batch.h"
 #include "cpu/classes.h"
-#include "cpu/surface.h"
 #include "plan.h"
 #include "step.h"
 
@@ -32,41 +31,6 @@ Series series(const SeriesTuple& of) {
 }
 
 using Array = py::array_t<double, py::array::c_style>;
-
-// A surface with the memory that its plain struct points to.
-struct OwnedSurface {
-  std::vector<Term> terms;
-  std::vector<Product> products;
-  std::vector<int32_t> moment_of;
-  std::vector<double> shift, scale;
-  Surface view;
-
-  OwnedSurface(const OwnedSurface&) = delete;
-  OwnedSurface& operator=(const OwnedSurface&) = delete;
-  OwnedSurface(const std::vector<std::pair<int, int>>& of_terms,
-               const std::vector<std::tuple<int, int, int>>& of_products,
-               std::vector<int32_t> moments, std::vector<double> shifts, std::vector<double> scales)
-      : moment_of(std::move(moments)), shift(std::move(shifts)), scale(std::move(scales)) {
-    for (const auto& [parent, variable] : of_terms) terms.push_back({parent, variable});
-    for (const auto& [a, b, moment] : of_products) products.push_back({a, b, moment});
-    view.n_variables = static_cast<int32_t>(shift.size());
-    view.n_terms = static_cast<int32_t>(terms.size());
-    view.n_products = static_cast<int32_t>(products.size());
-    view.shift = shift.data();
-    view.scale = scale.data();
-    view.terms = terms.data();
-    view.products = products.data();
-    view.moment_of = moment_of.data();
-  }
-  // x [N, v], its strides those between samples and between variables
-  void read(SeriesTuple x, SeriesTuple y, SeriesTuple w, int64_t n, bool omit) {
-    view.x = series(x);
-    view.y = series(y);
-    view.w = series(w);
-    view.n = n;
-    view.omit = omit;
-  }
-};
 
 // What a run is told besides its data; run(rules, schedule, state) takes the epochs.
 template <class Run>
@@ -93,23 +57,31 @@ void bind_surface(py::module_& m) {
   py::class_<SurfaceMoments>(m, "SurfaceMoments")
       .def_readonly("square", &SurfaceMoments::square)
       .def_readonly("weight", &SurfaceMoments::weight);
-  py::class_<OwnedSurface>(m, "Surface")
+  py::class_<SurfaceTables>(m, "Surface")
       .def(py::init<const std::vector<std::pair<int, int>>&,
                     const std::vector<std::tuple<int, int, int>>&, std::vector<int32_t>,
                     std::vector<double>, std::vector<double>>())
-      .def("read", &OwnedSurface::read)
+      .def("read",
+           [](SurfaceTables& s, const SeriesTuple& x, const SeriesTuple& y, const SeriesTuple& w,
+              int64_t n, bool omit) {
+             s.view.x = series(x);
+             s.view.y = series(y);
+             s.view.w = series(w);
+             s.view.n = n;
+             s.view.omit = omit;
+           })
       .def_property(
-          "criterion", [](const OwnedSurface& s) { return s.view.criterion; },
-          [](OwnedSurface& s, const Criterion& criterion) { s.view.criterion = criterion; })
+          "criterion", [](const SurfaceTables& s) { return s.view.criterion; },
+          [](SurfaceTables& s, const Criterion& criterion) { s.view.criterion = criterion; })
       .def_property(
-          "mean", [](const OwnedSurface& s) { return s.view.mean; },
-          [](OwnedSurface& s, bool mean) { s.view.mean = mean; })
+          "mean", [](const SurfaceTables& s) { return s.view.mean; },
+          [](SurfaceTables& s, bool mean) { s.view.mean = mean; })
       .def("accumulate",
-           [](const OwnedSurface& s, int threads) {
+           [](const SurfaceTables& s, int threads) {
              py::gil_scoped_release release;
              return accumulate(s.view, threads);
            })
-      .def("descend", [](const OwnedSurface& s, int engine, const SurfaceMoments* moments,
+      .def("descend", [](const SurfaceTables& s, int engine, const SurfaceMoments* moments,
                          const py::list& rows, int64_t first_epoch, int64_t epochs,
                          int64_t record_every, double tol, double seconds, double previous,
                          int threads, Array params, Array kept, Array grad) {

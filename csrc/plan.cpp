@@ -7,8 +7,8 @@
 
 namespace polyfuse {
 
-Plan::Plan(int n_params, int n_coefficients, const py::list& term_list, double shift,
-           double scale) {
+Plan::Plan(int n_params, int n_coefficients, const py::list& term_list, double shift, double scale,
+           const py::object& tables) {
   for (py::handle item : term_list) {
     const auto [factor, coefficient, params] =
         item.cast<std::tuple<double, int32_t, std::vector<int32_t>>>();
@@ -35,6 +35,13 @@ Plan::Plan(int n_params, int n_coefficients, const py::list& term_list, double s
   problem.map = {n_params,       n_coefficients, static_cast<int>(spans.size()),
                  factors.data(), spans.data(),   slots.data(),
                  identity,       apart};
+  if (!tables.is_none()) {
+    const auto [of_terms, products, moment_of, shifts, scales] = tables.cast<
+        std::tuple<std::vector<std::pair<int, int>>, std::vector<std::tuple<int, int, int>>,
+                   std::vector<int32_t>, std::vector<double>, std::vector<double>>>();
+    surface = std::make_unique<SurfaceTables>(of_terms, products, moment_of, shifts, scales);
+    problem.surface = &surface->view;
+  }
   problem.data.shift = shift;
   problem.data.scale = scale;
   rule.resize(static_cast<size_t>(n_params));

@@ -4,11 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
 #include <optional>
 #include <vector>
 
 #include "cpu/classes.h"
-#include "cpu/run.h"
+#include "surface_tables.h"
 
 namespace polyfuse {
 
@@ -22,12 +23,15 @@ struct Plan {
   std::vector<int32_t> slots;
   std::vector<UpdateRule> rule;
   std::vector<int64_t> changes;
+  std::unique_ptr<SurfaceTables> surface;
   Problem problem;
   std::optional<Classes> classes;  // what a model of several outputs has in place of a map
 
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
-  Plan(int n_params, int n_coefficients, const py::list& terms, double shift, double scale);
+  // surface: the arguments of its tables, or None.
+  Plan(int n_params, int n_coefficients, const py::list& terms, double shift, double scale,
+       const py::object& surface);
   void set_rule(const py::list& options);
   // And a rule for each epoch, counted from a launch's start, from which on another holds.
   void set_changes(const py::list& changes);

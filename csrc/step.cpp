@@ -55,8 +55,8 @@ void promise(py::handle tensor) {
 void end_promise(uintptr_t tensor) { promised.erase(reinterpret_cast<PyObject*>(tensor)); }
 
 Step::Step(Plan& plan, const py::tuple& tensors, const py::list& slots, Dtype dtype,
-           const py::list& watched)
-    : plan_(plan), dtype_(dtype), module_watch_(watched) {
+           const py::list& watched, std::optional<std::vector<int64_t>> of_y)
+    : plan_(plan), dtype_(dtype), of_y_(std::move(of_y)), module_watch_(watched) {
   for (py::handle t : tensors) {
     tensors_.push_back(py::reinterpret_borrow<py::object>(t));
     storages_.push_back(t.attr("untyped_storage")());
@@ -150,6 +150,10 @@ void Step::see(const py::object& x, const py::object& y) {
   data_.y = of_y.address;
   data_.n = of_x.numel();
   data_.x_stride = of_x.n_dims == 1 ? of_x.stride[0] : 1;
+  if (plan_.problem.surface) {  // contiguous [N, V]
+    data_.n = of_x.shape[0];
+    data_.x_stride = of_x.shape[1];
+  }
   data_.y_stride = of_y.n_dims == 1 ? of_y.stride[0] : 1;
   data_.dtype = dtype_;
   moments_.reset();
@@ -157,7 +161,12 @@ void Step::see(const py::object& x, const py::object& y) {
 }
 
 bool Step::adopt(PyObject* x) {
-  if (!is_plain(x) || !Layout::of_any(x).serves_as(x_.layout()) || recorded()) return false;
+  const Layout layout = is_plain(x) ? Layout::of_any(x) : Layout{};
+  const Layout& like = x_.layout();
+  if (!layout.serves_as(like) || recorded()) return false;
+  for (int i = 1; i < layout.n_dims; ++i)
+    if (layout.shape[i] != like.shape[i]) return false;
+  if (of_y_ && layout.shape[0] < 2) return false;  // one row is traced anew
   see(py::reinterpret_borrow<py::object>(x), py::none());
   return true;
 }
@@ -165,14 +174,22 @@ bool Step::adopt(PyObject* x) {
 bool Step::adopt_target(PyObject* y) {
   if (!x_.tensor()) return false;
   const Layout layout = is_plain(y) ? Layout::of_any(y) : Layout{};
-  Layout like = x_.layout();
   if (plan_.classes) {
-    like = target_;
+    Layout like = target_;
     like.shape[0] = x_.layout().shape[0];
+    if (!layout.serves_as(like) || !layout.same_shape(like)) return false;
+  } else if (!layout.serves_as(x_.layout()) || !is_shape_of_y(layout)) {
+    return false;
   }
-  if (!layout.serves_as(like) || !layout.same_shape(like)) return false;
   see(py::reinterpret_borrow<py::object>(x_.tensor()), py::reinterpret_borrow<py::object>(y));
   return true;
+}
+
+bool Step::is_shape_of_y(const Layout& y) const {
+  const Layout& x = x_.layout();
+  if (!of_y_) return y.same_shape(x);
+  return y.n_dims == 1 + static_cast<int>(of_y_->size()) && y.shape[0] == x.shape[0] &&
+         std::equal(of_y_->begin(), of_y_->end(), y.shape + 1);
 }
 
 void Step::settle(std::optional<Moments> moments, long x_version, long y_version) {
@@ -293,7 +310,7 @@ bool Step::launch(Objective& objective, int threads) {
 
 bool Step::weigh(Problem& problem, const Objective& objective) const {
   const Layout of_w = Layout::of_any(objective.weight.ptr());
-  if (!of_w.serves_as(x_.layout()) || !of_w.same_shape(x_.layout())) return false;
+  if (!of_w.serves_as(y_.layout()) || !of_w.same_shape(y_.layout())) return false;
   problem.data.w = of_w.address;
   problem.data.w_stride = of_w.n_dims == 1 ? of_w.stride[0] : 1;
   const CriterionKind kind = problem.criterion.kind;

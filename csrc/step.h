@@ -41,7 +41,7 @@ struct Slot {
 class Step {
  public:
   Step(Plan& plan, const py::tuple& tensors, const py::list& slots, Dtype dtype,
-       const py::list& watched);
+       const py::list& watched, std::optional<std::vector<int64_t>> of_y);
   virtual ~Step() = default;
   virtual int visit(visitproc visit, void* arg) const;
   virtual void clear();
@@ -103,6 +103,7 @@ class Step {
   bool install(PyObject* owner);
 
  protected:
+  bool is_shape_of_y(const Layout& y) const;
   bool hooked() const;
   bool parameters_in_place() const;
   bool grads_are_free() const;
@@ -116,6 +117,8 @@ class Step {
   Plan& plan_;
   Dtype dtype_;
   std::vector<Slot> slots_;
+  // Shape of one sample of the output, where x is [N, ...] and y [N, *of_y]; or both are alike.
+  std::optional<std::vector<int64_t>> of_y_;
   bool alive_ = true;
 
   std::vector<py::object> tensors_, storages_;

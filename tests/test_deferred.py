@@ -218,3 +218,12 @@ def test_many_kept_losses_do_not_mix():
     kept = [step(side) for _ in range(50)]
     values = [loss.item() for loss in kept]
     assert len(set(values)) == 50 and values == sorted(values, reverse=True)
+
+
+def test_a_prediction_has_the_shape_of_its_data():
+    model = pf.nn.Polynomial(2)
+    for n in (5, 7, 5, 5):
+        for _ in range(3):
+            y_pred = model(torch.ones(n))
+            assert y_pred.shape == (n,)
+            assert len(y_pred) == y_pred.numel() == n

@@ -56,7 +56,7 @@ def test_everything_of_torch_is_handed_on(package):
     ours, theirs = getattr(polyfuse, package), getattr(torch, package)
     assert set(dir(theirs)) <= set(dir(ours))
     for name in (
-        ("Linear", "Parameter", "functional") if package == "nn" else ("Optimizer", "LBFGS")
+        ("Bilinear", "Parameter", "functional") if package == "nn" else ("Optimizer", "LBFGS")
     ):
         assert getattr(ours, name) is getattr(theirs, name)
     with pytest.raises(AttributeError):

@@ -219,3 +219,18 @@ def test_bad_input_changes_nothing():
 def test_bad_models(degree, options, message):
     with pytest.raises(ValueError, match=message):
         nn.Polynomial(degree, **options)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_loop_is_fused_too(name):
+    x, y, fused, looped = make(name, 129)
+    optimizers = [OPTIMIZERS["adam"](m.parameters()) for m in (fused, looped)]
+    launches = pf._C.launches()
+    for call, optimizer in zip((fused, looped.forward), optimizers, strict=True):
+        for _ in range(12):
+            loss = nn.MSELoss()(call(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert pf._C.launches() - launches == 12
+    torch.testing.assert_close(fused.coefficients, looped.coefficients, rtol=1e-9, atol=1e-11)

@@ -57,6 +57,7 @@ struct Data {
   bool omit = false;  // leave out samples with a nan or inf
   double shift = 0.0;
   double scale = 1.0;
+  int64_t x_column = 1;  // of several variables, x [N, V]
 };
 
 // One product, factor * params[i] * params[j] * ...: the coefficient that it is added to, and where

@@ -117,7 +117,7 @@ class EightFits {
   void shared(Pack* y) {
     const Design& design = *plan_.design;
     const int64_t n = batch_.n;
-    const Pack weight = Pack::all(batch_.mean ? 1.0 / design.weight : 1.0);
+    const Pack weight = Pack::all(batch_.criterion.weight / (batch_.mean ? design.weight : 1.0));
     rank_ = Pack::all(design.rank);
     if (streams()) return stream(design.u, y, nullptr, weight);
     rest_ = project(n, batch_.n_terms, design.q, y, along_);
@@ -144,7 +144,8 @@ class EightFits {
       for (int64_t i = 0; i < n; ++i) total_ += w[i];
     else
       total_ = counted_;
-    const Pack weight = batch_.mean ? if_zero(total_, Pack{}, 1.0 / total_) : one;
+    const Pack whole = Pack::all(batch_.criterion.weight);
+    const Pack weight = batch_.mean ? if_zero(total_, Pack{}, whole / total_) : whole;
     if (streams()) {
       for (int64_t i = 0; i < n; ++i) x[i] = (x[i] - batch_.shift) * batch_.scale;
       rank_ = if_zero(counted_, Pack{}, Pack::all(terms));

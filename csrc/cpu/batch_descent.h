@@ -117,8 +117,8 @@ void descend_on(const BatchPlan& plan, const U* u, const Pack* y, const Pack* w,
   const Batch& batch = plan.batch;
   const Criterion& c = batch.criterion;
   const auto run = [&](auto rho) {
-    const FromData<decltype(rho), U> objective{batch.n_terms, batch.n,          u, y, w, c,
-                                               batch.basis,   weight * c.weight};
+    const FromData<decltype(rho), U> objective{batch.n_terms, batch.n, u, y, w, c,
+                                               batch.basis,   weight};
     descend(plan, objective, record, s);
   };
   switch (c.kind) {

@@ -107,7 +107,7 @@ std::vector<double> pace(BatchPlan& plan) {
 // One epoch of (parameters - optimum, buffer, optimum), less the identity; [3 K, 3 K + 1].
 std::vector<double> epoch_map(const Batch& batch, const Design& design, const LinearStep& step) {
   const int terms = batch.n_terms, width = 3 * terms + 1;
-  const double weight = 2.0 * (batch.mean ? 1.0 / design.weight : 1.0);
+  const double weight = 2.0 * batch.criterion.weight / (batch.mean ? design.weight : 1.0);
   std::vector<double> map(static_cast<size_t>(affine_entries(3 * terms)));
   for (int i = 0; i < terms; ++i) {
     double* const p = map.data() + i * width;

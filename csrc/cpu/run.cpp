@@ -6,6 +6,7 @@
 
 #include "../core/closed_form.h"
 #include "../core/team.h"
+#include "surface_objective.h"
 
 namespace polyfuse {
 namespace {
@@ -59,7 +60,8 @@ bool run_resident(const Problem& problem, const UpdateRule* rules, int64_t epoch
   return true;
 }
 
-bool run_resident(const MomentsObjective&, const UpdateRule*, int64_t, const State&) {
+template <class Objective>
+bool run_resident(const Objective&, const UpdateRule*, int64_t, const State&) {
   return false;
 }
 bool run_resident(const StreamObjective& stream, const UpdateRule* rules, int64_t epochs,
@@ -70,10 +72,14 @@ bool run_resident(const StreamObjective& stream, const UpdateRule* rules, int64_
 constexpr int64_t kLook = 1 << 20;  // samples read between two looks at the clock
 
 template <class Objective>
-void run(const Problem& problem, Objective& objective, Descent descent, Report& out, State s) {
+Report step_by_step(const Problem& problem, Objective& objective, const Schedule& schedule,
+                    State s) {
+  std::vector<double> grad(static_cast<size_t>(problem.map.n_params));
+  Descent descent{problem.map.n_params, problem.rule, schedule, grad.data()};
+  Report out;
+  out.previous = schedule.previous;
   using Clock = std::chrono::steady_clock;
   const Clock::time_point start = Clock::now();
-  const Schedule& schedule = descent.schedule;
   const auto record = [&](double loss) { out.recorded.push_back(loss); };
   const int64_t *change = problem.changes, *const last = change + problem.n_changes;
   const auto follow = [&] {
@@ -102,6 +108,20 @@ void run(const Problem& problem, Objective& objective, Descent descent, Report& 
     return std::chrono::duration<double>(Clock::now() - start).count() <= schedule.seconds;
   };
   step_by_step(Alone{}, objective, descent, out, s, record, pause);
+  return out;
+}
+
+template <class Objective>
+Report in_closed_form(const Problem& problem, Objective& objective, const Schedule& schedule,
+                      State s) {
+  const int n = problem.map.n_params;
+  std::vector<double> grad(static_cast<size_t>(n)), work(closed_form_work(n));
+  const Descent descent{n, problem.rule, schedule, grad.data()};
+  Report out;
+  out.previous = schedule.previous;
+  const auto record = [&](double loss) { out.recorded.push_back(loss); };
+  closed_form(Alone{}, objective, descent, out, s, record, work.data());
+  return out;
 }
 
 MomentsObjective from_moments(const Problem& problem, const Moments& moments) {
@@ -115,31 +135,36 @@ MomentsObjective from_moments(const Problem& problem, const Moments& moments) {
 
 double objective(const Problem& problem, const Moments* moments, const double* params,
                  double* grad) {
+  if (problem.surface) {
+    const Surface surface = surface_of(problem);
+    return Mapped<SurfaceStream>{problem.map, {surface, problem.threads}}(Alone{}, params, grad);
+  }
   if (moments) return from_moments(problem, *moments)(Alone{}, params, grad);
   return StreamObjective{problem}(Alone{}, params, grad);
 }
 
 Report descend(const Problem& problem, Engine engine, const Moments* moments,
                const Schedule& schedule, State s) {
-  const int n = problem.map.n_params;
-  std::vector<double> grad(n);
-  const Descent descent{n, problem.rule, schedule, grad.data()};
-  Report out;
-  out.previous = schedule.previous;
   if (engine == Engine::Stream) {
     StreamObjective stream{problem};
-    run(problem, stream, descent, out, s);
-    return out;
+    return step_by_step(problem, stream, schedule, s);
   }
   MomentsObjective objective = from_moments(problem, *moments);
-  if (engine == Engine::Moments) {
-    run(problem, objective, descent, out, s);
-    return out;
+  if (engine == Engine::Moments) return step_by_step(problem, objective, schedule, s);
+  return in_closed_form(problem, objective, schedule, s);
+}
+
+Report descend(const Problem& problem, Engine engine, const SurfaceMoments* moments,
+               const Schedule& schedule, State s) {
+  const Surface surface = surface_of(problem);
+  if (engine == Engine::Stream) {
+    Mapped<SurfaceStream> stream{problem.map, {surface, problem.threads}};
+    return step_by_step(problem, stream, schedule, s);
   }
-  std::vector<double> work(closed_form_work(n));
-  const auto record = [&](double loss) { out.recorded.push_back(loss); };
-  closed_form(Alone{}, objective, descent, out, s, record, work.data());
-  return out;
+  const double weight = problem.mean ? 1.0 / moments->weight : 1.0;
+  Mapped<SurfaceObjective> objective{problem.map, {surface, *moments, weight}};
+  if (engine == Engine::Moments) return step_by_step(problem, objective, schedule, s);
+  return in_closed_form(problem, objective, schedule, s);
 }
 
 }  // namespace polyfuse

@@ -8,8 +8,11 @@
 
 namespace polyfuse {
 
+struct Surface;
+
 struct Problem {
   Data data;
+  const Surface* surface = nullptr;  // the terms of several variables; null: of one
   Criterion criterion;
   bool mean = true;  // reduction: mean, else sum
   CoefficientMap map;

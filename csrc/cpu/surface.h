@@ -42,9 +42,13 @@ struct SurfaceMoments {
   double square = 0.0, weight = 0.0;            // sum w r^2, sum w
 };
 
+// The problem's surface with its data.
+Surface surface_of(const Problem&);
+
 SurfaceMoments accumulate(const Surface&, int threads);
 
 Report descend(const Surface&, Engine, const SurfaceMoments*, const UpdateRule* rule,
                const Schedule&, int threads, State);
+Report descend(const Problem&, Engine, const SurfaceMoments*, const Schedule&, State);
 
 }  // namespace polyfuse

@@ -3,9 +3,8 @@
 
 #include "../core/closed_form.h"
 #include "../core/team.h"
-#include "blocks.h"
 #include "stepping.h"
-#include "surface.h"
+#include "surface_objective.h"
 
 namespace polyfuse {
 namespace {
@@ -59,56 +58,20 @@ std::vector<double> optimum_of(const Surface& s, const SurfaceMoments& moments) 
   return step;
 }
 
-// Loss and gradient from the moments.
-struct SurfaceObjective {
-  const Surface& s;
-  const SurfaceMoments& moments;
-  double weight;
-
-  static bool identity() { return true; }
-  bool reference(double* into) const {
-    std::copy(moments.reference.begin(), moments.reference.end(), into);
-    return std::all_of(into, into + s.n_terms, [](double v) { return std::isfinite(v); });
-  }
-  double operator()(Alone, const double* params, double* grad) const {
-    return look(params, moments.reference.data(), moments.cross.data(), grad);
-  }
-  void curvature(Alone, const double* params, double* grad) const {
-    look(params, nullptr, nullptr, grad);
-  }
-
- private:
-  double look(const double* params, const double* from, const double* cross, double* grad) const {
-    const int terms = s.n_terms;
-    double value = moments.square;
-    for (int j = 0; j < terms; ++j) {
-      double product = 0.0;
-      for (int k = 0; k < terms; ++k)
-        product += moments.power[s.moment_of[j * terms + k]] * (params[k] - (from ? from[k] : 0.0));
-      const double c = cross ? cross[j] : 0.0;
-      value += (params[j] - (from ? from[j] : 0.0)) * (2.0 * c + product);
-      grad[j] = 2.0 * weight * (c + product);
-    }
-    return value * weight;
-  }
-};
-
-// Loss and gradient from the data, every time.
-struct SurfaceStream {
-  const Surface& s;
-  int threads;
-  double operator()(Alone, const double* params, double* grad) const {
-    std::vector<double> sums(static_cast<size_t>(2 + s.n_terms));
-    reduce(s.n, 2 + s.n_terms, threads, sums.data(), [&](int64_t begin, int64_t end, double* out) {
-      passes().surface_loss(s, params, begin, end, out);
-    });
-    const double weight = s.criterion.weight * (s.mean ? 1.0 / sums[1] : 1.0);
-    for (int k = 0; k < s.n_terms; ++k) grad[k] = weight * sums[2 + k];
-    return weight * sums[0];
-  }
-};
-
 }  // namespace
+
+Surface surface_of(const Problem& problem) {
+  Surface s = *problem.surface;
+  const Data& data = problem.data;
+  s.x = {data.x, data.x_stride, data.x_column, data.dtype};
+  s.y = {data.y, data.y_stride, 0, data.dtype};
+  s.w = {data.w, data.w_stride, 0, data.dtype};
+  s.n = data.n;
+  s.omit = data.omit;
+  s.criterion = problem.criterion;
+  s.mean = problem.mean;
+  return s;
+}
 
 // A pilot fit of some samples gives the reference; then one read of all.
 SurfaceMoments accumulate(const Surface& s, int threads) {

@@ -13,7 +13,7 @@ def use_shim(use: bool) -> bool: ...
 class Data:
     def __init__(
         self, x: int, y: int, w: int, n: int, x_stride: int, y_stride: int, w_stride: int,
-        float64: bool, omit: bool, shift: float, scale: float,
+        float64: bool, omit: bool, shift: float, scale: float, x_column: int,
     ) -> None: ...  # fmt: skip
 
 def show_to_compilers(call: Any, get: Any) -> None: ...
@@ -112,8 +112,9 @@ class Plan:
     mean: bool
     identity: bool
     def __init__(
-        self, n_params: int, n_coefficients: int, terms: list, shift: float, scale: float
-    ) -> None: ...
+        self, n_params: int, n_coefficients: int, terms: list, shift: float, scale: float,
+        surface: tuple[list, list, list, list, list] | None,
+    ) -> None: ...  # fmt: skip
     def set_rule(self, options: list) -> None: ...
     def set_classes(self, classes: Classes) -> None: ...
 
@@ -132,6 +133,11 @@ def descend(
     params: np.ndarray, kept: np.ndarray, grad: np.ndarray,
     bounds: tuple[np.ndarray, np.ndarray] | None,
 ) -> tuple[int, bool, float, np.ndarray, Moments | None, float]: ...  # fmt: skip
+def descend_surface(
+    plan: Plan, data: Data, engine: int, moments: SurfaceMoments | None, first_epoch: int,
+    epochs: int, record_every: int, tol: float, seconds: float, previous: float, threads: int,
+    params: np.ndarray, kept: np.ndarray, grad: np.ndarray,
+) -> tuple[int, bool, float, np.ndarray, SurfaceMoments | None, float]: ...  # fmt: skip
 def loss_and_gradient(
     plan: Plan, data: Data, params: np.ndarray, threads: int
 ) -> tuple[float, np.ndarray]: ...
@@ -235,8 +241,9 @@ class Loop:
     covers_owner: bool
     tensors: list
     def __init__(
-        self, plan: Plan, tensors: tuple, slots: list, float64: bool, watched: list
-    ) -> None: ...
+        self, plan: Plan, tensors: tuple, slots: list, float64: bool, watched: list,
+        of_y: tuple[int, ...] | None,
+    ) -> None: ...  # fmt: skip
     def unchanged(self) -> bool: ...
     def as_trainable(self) -> bool: ...
     def snapshot(self, n_params: int) -> np.ndarray: ...

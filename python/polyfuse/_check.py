@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .symbolic import MAX_DEGREE
+from .polynomials import MAX_DEGREE
 
 # Where numpy has it: since 2.0, and before.
 RankWarning: Any = getattr(np.exceptions, "RankWarning", None) or vars(np)["RankWarning"]

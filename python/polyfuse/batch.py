@@ -70,7 +70,7 @@ class BatchResult:
 
     def counts(self) -> dict[str, int]:
         """How many fits ended in which way."""
-        return {s.name.lower(): n for s, n in _ways(self.status, "propagate").items()}
+        return {s.name.lower(): n for s, n in ways_of(self.status, "propagate").items()}
 
     def __str__(self) -> str:
         ways = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in self.counts().items())
@@ -102,7 +102,7 @@ def fit_batch(
     start = time.perf_counter()
     epochs, engine, backend, record_every, tol, nan_policy, weights, bounds = wanted
     x, y, weights = _tensors(x, y, weights)
-    fits = _read(model, x, y, nan_policy, weights)
+    fits = read_fits(model, x, y, nan_policy, weights)
     read = read_criterion(criterion, y)
     if isinstance(read, str):
         raise ValueError(f"criterion: {read}")
@@ -132,7 +132,7 @@ def fit_batch(
     run = Run(fits, p, kind, mean, options, optimizer, engine, epochs, record_every, tol, box)
     before = runner.launches()
     out = runner.descend(run)
-    ways = _ways(out.status, nan_policy, fits)
+    ways = ways_of(out.status, nan_policy, fits)
     with torch.no_grad():
         p.copy_(out.params.view(p.shape))
     if epochs and p.requires_grad:
@@ -179,7 +179,7 @@ def solve_batch(
     """The least-squares optimum of every fit of a batch, in one read of the data."""
     start = time.perf_counter()
     x, y, weights = _tensors(x, y, weights)
-    fits = _read(model, x, y, nan_policy, weights, "weight")
+    fits = read_fits(model, x, y, nan_policy, weights, "weight")
     if not model.coefficients.requires_grad:
         raise ValueError("model: expected a trainable parameter, got none")
     runner = _backend(backend, fits)
@@ -188,8 +188,8 @@ def solve_batch(
     if degree_by not in DEGREE_BY:
         raise ValueError(f"degree_by: expected None, 'aicc' or 'bic', got {degree_by!r}")
     out = runner.solve(fits, covariance, degree_by)
-    ways = _ways(out.status, nan_policy, fits)
-    p, shape = model.coefficients, model.batch_shape
+    ways = ways_of(out.status, nan_policy, fits)
+    p, shape = model.coefficients, model.coefficients.shape[1:]
     if ways.get(FitStatus.RANK_DEFICIENT):
         lost = torch.nonzero((out.status == FitStatus.RANK_DEFICIENT) & (out.rank > 0))[:, 0]
         if deficient == "nan":
@@ -231,7 +231,7 @@ def _tensors(x: Any, y: Any, weights: Any) -> tuple[Any, Any, Any]:
     return x, y, weights
 
 
-def _read(
+def read_fits(
     model: Polynomial, x: Any, y: Any, nan_policy: str, weights: Any, name: str = "sample_weight"
 ) -> Fits:
     """The data of the fits, checked."""
@@ -240,7 +240,7 @@ def _read(
         raise ValueError(f"model: {reason}")
     _check.alike(x, y=y)
     _check.memory(x=x, y=y)
-    p, batch = model.coefficients, model.batch_shape
+    p, batch = model.coefficients, tuple(model.coefficients.shape[1:])
     if p.dtype is not x.dtype or p.device != x.device:
         raise TypeError(
             f"x: expected {p.dtype} on {p.device}, as the model's coefficients, "
@@ -257,6 +257,8 @@ def _read(
     n = y.shape[0]
     if n == 0:
         raise ValueError(f"y: expected at least one sample, got shape {tuple(y.shape)}")
+    if model.outputs is not None and x.ndim != 1:
+        raise ValueError(f"x: expected shape ({n},) for several outputs, got {tuple(x.shape)}")
     if x.shape not in ((n,), y.shape):
         raise ValueError(
             f"x: expected shape ({n},), shared by all fits, or that of y, {tuple(y.shape)}, "
@@ -309,7 +311,9 @@ def _backend(name: str, fits: Fits) -> Any:
     return runner
 
 
-def _ways(status: torch.Tensor, nan_policy: str, fits: Fits | None = None) -> dict[FitStatus, int]:
+def ways_of(
+    status: torch.Tensor, nan_policy: str, fits: Fits | None = None
+) -> dict[FitStatus, int]:
     """How many fits ended in which way; raises where nan_policy says so. With fits: of those
     that ended in nan, the ones whose data is finite have diverged, and the others have not."""
     if fits is not None and int(status.max()) >= FitStatus.NON_FINITE:

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from . import _C
 from .criteria import BY_FUNCTION, L1, MSE, Criterion, Kind, criterion_of, of_call
-from .fused import Fused, fused
+from .fused import Fused, fused, of_sample
 from .records import Difference, Forward, Objective
 
 _saved_tensors_hooks = getattr(
@@ -188,7 +188,7 @@ def _known(module: Any, x: Any) -> Fused | None:
         or torch.utils._python_dispatch._get_current_dispatch_mode() is not None
     ):
         return None
-    known = fused(module, x.dtype, x.device)
+    known = fused(module, x.dtype, x.device, of_sample(x))
     if known.runner is None or known.traced is None or known.traced.ndim > x.ndim:
         return None
     object.__setattr__(module, "_loop", known.loop if known.cheap else None)
@@ -252,7 +252,7 @@ def _sub(a: Any, b: Any) -> Any:
 
 def _difference(record: Difference) -> Residual:
     forward = record.forward
-    out: Residual = _wrap(Residual, forward.x.shape, forward.fused)
+    out: Residual = _wrap(Residual, record.y.shape, forward.fused)
     out._record = record
     return out
 

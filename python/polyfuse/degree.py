@@ -11,7 +11,8 @@ import torch
 
 from . import _C, _check
 from .backends.native import make_data
-from .symbolic import MAX_DEGREE, power_series
+from .polynomials import MAX_DEGREE
+from .symbolic import power_series
 
 CRITERIA = ("aicc", "bic", "loocv")
 # Of sum w y^2: what rounding y to float64 leaves of a polynomial, squared.

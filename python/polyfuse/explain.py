@@ -10,7 +10,7 @@ from .backends import choose
 from .batch import is_batch
 from .classes import has_outputs, read_classes
 from .fit import choose_for, prepare, refuse
-from .fused import fused
+from .fused import fused, of_sample
 from .recognise import refuse_criterion, refuse_optimizer
 from .surface import is_surface
 
@@ -49,7 +49,7 @@ def explain(
     dtype, device = (torch.float32, torch.device("cpu"))
     if like is not None:
         dtype, device = like.dtype, like.device
-    known = fused(model, dtype, device)
+    known = fused(model, dtype, device, of_sample(x) if isinstance(x, torch.Tensor) else None)
     lines = []
     if has_outputs(model) and known.traced is not None:
         lines.append(f"model: fused with CrossEntropyLoss, {len(known.traced.slots)} coefficients")

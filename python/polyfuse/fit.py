@@ -17,11 +17,12 @@ from .backends import choose
 from .backends.resident import Resident
 from .batch import fit_batch, is_batch
 from .bounds import with_bounds
-from .classes import fit_classes, has_outputs
+from .classes import has_outputs
 from .engines import choose_engine, leap_pays, refuse_engine
-from .fused import Fused, fused
+from .fused import Fused, read_data
 from .linear import Held
 from .optim.owners import Holding, holding, options_watched
+from .outputs import fit_outputs
 from .problem import Problem, Schedule, Wanted
 from .recognise import (
     read_criterion,
@@ -39,7 +40,7 @@ from .watching import watched
 OTHERS: tuple[tuple[Any, Any, str], ...] = (
     (is_batch, fit_batch, "a batch of fits"),
     (is_surface, fit_surface, "several variables"),
-    (has_outputs, fit_classes, "several outputs"),
+    (has_outputs, fit_outputs, "several outputs"),
 )
 SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
 
@@ -59,8 +60,7 @@ def prepare(
     """The problem that these objects state; raises what `fit` documents."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    xs, ys = _check.data(x, y)
-    known = fused(model, xs.dtype, xs.device)
+    known, xs, ys = read_data(model, x, y)
     last = known.last_fit
     if last is None or not last.holds(criterion, optimizer, y):
         read = read_criterion(criterion, y)
@@ -77,14 +77,14 @@ def prepare(
     if reason:
         raise ValueError(f"model: {reason}")
     kind, mean = last.read
-    weight = _check.weight(x, *weights)
+    weight = _check.weight(y, *weights)
     reason = kind.refuse_targets(ys, weight)
     if reason:
         raise ValueError(f"y: {reason}")
     held = Holding(optimizer, *last.held)
     problem = Problem(
         known.traced, "mean" if mean else "sum", held.rule, xs, ys,
-        nan_policy == "omit", criterion=kind.over_rows_of(x), weight=weight,
+        nan_policy == "omit", criterion=kind.over_rows_of(y), weight=weight,
     )  # fmt: skip
     return known, held, problem
 
@@ -139,7 +139,7 @@ def choose_for(
     if engine == "auto" and epochs == 1:
         return "stream"
     # Operations of an epoch on the moments: K^2 and about 40 more.
-    leap = leap_pays(len(problem.rule), epochs, problem.model.degree**2 + 40)
+    leap = leap_pays(len(problem.rule), epochs, problem.model.n_terms**2 + 40)
     return choose_engine(engine, lambda e: refuse(problem, e, tol, scheduled), leap)
 
 
@@ -179,7 +179,8 @@ def fit(
             reduction to a scalar. What all but ``MSELoss`` need is read in every epoch.
         optimizer: torch's or polyfuse's SGD, Adam, AdamW, ASGD, Rprop, RMSprop, Adagrad, Adadelta,
             Adamax, NAdam or RAdam.
-        x, y: data of one shape, float32 or float64; of a batch, numpy arrays as well.
+        x, y: data of one shape, float32 or float64; or y in the shape of the model's output, where
+            that is a polynomial of the columns of x. Of a batch, numpy arrays as well.
         epochs: steps to take, each over all the data.
         engine: ``auto``, ``stream``, ``moments`` or ``closed_form``; `explain` says why.
         backend: ``auto`` or a name that `backends` lists.
@@ -343,7 +344,7 @@ def fit(
         seconds=time.perf_counter() - start,
         history_epochs=np.array(history_epochs, dtype=np.int64),
         history=np.array(history, dtype=np.float64),
-        _data=Held.of(problem),
+        _data=None if problem.model.exponents else Held.of(problem),
         _params=state.params,
         _module=known.module,
     )
@@ -375,7 +376,7 @@ def largest_stable_lr(problem: Problem) -> float | None:
     options = {o for o in problem.rule if isinstance(o, SgdOptions)}
     if len(options) != 1 or not is_sgd(problem.rule):
         return None
-    if not (problem.model.affine and problem.criterion.squared):
+    if not (problem.model.affine and problem.criterion.squared) or problem.model.exponents:
         return None
     o = options.pop()
     if o.maximize or o.dampening == 1:

@@ -66,8 +66,8 @@ class FusedStep:
             known.see_criterion(criterion, *read)
             self._known = known
         assert known.criterion is not None
-        weight = _check.weight(x, *weights)
-        weight = None if weight is None else weight.view(x.shape)
+        weight = _check.weight(y, *weights)
+        weight = None if weight is None else weight.view(y.shape)
         objective = Objective(Forward(known, x), y, y._version, *known.criterion, weight)
         if not objective.launch(optimizer):
             raise ValueError(f"x, y: expected plain dense tensors, got {type(x).__name__}")

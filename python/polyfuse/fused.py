@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.autograd.graph import increment_version
 
-from . import _C
+from . import _C, _check
 from .backends import backend_of
 from .backends.native import make_plan
 from .backends.reference import coefficients
@@ -22,9 +22,10 @@ from .device_loop import DeviceLoop
 from .logits import Logits
 from .optim.kept import read_kept, write_kept
 from .optim.owners import Holding
+from .polynomials import NotPolynomial
 from .problem import State
 from .rules import Rule, rows_of
-from .symbolic import NotPolynomial, Traced
+from .symbolic import Traced
 from .tracing import trace
 from .watching import Contents, watched
 
@@ -34,22 +35,33 @@ logger = logging.getLogger("polyfuse")
 class Fused:
     """One trace of one module: its polynomial, or the reason why there is none."""
 
-    def __init__(self, module: torch.nn.Module, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        dtype: torch.dtype,
+        device: torch.device,
+        of_x: tuple[int, ...] | None = None,
+    ):
         self.module = weakref.ref(module)
-        self.dtype, self.device = dtype, device
+        self.dtype, self.device, self.of_x = dtype, device, of_x
         self.on_host = device.type == "cpu"
         self.traced: Traced | None = None
         self.reason, self.for_good = "", False
-        try:
-            self.traced = trace(module, dtype, device)
-        except NotPolynomial as error:
-            self.reason, self.for_good = str(error), error.for_good
+        # For x of any shape, where it is such a polynomial; or else for x of this shape.
+        for shape in (None,) if of_x is None else (None, of_x):
+            try:
+                self.traced, self.reason = trace(module, dtype, device, shape), ""
+            except NotPolynomial as error:
+                self.reason, self.for_good = str(error), error.for_good
+            if self.traced is not None or self.for_good:
+                break
+        if self.traced is None:
             logger.info("%s is not fused: %s", type(module).__name__, self.reason)
         if isinstance(self.traced, Logits):
             self.reason = "it has several outputs"
         self.tensors = self.traced.tensors if self.traced else ()
         slots = list(self.traced.slots) if self.traced else []
-        self.plan = make_plan(self.traced) if self.traced else _C.Plan(0, 1, [], 0.0, 1.0)
+        self.plan = make_plan(self.traced) if self.traced else _C.Plan(0, 1, [], 0.0, 1.0, None)
         self.contents = contents = Contents(module)
         for b in self.traced.buffers if self.traced else ():
             contents.add(b)
@@ -59,7 +71,8 @@ class Fused:
         self.runner: Any = backend_of(device, len(slots))
         if self.on_host or self.runner is None or self.traced is None:
             is64 = dtype == torch.float64
-            self.loop = _C.Loop(self.plan, self.tensors, slots, is64, contents.cheap)
+            of_y = self.traced.of_y if self.traced and self.traced.of_x is not None else None
+            self.loop = _C.Loop(self.plan, self.tensors, slots, is64, contents.cheap, of_y)
         else:
             self.loop = DeviceLoop(self.plan, self.traced, self.runner, contents.cheap)
         where = [(t, e, i) for i, (t, e) in enumerate(slots)]
@@ -81,6 +94,17 @@ class Fused:
     def polynomial(self) -> Traced | None:
         """What was traced, where it is a single polynomial."""
         return None if isinstance(self.traced, Logits) else self.traced
+
+    def holds_for(self, of_x: tuple[int, ...] | None) -> bool:
+        """Whether it says of samples of this shape all that there is to say."""
+        if self.traced is None:
+            return self.for_good or self.of_x == of_x
+        return self.traced.of_x is None or self.traced.of_x == of_x
+
+    def rows_of(self, x: torch.Tensor) -> torch.Tensor:
+        """x as the kernels read it: [N], or [N, V] of several variables."""
+        several = self.traced is not None and self.traced.exponents
+        return x if several else x.reshape(-1)
 
     def valid(self) -> bool:
         """Whether the module is still what was traced."""
@@ -182,8 +206,10 @@ class Fused:
         """The output at x, of the parameters as they were at model(x)."""
         if isinstance(self.traced, Logits):
             return self.traced.of(self.gather(forward.params)[0], forward.x)
-        y = self.runner.evaluate(self.traced, self.coefficients(forward), forward.x.reshape(-1))
-        return y.reshape(forward.x.shape)
+        assert self.traced is not None
+        x = forward.x
+        y = self.runner.evaluate(self.traced, self.coefficients(forward), self.rows_of(x))
+        return y.reshape(self.traced.shape_of(x))
 
     def project(self, forward: Any, grad: torch.Tensor) -> list[torch.Tensor]:
         """Gradient of that output -> of every parameter tensor."""
@@ -193,7 +219,8 @@ class Fused:
                 y = self.traced.of(p.requires_grad_(), forward.x)
             return list(torch.autograd.grad(y, p, grad))
         g = grad.reshape(-1).contiguous()
-        return self.pull_back(forward, self.runner.project(self.traced, forward.x.reshape(-1), g))
+        grad_coef = self.runner.project(self.traced, self.rows_of(forward.x), g)
+        return self.pull_back(forward, grad_coef)
 
     def pull_back(self, forward: Any, grad_coef: Any) -> list[torch.Tensor]:
         """Gradient of the coefficients [K] -> of every parameter tensor."""
@@ -276,14 +303,44 @@ _KEPT = 64
 TRACES = 4  # of one module: it may go back and forth between train() and eval(), or dtypes
 
 
-def fused(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> Fused:
-    """The module's trace as it is now, made anew where there is none yet."""
+def of_sample(x: torch.Tensor) -> tuple[int, ...] | None:
+    """The shape of one sample of x, as `fused` is told; None where it tells nothing."""
+    if x.ndim not in (1, 2) or x.shape[0] < 2 or not x.numel() or x.device.type != "cpu":
+        return None
+    return tuple(x.shape[1:])
+
+
+def read_data(module: torch.nn.Module, x: Any, y: Any) -> tuple[Fused, torch.Tensor, torch.Tensor]:
+    """The module's trace for this data, and x and y as the kernels read them; raises where they
+    are not alike."""
+    _check.alike(x, y=y)
+    _check.memory(x=x, y=y)
+    known = fused(module, x.dtype, x.device, of_sample(x))
+    if known.traced is None or known.traced.of_x is None:
+        return known, *_check.data(x, y)
+    if y.shape != (shape := known.traced.shape_of(x)):
+        raise ValueError(
+            f"y: expected the shape of the model's output, {tuple(shape)}, got {tuple(y.shape)}"
+        )
+    if known.traced.exponents:
+        return known, x.detach().resolve_neg(), _check.flat(y)
+    return known, _check.flat(x), _check.flat(y)
+
+
+def fused(
+    module: torch.nn.Module,
+    dtype: torch.dtype,
+    device: torch.device,
+    of_x: tuple[int, ...] | None = None,
+) -> Fused:
+    """The module's trace as it is now, made anew where there is none yet; see `of_sample`."""
     has_slot = hasattr(type(module), "_fused")
     traces: Any = (module._fused if has_slot else _kept.get(id(module))) or []
     for i, known in enumerate(traces):
         if (
             known.dtype == dtype
             and known.device == device
+            and known.holds_for(of_x)
             and known.module() is module
             and known.valid()
         ):
@@ -291,7 +348,7 @@ def fused(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> 
                 traces.insert(0, traces.pop(i))
             break
     else:
-        known = Fused(module, dtype, device)
+        known = Fused(module, dtype, device, of_x)
         traces = [known, *(k for k in traces if k.module() is module)][:TRACES]
         if has_slot:
             object.__setattr__(module, "_fused", traces)

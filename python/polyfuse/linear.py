@@ -68,7 +68,7 @@ def _version(t: torch.Tensor) -> int | None:
 def linear(model: Traced, params: np.ndarray) -> Linear:
     """The model, linearised about params [P] where its coefficients are not affine in them."""
     free = [i for i, (t, _) in enumerate(model.slots) if model.tensors[t].requires_grad]
-    rows = [model.pull_back(params, unit) for unit in np.eye(model.degree + 1)]
+    rows = [model.pull_back(params, unit) for unit in np.eye(model.n_terms)]
     jacobian = np.ascontiguousarray(np.array(rows)[:, free])
     if model.affine:
         fixed = params.copy()

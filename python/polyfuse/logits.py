@@ -15,8 +15,8 @@ from .symbolic import Traced
 class Logits(Traced):
     """Its parameters are the coefficients [K, C] of one tensor, in the terms of a basis."""
 
-    outputs: int
-    basis: str
+    outputs: int = 1
+    basis: str = "monomial"
 
     def shape_of(self, x: torch.Tensor) -> tuple[int, ...]:
         return (*x.shape, self.outputs)
@@ -52,5 +52,5 @@ def logits(coefficients: torch.Tensor, basis: str, shift: float, scale: float) -
     terms, outputs = coefficients.shape
     slots = tuple((0, e) for e in range(terms * outputs))
     return Logits(
-        (coefficients,), slots, (), terms - 1, shift, scale, 1, (), outputs, basis
-    )  # fmt: skip
+        (coefficients,), slots, (), terms - 1, shift, scale, 1, (), outputs=outputs, basis=basis
+    )

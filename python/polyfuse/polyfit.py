@@ -10,7 +10,7 @@ import torch
 from numpy.polynomial import polyutils
 
 from . import _C, _check
-from .symbolic import MAX_DEGREE
+from .polynomials import MAX_DEGREE
 
 FLOAT64 = np.dtype(np.float64)
 

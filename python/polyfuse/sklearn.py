@@ -9,8 +9,8 @@ import torch
 
 from . import _C, _check
 from .linear import powers
+from .polynomials import MAX_DEGREE
 from .regression import equations_of
-from .symbolic import MAX_DEGREE
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -150,7 +150,7 @@ class PolynomialRegressor(RegressorMixin, _Polynomial):
         x = np.ascontiguousarray(X[:, 0])
         data = _C.Data(
             x.ctypes.data, y.ctypes.data, 0 if w is None else w.ctypes.data, len(x), 1, 1, 1, True,
-            False, 0.0, 1.0,
+            False, 0.0, 1.0, 1,
         )  # fmt: skip
         return _C.NormalEquations.of_data(
             data, self.degree + 1, True, _C.Variable(0.0, 1.0, 0.0), known, torch.get_num_threads()

@@ -15,12 +15,13 @@ import torch
 from . import _C, _check
 from .backends import choose
 from .batch import is_batch, solve_batch
-from .fused import fused
+from .classes import has_outputs
+from .fused import read_data
 from .linear import Held, linear, names_of, normal_equations, powers
 from .problem import Problem
 from .recognise import refuse_parameters, refuse_shape
 from .report import Reported
-from .surface import is_surface, solve_surface
+from .surface import is_surface, solve_columns, solve_surface
 
 if TYPE_CHECKING:
     from .statistics import Statistics
@@ -128,7 +129,8 @@ def solve(
     Args:
         model: torch or polyfuse module whose output is a polynomial of its input, with coefficients
             that are affine in its parameters.
-        x, y: data of one shape, float32 or float64; of a batch, numpy arrays as well.
+        x, y: data of one shape, float32 or float64; or y in the shape of the model's output, where
+            that is a polynomial of the columns of x. Of a batch, numpy arrays as well.
         weight: weights >= 0 in the shape of x; a sample of weight 0 is left out.
         sigma: standard deviations > 0 of every y, in the shape of x: a weight of 1 / sigma^2.
         ridge: penalty >= 0 of every trainable parameter, the constant too.
@@ -171,7 +173,7 @@ def solve(
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     _check.one_of("nan_policy", nan_policy, _check.NAN_POLICIES)
-    if is_batch(model):
+    if is_batch(model) or has_outputs(model):
         if ridge or precision == "extended":
             raise ValueError(
                 f"ridge, precision: expected 0 and auto or double for a batch of fits, "
@@ -196,8 +198,7 @@ def solve(
         _check.one_of("backend", backend, ("auto", "cpu"))
         _check.one_of("precision", precision, ("auto", "extended"))
         return solve_surface(model, x, y, weight, sigma, float(ridge), nan_policy == "omit")
-    xs, ys = _check.data(x, y)
-    known = fused(model, xs.dtype, xs.device)
+    known, xs, ys = read_data(model, x, y)
     traced = known.polynomial
     if traced is None:
         raise ValueError(f"model: {type(model).__name__} is no polynomial: {known.reason}")
@@ -211,7 +212,11 @@ def solve(
         raise ValueError(f"model: {reason}")
     if not any(t.requires_grad for t in known.tensors):
         raise ValueError("model: expected a trainable parameter, got none")
-    weights = _check.weight(x, weight, None, sigma, name="weight")
+    weights = _check.weight(y, weight, None, sigma, name="weight")
+    if traced.exponents:
+        _check.one_of("backend", backend, ("auto", "cpu"))
+        _check.one_of("precision", precision, ("auto", "extended"))
+        return solve_columns(known, xs, ys, weights, float(ridge), nan_policy == "omit")
     rule = (None,) * len(traced.slots)
     problem = Problem(traced, "sum", rule, xs, ys, nan_policy == "omit", weight=weights)
     runner = choose(backend, problem)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from . import _C, _check
 from .backends.native import ENGINE
+from .backends.reference import design
 from .batch import options_held
 from .engines import choose_engine, leap_pays, refuse_engine
-from .nn.polynomial import Polynomial, parent_of
+from .exponents import MAX_TERMS, MAX_VARIABLES, layout, name_of
+from .fused import Fused
+from .linear import linear, names_of
+from .nn.polynomial import Polynomial, name_of_function
 from .problem import Wanted
 from .recognise import read_criterion, refuse_optimizer, refuse_own
 from .result import FitResult
@@ -23,32 +28,19 @@ from .runs import descend
 if TYPE_CHECKING:
     from .regression import Regression
 
-MAX_TERMS, MAX_VARIABLES = 256, 64  # as csrc/cpu/surface.h has them
-
 
 def is_surface(model: Any) -> bool:
-    return isinstance(model, Polynomial) and model.variables > 1
+    """Whether a model is a sum of columns: of several variables, or of functions."""
+    return (
+        isinstance(model, Polynomial)
+        and model.outputs is None
+        and (model.variables > 1 or bool(model.functions))
+    )
 
 
-@lru_cache(maxsize=64)
-def layout(exponents: tuple[tuple[int, ...], ...]) -> tuple[list, list, list]:
-    """What the kernels are told of the terms: (parent, variable) of each; one pair of terms for
-    every moment, (a, b, moment); and the moment of every pair [K * K]."""
-    number = {powers: k for k, powers in enumerate(exponents)}
-    terms = []
-    for powers in exponents:
-        parent, v = parent_of(powers)
-        terms.append((-1 if v is None else number.get(parent, -1), -1 if v is None else v))
-    moments: dict[tuple[int, ...], int] = {}
-    products, moment_of = [], []
-    for a, first in enumerate(exponents):
-        for b, second in enumerate(exponents):
-            power = tuple(p + q for p, q in zip(first, second, strict=True))
-            if power not in moments:
-                moments[power] = len(moments)
-                products.append((a, b, moments[power]))
-            moment_of.append(moments[power])
-    return terms, products, moment_of
+def _data(model: Polynomial, x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [N, variables], or [N] of functions, and y [N]."""
+    return _check.data(x, y) if model.functions else _check.columns(x, y, model.variables)
 
 
 class Surfaces:
@@ -79,24 +71,28 @@ def fit_surface(
     y: Any,
     wanted: Wanted,
 ) -> FitResult:
-    """`fit` of a polynomial of several variables."""
+    """`fit` of a polynomial of several variables, or in functions."""
     start = time.perf_counter()
     epochs, engine, backend, record_every, tol, nan_policy, weights, _ = wanted
     _check.one_of("backend", backend, ("auto", "cpu"))
     if reason := refuse_own(model):
         raise ValueError(f"model: {reason}")
-    xs, ys = _check.columns(x, y, model.variables)
+    xs, ys = _data(model, x, y)
     p = model.coefficients
     if p.dtype is not xs.dtype or xs.device.type != "cpu" or p.device != xs.device:
         raise TypeError(
             f"x: expected {p.dtype} on a CPU, as the model's coefficients, "
             f"got {xs.dtype} on {xs.device}"
         )
-    if p.numel() > MAX_TERMS or model.variables > MAX_VARIABLES:
+    n_columns = len(model.variable)
+    if p.numel() > MAX_TERMS or n_columns > MAX_VARIABLES:
         raise ValueError(
-            f"model: expected at most {MAX_TERMS} terms and {MAX_VARIABLES} variables, "
-            f"got {p.numel()} and {model.variables}"
+            f"model: expected at most {MAX_TERMS} terms and {MAX_VARIABLES} variables or "
+            f"functions, got {p.numel()} and {n_columns}"
         )
+    if model.functions:
+        with torch.no_grad():
+            xs = model.columns(xs)
     read = read_criterion(criterion, y)
     if isinstance(read, str):
         raise ValueError(f"criterion: {read}")
@@ -130,29 +126,25 @@ def fit_surface(
 def solve_surface(
     model: Any, x: Any, y: Any, weight: Any, sigma: Any, ridge: float, omit: bool
 ) -> Regression:
-    """`solve` of a polynomial of several variables."""
+    """`solve` of a polynomial of several variables, or in functions."""
     from .regression import regress
 
     if reason := refuse_own(model):
         raise ValueError(f"model: {reason}")
-    xs, ys = _check.columns(x, y, model.variables)
+    xs, ys = _data(model, x, y)
     p = model.coefficients
     if not p.requires_grad:
         raise ValueError("model: expected a trainable parameter, got none")
     if p.dtype is not xs.dtype:
         raise TypeError(f"x: expected {p.dtype}, as the model's coefficients, got {xs.dtype}")
     w = _check.weight(y, weight, None, sigma, name="weight")
-    keep = torch.ones_like(ys, dtype=torch.bool) if w is None else w > 0
-    if omit:
-        keep = _kept(xs, ys, w)
-        if not keep.any():
-            raise ValueError("x, y: no sample is left after nan_policy='omit'")
-    if not keep.all():
-        xs, ys, w = xs[keep], ys[keep], None if w is None else w[keep]
     with torch.no_grad():
-        columns = model.columns(xs.double()).cpu().numpy()
-    constant = not any(model.exponents[0]) and len(model.exponents) > 1
-    names = [_name(powers) for powers in model.exponents]
+        terms = model.columns(xs.double())
+    terms, ys, w = _counted(terms, ys, w, omit)
+    constant = terms.shape[1] > 1 and bool((terms[:, 0] == 1).all())
+    columns, names = terms.cpu().numpy(), [name_of(powers) for powers in model.exponents]
+    if model.functions:
+        names = [name_of_function(f) for f in model.functions]
     found = regress(
         columns[:, 1:] if constant else columns,
         ys.double().cpu().numpy(),
@@ -166,15 +158,53 @@ def solve_surface(
     return found
 
 
+def solve_columns(
+    known: Fused, xs: torch.Tensor, ys: torch.Tensor, w: torch.Tensor | None, ridge: float,
+    omit: bool,
+) -> Regression:  # fmt: skip
+    """`solve` of a module that computes a polynomial of the columns of x, [N, V]."""
+    from .regression import regress
+
+    assert known.traced is not None
+    xs, ys, w = _counted(xs, ys, w, omit)
+    params = known.read()
+    form = linear(known.traced, params)
+    terms = design(known.traced, xs).numpy()
+    columns, names = terms @ form.jacobian, names_of(known.module(), known.traced)
+    one = np.eye(len(form.jacobian))[:, 0] * (not any(known.traced.exponents[0]))
+    # The parameter that is the constant, if there is one, comes first.
+    order = np.argsort(~(form.jacobian == one[:, None]).all(axis=0), kind="stable")
+    constant = len(order) > 1 and bool((form.jacobian[:, order[0]] == one).all()) and one.any()
+    found = regress(
+        columns[:, order[1:] if constant else order],
+        ys.double().numpy() - terms @ form.offset[:, 0],
+        weight=None if w is None else w.double().numpy(),
+        ridge=ridge,
+        constant=bool(constant),
+        names=[names[form.free[i]] for i in order][int(constant) :],
+    )
+    params[np.array(form.free)[order]] = found.params
+    known.write(params)
+    return found
+
+
+def _counted(
+    xs: torch.Tensor, ys: torch.Tensor, w: torch.Tensor | None, omit: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The samples that count; raises where there is none."""
+    keep = torch.ones_like(ys, dtype=torch.bool) if w is None else w > 0
+    if omit:
+        keep = _kept(xs, ys, w)
+        if not keep.any():
+            raise ValueError("x, y: no sample is left after nan_policy='omit'")
+    if keep.all():
+        return xs, ys, w
+    return xs[keep], ys[keep], None if w is None else w[keep]
+
+
 def _kept(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
     good = x.isfinite().all(1) & y.isfinite()
     return good if weight is None else good & (weight > 0)
-
-
-def _name(powers: tuple[int, ...]) -> str:
-    """Such as x1^2 x2."""
-    parts = [f"x{v + 1}" + (f"^{p}" if p > 1 else "") for v, p in enumerate(powers) if p]
-    return " ".join(parts) or "constant"
 
 
 def _refuse_nonfinite(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None) -> None:

@@ -1,12 +1,13 @@
-"""The polynomial that stands in for x while a forward is traced.
+"""What a traced forward computes with in place of tensors, and what comes of it.
 
-A value is a sum of products ``factor * params * u**degree`` with u = (x - shift) * scale; every
-torch function called during the trace is answered on such sums, or stops the trace.
+Every torch function called during the trace is answered on arrays of polynomials, or stops it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -16,23 +17,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .criteria import CROSS_ENTROPY, Criterion
+from .polynomials import PLAIN, NotPolynomial, Polynomial
 
-MAX_DEGREE = 32
-MAX_TERMS = 4096
 MAX_PARAMS = 256
-
-Products = dict[tuple[int, tuple[int, ...]], float]  # (degree, scalar parameters) -> factor
-
-
-class NotPolynomial(BaseException):
-    """The forward is not a polynomial; the message says which operation stopped the trace.
-
-    Not an Exception, so that a forward that handles its own errors does not swallow it.
-    """
-
-    def __init__(self, reason: str, for_good: bool = False):
-        super().__init__(reason)
-        self.for_good = for_good  # whatever changes in the module: no need to ask again
 
 
 @dataclass(frozen=True)
@@ -41,20 +28,32 @@ class Traced:
 
     tensors: tuple[torch.Tensor, ...]
     slots: tuple[tuple[int, int], ...]  # (tensor, element) of each scalar parameter
-    terms: tuple[tuple[float, int, tuple[int, ...]], ...]  # factor, degree, slots
+    terms: tuple[tuple[float, int, tuple[int, ...]], ...]  # factor, coefficient, slots
     degree: int
-    shift: float
+    shift: float  # of one variable
     scale: float
     ndim: int  # dimensions of the parameters that broadcast with x
     buffers: tuple[torch.Tensor, ...]  # read as constants
+    # Where it holds for x [N, *of_x] alone, N > 1, the output then being [N, *of_y].
+    of_x: tuple[int, ...] | None = None
+    of_y: tuple[int, ...] = ()
+    # Of several variables, the columns of x: their powers in each term [K], shifts and scales.
+    exponents: tuple[tuple[int, ...], ...] = ()
+    variables: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def n_terms(self) -> int:
+        """Coefficients: of a degree each, or those of `exponents`."""
+        return len(self.exponents) or self.degree + 1
 
     def shape_of(self, x: torch.Tensor) -> tuple[int, ...]:
         """The shape of the output at x."""
-        return x.shape
+        return x.shape if self.of_x is None else torch.Size((x.shape[0], *self.of_y))
 
     def fits(self, y: torch.Tensor, x: torch.Tensor, criterion: Criterion) -> bool:
         """Whether kernels know this criterion of the output at x and targets like y."""
-        return criterion.kind is not CROSS_ENTROPY and y.shape == x.shape and y.dtype is x.dtype
+        alike = y.shape == self.shape_of(x) and y.dtype is x.dtype
+        return criterion.kind is not CROSS_ENTROPY and alike
 
     @cached_property
     def affine(self) -> bool:
@@ -63,32 +62,35 @@ class Traced:
 
     def coefficients(self, params: np.ndarray) -> np.ndarray:
         """[P] -> [K]"""
-        coef = np.zeros(self.degree + 1)
-        for factor, degree, slots in self.terms:
-            coef[degree] += factor * math.prod(params[s] for s in slots)
+        coef = np.zeros(self.n_terms)
+        for factor, k, slots in self.terms:
+            coef[k] += factor * math.prod(params[s] for s in slots)
         return coef
 
     def pull_back(self, params: np.ndarray, grad_coef: np.ndarray) -> np.ndarray:
         """Gradient with respect to coefficients [K] -> to parameters [P], by the chain rule."""
         grad = np.zeros(len(self.slots))
-        for factor, degree, slots in self.terms:
+        for factor, k, slots in self.terms:
             for i, s in enumerate(slots):
                 others = math.prod(params[o] for j, o in enumerate(slots) if j != i)
-                grad[s] += factor * grad_coef[degree] * others
+                grad[s] += factor * grad_coef[k] * others
         return grad
 
     def formula(self) -> str:
         """The polynomial as text, parameters as p0, p1, ..."""
-        u = "x"
-        if (self.shift, self.scale) != (0.0, 1.0):
-            u = f"((x - {self.shift:g}) * {self.scale:g})"
+        columns = [f"x{v + 1}" for v in range(len(self.variables))] or ["x"]
+        variables = self.variables or ((self.shift, self.scale),)
+        us = [
+            x if (shift, scale) == PLAIN else f"(({x} - {shift:g}) * {scale:g})"
+            for x, (shift, scale) in zip(columns, variables, strict=True)
+        ]
         parts = []
-        for factor, degree, slots in self.terms:
+        for factor, k, slots in self.terms:
             names = [f"p{i}" for i in slots]
             if factor != 1 or not names:
                 names.insert(0, f"{factor:g}")
-            if degree:
-                names.append(u if degree == 1 else f"{u}^{degree}")
+            powers = zip(us, self.exponents[k] if self.exponents else (k,), strict=True)
+            names += [u if p == 1 else f"{u}^{p}" for u, p in powers if p]
             parts.append("*".join(names))
         return " + ".join(parts)
 
@@ -102,19 +104,15 @@ def power_series(n_terms: int, shift: float, scale: float) -> Traced:
 
 
 class Symbol:
-    """A polynomial in x and in parameters, behaving as a tensor in a traced forward."""
+    """An array of polynomials in x and in parameters, behaving as a tensor in a traced forward.
 
-    def __init__(
-        self,
-        trace: Recorder,
-        products: Products,
-        *,
-        var: Any = None,
-        of_x: Any = False,
-        is_x: Any = False,
-    ) -> None:
-        self.trace, self.products, self.var = trace, products, var
-        self.of_x, self.is_x = of_x, is_x  # shaped like x; is the caller's own x
+    With `rows`, it stands for [N, *array.shape]: there is one such array for every sample. Where
+    the shape of x is open, the array has no dimensions, and `rows` says that it is shaped like x.
+    """
+
+    def __init__(self, trace: Recorder, array: Any, *, rows: Any = False, shared: Any = False):
+        self.trace, self.array, self.rows = trace, np.asarray(array, dtype=object), rows
+        self.shared = shared  # why it cannot be changed in place, or False
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -125,6 +123,8 @@ class Symbol:
             return getattr(self.trace, name)
         if name == "requires_grad":
             return True
+        if name == "ndim":
+            return self.trace.call(torch.Tensor.dim, (self,), {})
         method = getattr(torch.Tensor, name, None)
         if callable(method):
             return lambda *args, **kwargs: self.trace.call(method, (self, *args), kwargs)
@@ -145,7 +145,7 @@ def _method(name: str) -> Any:
 for _name in ("add", "sub", "mul", "truediv", "pow"):
     for _form in ("__{}__", "__r{}__", "__i{}__"):
         setattr(Symbol, _form.format(_name), _method(_form.format(_name)))
-for _name in ("__neg__", "__pos__", "__getitem__"):
+for _name in ("__neg__", "__pos__", "__getitem__", "__matmul__", "__rmatmul__"):
     setattr(Symbol, _name, _method(_name))
 
 # What a torch function does here; looked up by name with underscores and a reflecting "r" removed.
@@ -165,12 +165,19 @@ _READS = {"shape", "size", "dim", "ndim", "dtype", "device", "numel", "is_floati
 
 
 class Recorder(TorchFunctionMode):
-    """Runs a module's forward on a `Symbol` and collects the polynomial it computes."""
+    """Runs a module's forward on a `Symbol` and collects the polynomial it computes.
+
+    Here x has any shape, and every sample is a number.
+    """
+
+    of_x: tuple[int, ...] | None = None  # shape of one sample of x, where that is known
+    operations = _OPERATIONS
 
     def __init__(self, module: torch.nn.Module, dtype: torch.dtype, device: torch.device):
         super().__init__()
         self.dtype, self.device, self.layout = dtype, device, torch.strided
         self.params = {id(p): p for p in module.parameters()}
+        self.n_variables = 1
         self.tensors: list[torch.Tensor] = []
         self.slot_of: dict[tuple[int, int], int] = {}
         self.buffers: dict[int, torch.Tensor] = {}
@@ -178,10 +185,9 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        involved = [a for a in (*args, *kwargs.values()) if isinstance(a, (Symbol, torch.Tensor))]
-        if any(isinstance(a, Symbol) or id(a) in self.params for a in involved) or any(
-            isinstance(s, Symbol) for a in args if isinstance(a, (list, tuple)) for s in a
-        ):
+        listed = [a for a in (*args, *kwargs.values()) if isinstance(a, (list, tuple))]
+        involved = itertools.chain(args, kwargs.values(), *listed)
+        if any(isinstance(a, Symbol) or id(a) in self.params for a in involved):
             return self.call(func, args, kwargs)
         return func(*args, **kwargs)
 
@@ -201,47 +207,67 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if bare == "getitem" and isinstance(args[0], torch.Tensor):
             return self.element(*args)
-        operation = _OPERATIONS.get(bare)
-        if operation is None or set(kwargs) - {"other", "exponent", "alpha", "input", "value"}:
+        operation = self.operations.get(bare)
+        allowed = {"other", "exponent", "alpha", "input", "value"}
+        if operation is None or (bare in _OPERATIONS and set(kwargs) - allowed):
             raise NotPolynomial(f"torch operation '{name}' is not polynomial arithmetic")
-        if "input" in kwargs:
-            args = (kwargs.pop("input"), *args)
-        for key in ("other", "exponent"):
-            if key in kwargs:
-                args = (*args, kwargs.pop(key))
+        if bare in _OPERATIONS:
+            if "input" in kwargs:
+                args = (kwargs.pop("input"), *args)
+            for key in ("other", "exponent"):
+                if key in kwargs:
+                    args = (*args, kwargs.pop(key))
         result = getattr(self, "_" + operation)(*args, **kwargs)
         in_place = (name.endswith("_") and not name.startswith("__")) or name.startswith("__i")
         if in_place and isinstance(args[0], torch.Tensor):
             raise NotPolynomial(f"forward changes a parameter or buffer in place ('{name}')")
         if in_place and isinstance(args[0], Symbol):
-            if args[0].is_x:
-                raise NotPolynomial(f"forward changes its input in place ('{name}')")
             target = args[0]
-            target.products, target.var, target.of_x = result.products, result.var, result.of_x
+            if target.shared:
+                raise NotPolynomial(f"forward changes {target.shared} in place ('{name}')")
+            if self.of_x is not None and (result.rows, result.array.shape) != (
+                target.rows,
+                target.array.shape,
+            ):
+                raise NotPolynomial(f"forward changes a shape in place ('{name}')")
+            target.array, target.rows = result.array, result.rows
             return target
         return result
 
     # -- what goes in ------------------------------------------------------------------------
 
     def x(self) -> Symbol:
-        return Symbol(self, {(1, ()): 1.0}, var=(0.0, 1.0), of_x=True, is_x=True)
+        n = self.n_variables
+        columns = np.empty(n, dtype=object)
+        columns[:] = [Polynomial.variable(v, n) for v in range(n)]
+        return Symbol(self, columns.reshape(self.of_x or ()), rows=True, shared="its input")
 
-    def constant(self, value: float, of_x: bool = False) -> Symbol:
-        return Symbol(self, {(0, ()): float(value)}, of_x=of_x)
+    def constant(self, value: float, slots: tuple[int, ...] = ()) -> Polynomial:
+        return Polynomial.constant(value, self.n_variables, slots)
+
+    def like(self, a: Symbol, value: float) -> Symbol:
+        array = np.full(a.array.shape, self.constant(value), dtype=object)
+        return Symbol(self, array, rows=a.rows)
 
     def element(self, tensor: torch.Tensor, index: Any) -> Symbol:
-        """One element of a parameter: a scalar the polynomial may contain."""
+        """Elements of a parameter: scalars the polynomial may contain."""
         if id(tensor) not in self.params:
             raise NotPolynomial("forward indexes a tensor that is not a parameter")
         if tensor.numel() > MAX_PARAMS:
             raise NotPolynomial(f"a parameter has more than {MAX_PARAMS} elements")
         numbers = torch.arange(tensor.numel()).reshape(tensor.shape)[index]
-        if numbers.numel() != 1:
+        if numbers.numel() != 1 and self.of_x is None:
             raise NotPolynomial("forward takes several elements of a parameter at once")
         self.ndim = max(self.ndim, numbers.ndim)
         if not tensor.is_contiguous():
             raise NotPolynomial("a parameter is not contiguous")
-        return Symbol(self, {(0, (self.slot(tensor, int(numbers)),)): 1.0})
+        return self.array_of(numbers, lambda i: self.constant(1.0, (self.slot(tensor, int(i)),)))
+
+    def array_of(self, values: torch.Tensor, entry: Any) -> Symbol:
+        """entry(number) for each of values; of an open shape, the only one."""
+        array = np.empty(values.numel(), dtype=object)
+        array[:] = [entry(value) for value in values.reshape(-1).tolist()]
+        return Symbol(self, array.reshape(() if self.of_x is None else tuple(values.shape)))
 
     def slot(self, tensor: torch.Tensor, element: int) -> int:
         number = next((i for i, t in enumerate(self.tensors) if t is tensor), len(self.tensors))
@@ -263,58 +289,40 @@ class Recorder(TorchFunctionMode):
                 return self.element(value, ...)
             if value.requires_grad:
                 raise NotPolynomial("a tensor with a gradient that is not a parameter of the model")
-            if value.numel() != 1:
+            if value.numel() != 1 and (self.of_x is None or value.numel() > MAX_PARAMS):
                 raise NotPolynomial("a constant with more than one element")
             self.buffers[id(value)] = value
             self.ndim = max(self.ndim, value.ndim)
-            return self.constant(value.item())
+            return self.array_of(value, self.constant)
         if isinstance(value, (bool, int, float)):
             if not math.isfinite(value):
                 raise NotPolynomial(f"a constant is {value}")
-            return self.constant(value)
+            return Symbol(self, self.constant(value))
         raise NotPolynomial(f"arithmetic with a {type(value).__name__}")
 
     # -- arithmetic --------------------------------------------------------------------------
 
-    def same_variable(self, a: Symbol, b: Symbol) -> tuple[Symbol, Symbol]:
-        """Both in one variable u; the shifted one, whose powers are the better conditioned."""
-        if a.var is None or b.var is None or a.var == b.var:
-            return a, b
-        if a.var == (0.0, 1.0):
-            return self.moved(a, b.var), b
-        return a, self.moved(b, a.var)
+    def each(self, function: Any, a: Any, b: Any) -> Symbol:
+        """function(polynomial, polynomial), element by element as torch broadcasts."""
+        a, b = self.lift(a), self.lift(b)
+        of_a, of_b = a.array, b.array
+        if a.rows and b.rows and of_a.ndim != of_b.ndim:
+            raise NotPolynomial("samples meet other samples")
+        if a.rows != b.rows:
+            n_dims = of_a.ndim if a.rows else of_b.ndim
+            of_a, of_b = self.beside(of_a, n_dims), self.beside(of_b, n_dims)
+        return Symbol(self, np.frompyfunc(function, 2, 1)(of_a, of_b), rows=a.rows or b.rows)
 
-    def moved(self, a: Symbol, var: tuple[float, float]) -> Symbol:
-        """a's polynomial in another variable: v = slope * u + offset."""
-        (old_shift, old_scale), (shift, scale) = a.var, var
-        slope, offset = old_scale / scale, (shift - old_shift) * old_scale
-        products: Products = {}
-        for (degree, slots), factor in a.products.items():
-            for j in range(degree + 1):
-                part = factor * math.comb(degree, j) * slope**j * offset ** (degree - j)
-                products[j, slots] = products.get((j, slots), 0.0) + part
-        return Symbol(self, products, var=var, of_x=a.of_x)
+    def beside(self, array: np.ndarray, n_dims: int) -> np.ndarray:
+        """What has no rows, to be broadcast with rows of n_dims dimensions."""
+        if array.ndim == n_dims + 1 and array.shape[0] == 1:
+            return array[0]
+        if array.ndim > n_dims:
+            raise NotPolynomial(f"values of shape {array.shape} meet the samples of x")
+        return array
 
     def _add(self, a: Any, b: Any, alpha: Any = 1) -> Any:
-        a, b = self.same_variable(self.lift(a), self.lift(b))
-        b = self._mul(b, alpha) if alpha != 1 else b
-        products = dict(a.products)
-        for key, factor in b.products.items():
-            products[key] = products.get(key, 0.0) + factor
-        if len(products) > MAX_TERMS:
-            raise NotPolynomial(f"the polynomial has more than {MAX_TERMS} terms")
-        return self.renamed(Symbol(self, products, var=a.var or b.var, of_x=a.of_x or b.of_x))
-
-    def renamed(self, a: Symbol) -> Symbol:
-        """A pure shift or scaling of x becomes the variable itself: (x - 1.7e9)**2 stays exact."""
-        if a.var is None or any(slots or degree > 1 for degree, slots in a.products):
-            return a
-        slope, offset = a.products.get((1, ()), 0.0), a.products.get((0, ()), 0.0)
-        if slope == 0.0 or (slope, offset) == (1.0, 0.0):
-            return a
-        shift, scale = a.var
-        var = (shift - offset / (slope * scale), slope * scale)
-        return Symbol(self, {(1, ()): 1.0}, var=var, of_x=a.of_x)
+        return self.each(operator.add, a, self._mul(b, alpha) if alpha != 1 else b)
 
     def _sub(self, a: Any, b: Any, alpha: Any = 1) -> Any:
         return self._add(a, self._neg(b), alpha)
@@ -327,23 +335,13 @@ class Recorder(TorchFunctionMode):
 
     def _copy(self, a: Any) -> Any:
         a = self.lift(a)
-        return Symbol(self, dict(a.products), var=a.var, of_x=a.of_x)
+        return Symbol(self, a.array.copy(), rows=a.rows)
 
     def _same(self, a: Any) -> Any:
         return a
 
     def _mul(self, a: Any, b: Any) -> Any:
-        a, b = self.same_variable(self.lift(a), self.lift(b))
-        products: Products = {}
-        for (da, sa), fa in a.products.items():
-            for (db, sb), fb in b.products.items():
-                key = (da + db, tuple(sorted(sa + sb)))
-                if key[0] > MAX_DEGREE:
-                    raise NotPolynomial(f"the degree is above {MAX_DEGREE}")
-                products[key] = products.get(key, 0.0) + fa * fb
-        if len(products) > MAX_TERMS:
-            raise NotPolynomial(f"the polynomial has more than {MAX_TERMS} terms")
-        return self.renamed(Symbol(self, products, var=a.var or b.var, of_x=a.of_x or b.of_x))
+        return self.each(operator.mul, a, b)
 
     def _square(self, a: Any) -> Any:
         return self._mul(a, a)
@@ -352,26 +350,13 @@ class Recorder(TorchFunctionMode):
         return self._add(a, self._mul(b, c), value)
 
     def _div(self, a: Any, b: Any) -> Any:
-        divisor = self.lift(b)
-        if divisor.of_x or set(divisor.products) != {(0, ())} or not divisor.products[0, ()]:
-            raise NotPolynomial("division by something that is not a non-zero constant")
-        return self._mul(a, 1.0 / divisor.products[0, ()])
+        return self.each(operator.truediv, a, b)
 
     def _pow(self, a: Any, exponent: Any) -> Any:
-        power = self.lift(exponent)
-        if power.of_x or set(power.products) - {(0, ())}:
-            raise NotPolynomial("an exponent that is not a constant")
-        n = power.products.get((0, ()), 0.0)
-        if n < 0 or n != int(n):
-            raise NotPolynomial(f"the exponent {n:g}, which is not a whole number >= 0")
-        a = self.lift(a)
-        result = self.constant(1.0, of_x=a.of_x)
-        for _ in range(int(n)):
-            result = self._mul(result, a)
-        return result
+        return self.each(operator.pow, a, exponent)
 
     def _ones_like(self, a: Any) -> Any:
-        return self.constant(1.0, of_x=self.lift(a).of_x)
+        return self.like(self.lift(a), 1.0)
 
     def _zeros_like(self, a: Any) -> Any:
-        return self.constant(0.0, of_x=self.lift(a).of_x)
+        return self.like(self.lift(a), 0.0)

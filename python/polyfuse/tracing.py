@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 
 from . import _C
 from .chance import Chance
+from .exponents import MAX_TERMS, MAX_VARIABLES, with_parents
 from .logits import Logits
-from .symbolic import MAX_PARAMS, NotPolynomial, Recorder, Symbol, Traced
+from .polynomials import PLAIN, NotPolynomial, Powers
+from .shapes import ShapedRecorder
+from .symbolic import MAX_PARAMS, Recorder, Symbol, Traced
 from .watching import Contents, has_hooks
 
 
-def trace(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> Traced:
-    """The polynomial that `module.forward` computes; raises `NotPolynomial` with the reason."""
+def trace(
+    module: torch.nn.Module,
+    dtype: torch.dtype,
+    device: torch.device,
+    of_x: tuple[int, ...] | None = None,
+) -> Traced:
+    """The polynomial that `module.forward` computes; raises `NotPolynomial` with the reason.
+
+    Of x in any shape, or, with of_x, of x [N, *of_x], N > 1.
+    """
+    if of_x is not None and math.prod(of_x) > MAX_VARIABLES:
+        raise NotPolynomial(f"x has more than {MAX_VARIABLES} columns")
     for m in module.modules():
         if has_hooks(m):
             raise NotPolynomial(f"{type(m).__name__} has hooks")
@@ -22,7 +36,11 @@ def trace(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> 
             raise NotPolynomial(reason)
     if (outputs := getattr(module, "trace_outputs", lambda: None)()) is not None:
         return _logits(outputs, dtype, device)
-    recorder = Recorder(module, dtype, device)
+    recorder = (
+        Recorder(module, dtype, device)
+        if of_x is None
+        else ShapedRecorder(module, dtype, device, of_x)
+    )
     before = [dict(m.__dict__) for m in module.modules()]
     contents = Contents(module)
     watch, chance = _C.Watch(contents.cheap), Chance(module)
@@ -53,8 +71,10 @@ def trace(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> 
         raise NotPolynomial("forward draws random numbers", for_good=True)
     if type(out) is not Symbol:
         raise NotPolynomial(f"forward returns {type(out).__name__}, not a polynomial of x")
-    if not out.of_x:
+    if not out.rows:
         raise NotPolynomial("the output does not depend on x")
+    if out.array.size != 1:
+        raise NotPolynomial(f"the output has shape (n, {str(out.array.shape)[1:]}")
     return _polynomial_of(recorder, out)
 
 
@@ -71,7 +91,8 @@ def _logits(outputs: Logits, dtype: torch.dtype, device: torch.device) -> Logits
 
 def _polynomial_of(recorder: Recorder, out: Symbol) -> Traced:
     # What forward only touches is no part of the loss: torch leaves its .grad alone.
-    used = {s for _, slots in out.products for s in slots}
+    polynomial = out.array.item()
+    used = {s for _, slots in polynomial.products for s in slots}
     kept = sorted({t for (t, _), s in recorder.slot_of.items() if s in used})
     tensors = tuple(recorder.tensors[t] for t in kept)
     slot_of = {(kept.index(t), e): s for (t, e), s in recorder.slot_of.items() if t in kept}
@@ -88,27 +109,45 @@ def _polynomial_of(recorder: Recorder, out: Symbol) -> Traced:
     ends = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors)
     if any(stop > start for (_, stop), (start, _) in itertools.pairwise(ends)):
         raise NotPolynomial("parameters share memory")
-    products = {key: factor for key, factor in out.products.items() if factor != 0.0}
-    degree = max((d for d, _ in products), default=0)
+    products = {key: factor for key, factor in polynomial.products.items() if factor != 0.0}
+    several = recorder.n_variables > 1
+    exponents = _terms_of({powers for powers, _ in products}, recorder.n_variables)
+    if several and len(exponents) > MAX_TERMS:
+        raise NotPolynomial(f"the polynomial has more than {MAX_TERMS} terms")
+    number = {powers: k for k, powers in enumerate(exponents)}
+    numbered = sorted(((number[p], slots), factor) for (p, slots), factor in products.items())
     # Slots in the order of their coefficients, so that the usual map is the identity.
     first: dict[int, int] = {}
-    for d, slots in sorted(products):
+    for (k, slots), _ in numbered:
         for s in slots:
-            first.setdefault(s, d)
-    order = sorted(slot_of.items(), key=lambda item: (first.get(item[1], 99), item[1]))
+            first.setdefault(s, k)
+    last = len(exponents)
+    order = sorted(slot_of.items(), key=lambda item: (first.get(item[1], last), item[1]))
     renumber = {old: new for new, (_, old) in enumerate(order)}
     terms = tuple(
-        (factor, d, tuple(sorted(renumber[s] for s in slots)))
-        for (d, slots), factor in sorted(products.items())
+        (factor, k, tuple(sorted(renumber[s] for s in slots))) for (k, slots), factor in numbered
     )
-    shift, scale = out.var or (0.0, 1.0)
+    variables = tuple(variable or PLAIN for variable in polynomial.variables)
+    shift, scale = PLAIN if several else variables[0]
     return Traced(
         tensors=tensors,
         slots=tuple(where for where, _ in order),
         terms=terms,
-        degree=degree,
+        degree=max(map(sum, exponents)),
         shift=shift,
         scale=scale,
-        ndim=recorder.ndim,
+        ndim=recorder.ndim if recorder.of_x is None else 0,
         buffers=tuple(recorder.buffers.values()),
+        of_x=recorder.of_x,
+        of_y=out.array.shape,
+        exponents=exponents if several else (),
+        variables=variables if several else (),
     )
+
+
+def _terms_of(powers: set[Powers], n_variables: int) -> tuple[Powers, ...]:
+    """What the kernels compute: of one variable, all powers up to the highest."""
+    if n_variables > 1:
+        return with_parents(powers or {(0,) * n_variables})
+    highest = max((d for (d,) in powers), default=0)
+    return tuple((d,) for d in range(highest + 1))

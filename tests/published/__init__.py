@@ -20,7 +20,7 @@ def run(name, swapped, repeat=1, dtype=None):
         source, count = SWAP.subn(r"import polyfuse.\1 as \1", source)
         assert count, name
     if repeat > 1:
-        source = re.sub(r"^STEPS = (\d+)$", rf"STEPS = \1 * {repeat}", source, flags=re.M)
+        source = re.sub(r"^STEPS = (\d+)", rf"STEPS = \1 * {repeat}", source, flags=re.M)
     code = compile(source, f"{name}.py", "exec")
     scope = {"__name__": "published"}
     default = torch.get_default_dtype()

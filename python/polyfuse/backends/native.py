@@ -9,20 +9,28 @@ import torch
 
 from .. import _C
 from ..bases import recurrence_of
+from ..exponents import layout
 from ..logits import Logits
 from ..problem import Problem, Report, Schedule, State
 from ..rules import Rule, rows_of
 from ..symbolic import MAX_PARAMS, Traced
+from .reference import design, finite
 
 ENGINE = {"stream": 0, "moments": 1, "closed_form": 2}
 
 
 def make_plan(model: Traced) -> Any:
     if isinstance(model, Logits):
-        plan = _C.Plan(len(model.slots), 1, [], model.shift, model.scale)
+        plan = _C.Plan(len(model.slots), 1, [], model.shift, model.scale, None)
         plan.set_classes(make_classes(model))
         return plan
-    return _C.Plan(len(model.slots), model.degree + 1, list(model.terms), model.shift, model.scale)
+    surface = None
+    if model.exponents:
+        shift, scale = zip(*model.variables, strict=True)
+        surface = *layout(model.exponents), list(shift), list(scale)
+    return _C.Plan(
+        len(model.slots), model.n_terms, list(model.terms), model.shift, model.scale, surface
+    )
 
 
 def make_classes(model: Logits) -> Any:
@@ -43,12 +51,13 @@ def make_data(
     model: Traced, x: torch.Tensor, y: torch.Tensor | None, omit: bool = False,
     w: torch.Tensor | None = None,
 ) -> Any:  # fmt: skip
-    """The extension's view of x, y and weights w, each [N], which must outlive it."""
+    """The extension's view of x [N], or [N, V] of several variables, y and weights w, each [N],
+    which must outlive it."""
     return _C.Data(
         x.data_ptr(),
         0 if y is None else y.data_ptr(),
         0 if w is None else w.data_ptr(),
-        x.numel(),
+        x.shape[0] if x.ndim else 1,
         x.stride(0) if x.ndim else 1,
         1 if y is None or not y.ndim else y.stride(0),
         1 if w is None else w.stride(0),
@@ -56,6 +65,7 @@ def make_data(
         omit,
         model.shift,
         model.scale,
+        x.stride(1) if x.ndim > 1 else 1,
     )
 
 
@@ -73,12 +83,16 @@ class Cpu:
         return None
 
     def evaluate(self, model: Traced, coef: np.ndarray, x: torch.Tensor) -> torch.Tensor:
+        if model.exponents:
+            return (design(model, x) @ torch.from_numpy(coef)).to(x.dtype)
         y = torch.empty(x.numel(), dtype=x.dtype, device=x.device)
         _C.evaluate(make_data(model, x, None), coef, torch.get_num_threads(), y.data_ptr())
         return y
 
     def project(self, model: Traced, x: torch.Tensor, g: torch.Tensor) -> np.ndarray:
-        return _C.project(make_data(model, x, g), model.degree + 1, torch.get_num_threads())
+        if model.exponents:
+            return (design(model, x).T @ g.double()).numpy()
+        return _C.project(make_data(model, x, g), model.n_terms, torch.get_num_threads())
 
     def loss_and_gradient(self, problem: Problem, params: Any) -> tuple[float, np.ndarray]:
         plan = borrow_plan(problem.model, problem.rule)
@@ -102,8 +116,9 @@ class Cpu:
         plan.mean = problem.reduction == "mean"
         plan.criterion = problem.criterion
         data = make_data(problem.model, problem.x, problem.y, problem.omit, problem.weight)
+        descend: Any = _C.descend_surface if problem.model.exponents else _C.descend
         report = Report(
-            *_C.descend(
+            *descend(
                 plan, data, ENGINE[engine], moments, *schedule, torch.get_num_threads(),
                 state.params, state.kept, state.grad, problem.bounds,
             )
@@ -112,6 +127,8 @@ class Cpu:
         return report
 
     def nonfinite(self, problem: Problem) -> int:
+        if problem.model.exponents:
+            return int((~finite(problem)).sum())
         data = make_data(problem.model, problem.x, problem.y, w=problem.weight)
         return _C.count_nonfinite(data, torch.get_num_threads())
 

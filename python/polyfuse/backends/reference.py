@@ -15,20 +15,32 @@ from ..symbolic import MAX_PARAMS, Traced
 
 
 def design(model: Traced, x: torch.Tensor) -> torch.Tensor:
-    """V [N, K], V[n, k] = u_n^k with u = (x - shift) * scale."""
+    """V [N, K], V[n, k] = u_n^k with u = (x - shift) * scale, or products of such powers."""
+    if model.exponents:
+        shift, scale = torch.tensor(model.variables, dtype=torch.float64).T
+        u = (x.double() - shift) * scale
+        powers = [u ** torch.tensor(exponents) for exponents in model.exponents]
+        return torch.stack([p.prod(dim=1) for p in powers], dim=1)
     u = (x.double() - model.shift) * model.scale
     return torch.stack([u**k for k in range(model.degree + 1)], dim=1)
 
 
 def coefficients(model: Traced, params: torch.Tensor) -> torch.Tensor:
     """[P] -> [K], differentiable."""
-    coef = [params.new_zeros(()) for _ in range(model.degree + 1)]
-    for factor, degree, slots in model.terms:
+    coef = [params.new_zeros(()) for _ in range(model.n_terms)]
+    for factor, k, slots in model.terms:
         product = params.new_tensor(factor)
         for s in slots:
             product = product * params[s]
-        coef[degree] = coef[degree] + product
+        coef[k] = coef[k] + product
     return torch.stack(coef)
+
+
+def finite(problem: Problem) -> torch.Tensor:
+    """Whether each sample is, or is left out, [N]."""
+    x = problem.x.isfinite()
+    good = (x if x.ndim < 2 else x.all(dim=1)) & problem.y.isfinite()
+    return good if problem.weight is None else good | (problem.weight == 0)
 
 
 def kept(problem: Problem) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -99,6 +111,8 @@ class Reference:
     def refuse(self, problem: Problem) -> str | None:
         if problem.x.device.type != "cpu":
             return f"the data is on {problem.x.device}"
+        if problem.model.exponents:
+            return "the model has several variables"
         return None
 
     def evaluate(self, model: Traced, coef: np.ndarray, x: torch.Tensor) -> torch.Tensor:
@@ -192,8 +206,7 @@ class Reference:
         )
 
     def nonfinite(self, problem: Problem) -> int:
-        bad = ~(torch.isfinite(problem.x) & torch.isfinite(problem.y))
-        return int((bad if problem.weight is None else bad & (problem.weight != 0)).sum())
+        return int((~finite(problem)).sum())
 
     def launches(self) -> int:
         return self._launches

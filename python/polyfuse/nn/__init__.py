@@ -19,10 +19,11 @@ from .criterion import (
     SmoothL1Loss,
     SoftMarginLoss,
 )
+from .layers import Linear, Sequential
 from .module import Module
 from .polynomial import Polynomial
 
-hand_on(__name__, "torch.nn", own=("criterion", "module", "polynomial"))
+hand_on(__name__, "torch.nn", own=("criterion", "layers", "module", "polynomial"))
 
 
 def __getattr__(name: str) -> Any:
@@ -40,10 +41,12 @@ __all__ = [
     "HuberLoss",
     "KLDivLoss",
     "L1Loss",
+    "Linear",
     "MSELoss",
     "Module",
     "PoissonNLLLoss",
     "Polynomial",
+    "Sequential",
     "SmoothL1Loss",
     "SoftMarginLoss",
 ]

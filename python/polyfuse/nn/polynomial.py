@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..bases import BASES, name_of, series
+from ..exponents import parent_of
 from ..logits import Logits, logits
 from .module import Module
 
@@ -25,13 +26,17 @@ class Polynomial(Module):
 
     Args:
         degree: highest power, >= 0; of several variables the highest total degree, or, with
-            total_degree=False, one degree for each variable (or for all).
+            total_degree=False, one degree for each variable (or for all); not with functions.
         variables: how many variables.
         batch_shape: shape of the batch of polynomials of one variable; () for a single one.
-        outputs: how many polynomials of one x make up one output, such as the logits of so many
-            classes for ``CrossEntropyLoss``; None: y has no dimension of outputs.
+        outputs: how many polynomials of one x make up one output, under one loss: y
+            ``[N, outputs]``, or the logits of so many classes for ``CrossEntropyLoss``; None: y
+            has no dimension of outputs.
         basis: ``monomial``, ``chebyshev``, ``legendre``, ``hermite``, ``hermite_e`` or
-            ``laguerre``, as in `numpy.polynomial`; of one variable.
+            ``laguerre``, as in `numpy.polynomial`; of one variable. Or a list of functions, each
+            of a tensor in the shape of x: any model that is linear in its coefficients. (Columns
+            that are there already are x [N, K] of a model of degree 1 in K variables with
+            intercept=False.)
         domain: (low, high), the range of x that is mapped to the window of the basis as in
             `numpy.polynomial`: u from -1 to 1, for ``laguerre`` from 0 to 1; of several variables a
             sequence of one for each. None: u is x. Give one where x is far from zero (Unix time,
@@ -61,18 +66,20 @@ class Polynomial(Module):
         torch.Size([60, 480, 640])
         >>> nn.Polynomial(2, variables=2).exponents
         ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))
+        >>> nn.Polynomial(basis=[torch.ones_like, torch.sin, torch.cos]).coefficients.shape
+        torch.Size([3])
     """
 
     __jit_unused_properties__ = ("degree", "variable")
 
     def __init__(
         self,
-        degree: int | Sequence[int],
+        degree: int | Sequence[int] | None = None,
         *,
         variables: int = 1,
         batch_shape: tuple[int, ...] = (),
         outputs: int | None = None,
-        basis: str = "monomial",
+        basis: str | Sequence[Callable[[torch.Tensor], torch.Tensor]] = "monomial",
         domain: Any = None,
         total_degree: bool = True,
         intercept: bool = True,
@@ -93,19 +100,31 @@ class Polynomial(Module):
             raise ValueError("outputs: expected None for a batch or several variables")
         if not intercept and variables == 1:
             raise ValueError("intercept: expected True for one variable, got False")
+        functions = None if isinstance(basis, str) else _functions(basis)
+        if functions and (degree is not None or shape or variables > 1 or domain is not None):
+            raise ValueError(
+                "degree, variables, batch_shape, domain: expected None, 1, () and None for a basis "
+                f"of functions, got {degree!r}, {variables}, {shape} and {domain!r}"
+            )
+        if functions:  # each is a variable of its own, to the first power
+            degree = 1
+        family = basis if isinstance(basis, str) else "functions"
         several = isinstance(degree, (tuple, list)) and not total_degree
         degrees: Any = tuple(degree) if several else (degree,) * variables  # type: ignore[arg-type]
         if len(degrees) != variables or not all(_is_int(d) and d >= 0 for d in degrees):
             wanted = "an int >= 0" if total_degree else f"an int >= 0 or {variables} of them"
             raise ValueError(f"degree: expected {wanted}, got {degree!r}")
-        if basis not in (known := BASES if variables == 1 else ("monomial",)):
+        if not functions and family not in (known := BASES if variables == 1 else ("monomial",)):
             raise ValueError(f"basis: expected one of {', '.join(known)}, got {basis!r}")
-        self.variables, self.batch_shape, self.basis = variables, shape, basis
-        self.outputs = outputs
+        self.variables, self.batch_shape, self.basis = variables, shape, family
+        self.outputs, self.functions = outputs, functions
         self.domain = _domain(domain, variables)
-        self.plain = not (shape or self.domain) and (variables, basis) == (1, "monomial")
+        self.plain = not (shape or self.domain) and (variables, family) == (1, "monomial")
         self.plain = self.plain and outputs is None
-        self.exponents = _exponents(degrees, total_degree, intercept)
+        if functions:
+            self.exponents = _exponents((1,) * len(functions), True, False)
+        else:
+            self.exponents = _exponents(degrees, total_degree, intercept)
         if not self.exponents:
             raise ValueError(f"degree: expected a term at least, got {degree!r} without intercept")
         sizes = shape if outputs is None else (outputs,)
@@ -122,7 +141,7 @@ class Polynomial(Module):
     def variable(self) -> tuple[tuple[float, float], ...]:
         """(shift, scale) of every variable, u = (x - shift) * scale."""
         if self.domain is None:
-            return ((0.0, 1.0),) * self.variables
+            return ((0.0, 1.0),) * len(self.exponents[0])
         first, last = BASES[self.basis].window
         scales = [(last - first) / (high - low) for low, high in self.domain]
         middle, centre = (
@@ -141,7 +160,7 @@ class Polynomial(Module):
 
     @torch.jit.unused
     def _of_any(self, x: torch.Tensor) -> torch.Tensor:
-        if self.variables > 1:
+        if self.variables > 1 or self.functions:
             return self.columns(x) @ self.coefficients
         if self.outputs is not None:
             x = x.unsqueeze(-1)
@@ -161,7 +180,7 @@ class Polynomial(Module):
 
     def refuse_powers(self) -> str | None:
         """None, or why powers of u would not serve this model."""
-        if self.basis == "monomial" or self.degree <= MOST_EXPANDED:
+        if self.basis in ("monomial", "functions") or self.degree <= MOST_EXPANDED:
             return None
         return f"a {self.basis} series of degree {self.degree}, whose powers of u would lose digits"
 
@@ -173,7 +192,8 @@ class Polynomial(Module):
             >>> nn.Polynomial(2, basis="legendre", domain=(0, 10)).to_numpy().domain.tolist()
             [0.0, 10.0]
         """
-        if self.variables > 1 or self.batch_shape or self.outputs is not None:
+        several = self.variables > 1 or self.batch_shape or self.outputs is not None
+        if several or self.functions:
             raise ValueError("to_numpy: expected a single polynomial of one variable")
         series, window = BASES[self.basis].series, BASES[self.basis].window
         coefficients = self.coefficients.detach().double().cpu().numpy()
@@ -223,8 +243,10 @@ class Polynomial(Module):
 
     @torch.jit.unused
     def columns(self, x: torch.Tensor) -> torch.Tensor:
-        """The terms at x [..., variables] -> [..., K]; of several variables."""
-        if x.ndim == 0 or x.shape[-1] != self.variables:
+        """The terms at x [..., variables], or [...] of functions, -> [..., K]."""
+        if self.functions:
+            return torch.stack([_values(f, k, x) for k, f in enumerate(self.functions)], -1)
+        if x.ndim == 0 or x.size(-1) != self.variables:
             raise ValueError(f"x: expected shape (..., {self.variables}), got {tuple(x.shape)}")
         u = [(x[..., v] - shift) * scale for v, (shift, scale) in enumerate(self.variable)]
         features: dict[tuple[int, ...], torch.Tensor] = {}
@@ -242,26 +264,46 @@ class Polynomial(Module):
     del _method
 
     def extra_repr(self) -> str:
-        parts = [f"degree={self.degree}"]
+        names = self.functions and ", ".join(map(name_of_function, self.functions))
+        parts = [f"basis=[{names}]" if names else f"degree={self.degree}"]
         if self.variables > 1:
             parts.append(f"variables={self.variables}")
         if self.batch_shape:
             parts.append(f"batch_shape={self.batch_shape}")
         if self.outputs is not None:
             parts.append(f"outputs={self.outputs}")
-        if self.basis != "monomial":
+        if self.basis not in ("monomial", "functions"):
             parts.append(f"basis={self.basis!r}")
         if self.domain is not None:
             parts.append(f"domain={self.domain[0] if self.variables == 1 else self.domain}")
         return ", ".join(parts)
 
 
-def parent_of(powers: tuple[int, ...]) -> tuple[tuple[int, ...], int | None]:
-    """The term that this one is u_v times, and v; of the constant, v is None."""
-    v = next((i for i in range(len(powers) - 1, -1, -1) if powers[i]), None)
-    if v is None:
-        return powers, None
-    return (*powers[:v], powers[v] - 1, *powers[v + 1 :]), v
+def name_of_function(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _functions(basis: Any) -> tuple[Callable[[torch.Tensor], torch.Tensor], ...]:
+    if not isinstance(basis, (tuple, list)) or not basis or not all(map(callable, basis)):
+        raise ValueError(f"basis: expected a name or a list of functions, got {basis!r}")
+    return tuple(basis)
+
+
+def _values(function: Any, k: int, x: torch.Tensor) -> torch.Tensor:
+    values: torch.Tensor = function(x)
+    if not isinstance(x, torch.Tensor):  # a symbol, while the model is traced
+        return values
+    if not isinstance(values, torch.Tensor) or values.shape != x.shape or values.dtype != x.dtype:
+        raise ValueError(
+            f"basis: expected {name_of_function(function)}, function {k}, to give {x.dtype} of "
+            f"shape {tuple(x.shape)}, got "
+            + (
+                f"{values.dtype} of shape {tuple(values.shape)}"
+                if isinstance(values, torch.Tensor)
+                else type(values).__name__
+            )
+        )
+    return values
 
 
 def _is_int(value: Any) -> bool:
