@@ -142,7 +142,8 @@ def test_kernel_against_the_reference(name, options):
     model, _, optimizer, xs, ys = side(pf.nn, pf.optim, name, torch.float64, options)
     rule = (options_of(optimizer, optimizer.param_groups[0], model.a),) * 3
     method = METHODS[type(rule[0])]
-    from polyfuse.fit import Problem, fused
+    from polyfuse.fused import fused
+    from polyfuse.problem import Problem
 
     traced = fused(model, xs.dtype, xs.device).traced
     problem = Problem(traced, "mean", rule, xs, ys)
