@@ -84,6 +84,7 @@ def compiled(criterion: str, n: int) -> Callable[[int], Any]:
     x, y = data(kind, n)
     model = make_model(torch.nn, kind)
     function = getattr(torch.nn, criterion)(**options)
+    torch._dynamo.reset()  # it gives up on a function that it has compiled for eight criteria
     loss = torch.compile(lambda x, y: function(model(x), y))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 

@@ -5,6 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from polyfuse.deferred import Prediction
+from polyfuse.fused import TRY_AGAIN
+
 from .sides import Side, check, step
 
 
@@ -227,3 +230,22 @@ def test_a_prediction_has_the_shape_of_its_data():
             y_pred = model(torch.ones(n))
             assert y_pred.shape == (n,)
             assert len(y_pred) == y_pred.numel() == n
+
+
+def test_predictions_that_torch_goes_on_with_are_not_deferred_for_long(sides):
+    """And are again, once the loop is one that is fused."""
+
+    def in_vain(side):
+        side.optimizer.zero_grad()
+        loss = side.criterion(side.model(side.xs).unsqueeze(0), side.ys.unsqueeze(0))
+        loss.backward()
+        side.optimizer.step()
+        return loss
+
+    for _ in range(2):
+        check(sides, lambda side, _: [in_vain(side).detach()])
+    mine = sides[0]
+    assert type(mine.model(mine.xs)) is torch.Tensor
+    for _ in range(TRY_AGAIN):
+        step(mine)
+    assert isinstance(mine.model(mine.xs), Prediction)

@@ -147,7 +147,7 @@ def _wrap(cls: type, shape: Any, known: Fused) -> Any:
 def predict(module: Any, x: Any) -> Any:
     """model(x) deferred, or its value under no_grad; None where torch's own forward must run."""
     traces = getattr(module, "_fused", None)
-    if traces and traces[0].for_good:
+    if traces and traces[0].leaves_to_torch(x):
         return None
     known = _known(module, x)
     if known is None or known.traced is None or torch.is_inference_mode_enabled():

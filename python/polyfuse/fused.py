@@ -30,6 +30,7 @@ from .tracing import trace
 from .watching import Contents, watched
 
 logger = logging.getLogger("polyfuse")
+MOST_UNFUSED, TRY_AGAIN = 8, 64  # predictions that are deferred in vain, and that then are not
 
 
 class Fused:
@@ -89,6 +90,8 @@ class Fused:
         # The fused optimizer that owns the parameters, and when it was looked for.
         self.owner: Any = None
         self.generation = -1
+        # Predictions in a row, without a launch between them, that torch went on with.
+        self.unfused, self.launched = 0, -1
 
     @property
     def polynomial(self) -> Traced | None:
@@ -100,6 +103,32 @@ class Fused:
         if self.traced is None:
             return self.for_good or self.of_x == of_x
         return self.traced.of_x is None or self.traced.of_x == of_x
+
+    def leaves_to_torch(self, x: Any) -> bool:
+        """Whether calls of the module, or those with the like of x, are known to be torch's."""
+        if self.for_good:
+            return True
+        if self.unfused >= MOST_UNFUSED:
+            self.unfused += 1
+            if self.unfused == MOST_UNFUSED + TRY_AGAIN:
+                self.unfused = MOST_UNFUSED - 1
+            return self.unfused >= MOST_UNFUSED
+        return (
+            self.traced is None
+            and type(x) is torch.Tensor
+            and x.dtype is self.dtype
+            and x.device == self.device
+            and self.of_x == of_sample(x)
+            and self.valid()
+        )
+
+    def note_value(self) -> None:
+        """A prediction became a tensor of torch's: where all do, deferring them is in vain."""
+        launched = self.runner.launches() if self.runner is not None else 0
+        self.unfused = self.unfused + 1 if launched == self.launched else 0
+        self.launched = launched
+        if self.unfused >= MOST_UNFUSED:
+            self.retire()
 
     def rows_of(self, x: torch.Tensor) -> torch.Tensor:
         """x as the kernels read it: [N], or [N, V] of several variables."""

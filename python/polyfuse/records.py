@@ -49,6 +49,7 @@ class Forward(_C.Forward):
     def value(self) -> torch.Tensor:
         """The prediction with its graph: torch's own where it still can be had."""
         if self.real is None:
+            self.fused.note_value()
             module = self.fused.module()
             with torch.inference_mode(False), torch.enable_grad():
                 if module is not None and self.current():
