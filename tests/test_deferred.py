@@ -4,7 +4,6 @@ import polyfuse as pf
 import pytest
 import torch
 import torch.nn.functional as F
-
 from polyfuse.deferred import Prediction
 from polyfuse.fused import TRY_AGAIN
 
