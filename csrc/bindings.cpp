@@ -231,7 +231,7 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<pf::Objective>(m, "Objective", collected<pf::Objective>())
       .def(py::init([](const py::object& forward, py::object y, long y_version,
-                       py::object criterion, bool mean, py::object weight) {
+                       py::object criterion, bool mean, const py::object& weight) {
              auto objective = std::make_unique<pf::Objective>();
              objective->forward_object = forward;
              objective->forward = forward.cast<pf::Forward*>();

@@ -104,14 +104,6 @@ void Loop::forget() {
   for (const auto& p : losses_) origins.erase(p.wrapper.ptr());
 }
 
-void Loop::see(const py::object& x, const py::object& y) {
-  const Layout before = x_.layout();
-  Step::see(x, y);
-  if (x_.layout().same_shape(before)) return;
-  for (const auto& p : predictions_) origins.erase(p.wrapper.ptr());
-  const Pool<Forward> dropped = std::exchange(predictions_, {});
-}
-
 void Loop::begin(Forward& forward, py::object x) const {
   forward.start(std::move(x));
   snapshot(forward.params.data());

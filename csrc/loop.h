@@ -15,8 +15,6 @@ class Loop : public Step {
   int visit(visitproc visit, void* arg) const override;
   void clear() override;
 
-  // As a step does; what is handed out for data of another shape is no longer.
-  void see(const py::object& x, const py::object& y);
   void begin(Forward& forward, py::object x) const;  // the parameters as they are now
   // `self` is the Python object of this.
   void pool_prediction(py::handle self, py::object wrapper, const py::object& record);

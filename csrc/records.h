@@ -41,7 +41,7 @@ struct Objective {
   long y_version = 0;
   py::object weight = py::none();  // of every sample, where there is one
   long weight_version = 0;
-  bool weighted_mean = false;  // a mean is the sum over that of the weights
+  bool weighted_mean = false;                // a mean is the sum over that of the weights
   py::object criterion_object = py::none();  // Python's, which knows torch's own as well
   Criterion criterion;
   bool mean = true;

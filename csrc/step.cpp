@@ -285,11 +285,13 @@ bool Step::launch(Objective& objective, int threads) {
     }
     grad_ = std::move(grad);
   }
-  if (const int64_t* bad =
-          plan_.classes && std::isnan(loss) ? class_out_of_range(classes_of(objective)) : nullptr) {
-    PyErr_Format(PyExc_IndexError, "target: expected classes from 0 to %d, got %lld",
-                 plan_.classes->n_classes - 1, static_cast<long long>(*bad));
-    throw py::error_already_set();
+  if (plan_.classes && std::isnan(loss)) {
+    const Classes classes = classes_of(objective);
+    if (const int64_t* bad = class_out_of_range(classes)) {
+      PyErr_Format(PyExc_IndexError, "target: expected classes from 0 to %d, got %lld",
+                   classes.n_classes - 1, static_cast<long long>(*bad));
+      throw py::error_already_set();
+    }
   }
   count_launch();
   if (dtype_ == Dtype::Float32) {
@@ -323,7 +325,7 @@ bool Step::weigh(Problem& problem, const Objective& objective) const {
 }
 
 Classes Step::classes_of(const Objective& objective) const {
-  Classes classes = *plan_.classes;
+  Classes classes = plan_.classes.value_or(Classes{});
   classes.x = {data_.x, data_.x_stride, 0, dtype_};
   classes.n = data_.n;
   if (y_.layout().n_dims == 1) {
