@@ -47,8 +47,8 @@ InstanceSlot loop_slot, pending_slot;
 Loop* loop_of(PyObject* object) {
   static const auto* info = py::detail::get_type_info(typeid(Loop));
   if (!object || Py_TYPE(object) != info->type) return nullptr;
-  py::detail::type_caster_generic caster(info);
-  return caster.load(object, false) ? static_cast<Loop*>(caster.value) : nullptr;
+  const auto* instance = reinterpret_cast<py::detail::instance*>(object);
+  return instance->simple_layout ? static_cast<Loop*>(instance->simple_value_holder[0]) : nullptr;
 }
 
 // Whether gradients are recorded, and nothing looks on at torch's functions.

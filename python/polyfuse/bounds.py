@@ -53,11 +53,11 @@ def _pair(where: str, pair: Any, p: torch.Tensor) -> Bounds:
 
 def with_bounds(problem: Problem, bounds: Any, known: Fused, module: torch.nn.Module) -> Problem:
     """The problem with the bounds of those parameters that an optimizer holds."""
+    if bounds is None:
+        return problem
     number = {id(t): i for i, t in enumerate(known.tensors)}
     named = {name: p for name, p in module.named_parameters() if id(p) in number}
     pairs = read_bounds(bounds, named)
-    if not pairs:
-        return problem
     ends = torch.full((2, len(problem.rule)), torch.inf, dtype=torch.float64)
     ends[0] = -torch.inf
     for name, pair in pairs.items():
