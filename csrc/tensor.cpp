@@ -204,7 +204,10 @@ bool Layout::still_that_of(PyObject* tensor) const {
   if (!shim.handle) return of_any(tensor) == *this;
   const auto handle = shim.handle.at(tensor);
   int64_t n_dims_now, *shape_now, *stride_now;
-  if (kind_of(tensor) != kind || shim.get_dim(handle, &n_dims_now) || n_dims_now != n_dims ||
+  int32_t dtype;  // what device it lies on, the address says
+  if (shim.get_dtype(handle, &dtype) ||
+      static_cast<uint32_t>(dtype) != static_cast<uint32_t>(kind) ||
+      shim.get_dim(handle, &n_dims_now) || n_dims_now != n_dims ||
       shim.get_sizes(handle, &shape_now) || shim.get_strides(handle, &stride_now))
     return false;
   for (int i = 0; i < n_dims; ++i)
