@@ -133,11 +133,7 @@ def fit_batch(
     before = runner.launches()
     out = runner.descend(run)
     ways = ways_of(out.status, nan_policy, fits)
-    with torch.no_grad():
-        p.copy_(out.params.view(p.shape))
-    if epochs and p.requires_grad:
-        p.grad = out.grad.view(p.shape)
-        run.keep(out)
+    run.leave(out)
     shape = model.batch_shape
     done = int(out.epochs.max()) if tol >= 0 else epochs
     at = np.arange(0, epochs, record_every) if record_every else np.zeros(0, dtype=np.int64)

@@ -66,11 +66,7 @@ def fit_outputs(
     before = _C.launches()
     out = Cpu().descend(run)
     ways = ways_of(out.status, nan_policy, fits)
-    with torch.no_grad():
-        p.copy_(out.params.view(p.shape))
-    if epochs and p.requires_grad:
-        p.grad = out.grad.view(p.shape)
-        run.keep(out)
+    run.leave(out)
     loss = float(out.loss.sum())
     diverged = FitStatus.DIVERGED in ways or not math.isfinite(loss)
     if diverged:

@@ -121,7 +121,16 @@ class Run:
         p = self.fits.params
         return value.detach().to(p.dtype).reshape(p.shape).clone()
 
-    def keep(self, out: Outcome) -> None:
+    def leave(self, out: Outcome) -> None:
+        """Parameters, .grad and the optimizer's state, as the training loop would leave them."""
+        p = self.parameter
+        with torch.no_grad():
+            p.copy_(out.params.view(p.shape))
+        if self.epochs and p.requires_grad:
+            p.grad = out.grad.view(p.shape)
+            self._keep(out)
+
+    def _keep(self, out: Outcome) -> None:
         """Writes the optimizer's state, where a rule keeps any."""
         p = self.parameter
         known = () if self.options is None else METHODS[type(self.options)].kept

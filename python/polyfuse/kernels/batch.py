@@ -90,9 +90,7 @@ def best_degree(explained, rest, count, rank, BIC: tl.constexpr, K: tl.constexpr
         total += explained[k]
     least = tl.maximum(ROUNDING * total, 2.2250738585072014e-308)
     lowest, best, left = rest * 0.0 + float("inf"), rest * 0.0, rest
-    beyond = total
     for k in tl.static_range(K):
-        beyond -= explained[k]
         squares = rest
         for j in tl.static_range(k + 1, K):
             squares += explained[j]
