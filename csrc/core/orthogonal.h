@@ -22,88 +22,99 @@ constexpr double kDetermined = 1e-26;
 
 template <class V>
 struct Orthogonal {
-  V mean[kMaxTerms];   // t q_k = size[k + 1] q_{k+1} + mean[k] q_k + size[k] q_{k-1}
-  V size[kMaxTerms];   // 0 where the points do not determine q_k
-  V along[kMaxTerms];  // <q_k, y>
-  V first;             // norm of the constant 1
-  V rest;              // sum of squared residuals
+  V origin, middle, scale;  // t = ((x - origin) - middle) scale has mean zero, and size one
+  V mean[kMaxTerms];        // t q_k = size[k + 1] q_{k+1} + mean[k] q_k + size[k] q_{k-1}
+  V size[kMaxTerms];        // 0 where the points do not determine q_k
+  V along[kMaxTerms];       // <q_k, y>
+  V first;                  // norm of the constant 1
+  V weight;                 // sum of the weights
+  V rest;                   // sum of squared residuals
   V rank;
+  // t = slope u + offset of u = (x - shift) / slope * scale
+  PF_HD V offset(double shift) const { return ((like(origin, shift) - origin) - middle) * scale; }
 };
 
-// Points t about zero with weights w (null: 1), values r, which become the residuals; memory for
-// two polynomials. keep(k, i, v) is given the monic polynomials, v of degree k at point i.
-template <class V, class Keep>
-PF_HD void orthogonalise(int64_t n, int n_terms, const V* t, const V* w, V* r, V* now, V* before,
+// Points x, which become t, with weights w (null if not kWeighted: 1) and values r, which become
+// the residuals of all terms but the last; memory for two polynomials. keep(k, i, v) is given the
+// monic polynomials, v of degree k at point i.
+template <bool kWeighted, class V, class Keep>
+PF_HD void orthogonalise(int64_t n, int n_terms, V* x, const V* w, V* r, V* now, V* before,
                          Orthogonal<V>& result, Keep&& keep) {
-  V square{}, weighted{}, along{};  // <p, p>, <t p, p>, <r, p>
+  const auto weighed = [&](int64_t i, const V& v) { return kWeighted ? w[i] * v : v; };
+  V origin = x[0], square{}, shifted{}, spread{}, along{}, weighted{};
+  if (kWeighted)
+    for (int64_t i = n - 1; i >= 0; --i) origin = if_zero(w[i], origin, x[i]);
   for (int64_t i = 0; i < n; ++i) {
-    weighted += w ? w[i] * t[i] : t[i];
-    along += w ? w[i] * r[i] : r[i];
-    if (w) square += w[i];
-    keep(0, i, like(t[i], 1.0));
+    const V t = x[i] - origin;
+    shifted += weighed(i, t);
+    spread += weighed(i, abs(t));
+    along += weighed(i, r[i]);
+    if (kWeighted) square += w[i];
+    keep(0, i, like(t, 1.0));
   }
-  if (!w) square = like(square, static_cast<double>(n));
-  const V total = square;
+  if (!kWeighted) square = like(square, static_cast<double>(n));
+  const V total = square, each = if_zero(total, V{}, 1.0 / total), middle = shifted * each;
+  const V scale = if_zero(spread, like(spread, 1.0), total / spread);
+  result.origin = origin, result.middle = middle, result.scale = scale, result.weight = total;
   V determined = like(square, 1.0), least{}, variance{}, norm{}, former{};
   result.rank = result.rest = V{};
   for (int k = 0; k < n_terms; ++k) {
-    if (k == 1) {
-      const V centre = result.mean[0];
-      variance = square * former;
-      least = kDetermined * (square + centre * centre * total);
-    } else if (k > 1) {
-      least = (k == 2 ? kDetermined * total * variance : least) * variance;
-    }
+    if (k == 1)
+      variance = square * former, least = kDetermined * total;
+    else if (k > 1)
+      least = (k == 2 ? least * variance : least) * variance;
     determined = if_less(least - square, 0.0, determined, V{});
     const V per_square = if_zero(determined, V{}, 1.0 / square), step = square * former;
     const V size = sqrt(k == 0 ? square : step);
     norm = if_zero(determined, V{}, k == 0 ? size : norm * size);
     if (k == 0) result.first = norm;
-    result.mean[k] = weighted * per_square;
+    const V mean = weighted * per_square, slope = along * per_square;
+    result.mean[k] = mean;
     result.size[k] = k == 0 ? V{} : if_zero(determined, V{}, size);
     result.along[k] = along * norm * per_square;
     result.rank += determined;
-    const V mean = result.mean[k], slope = along * per_square;
     former = per_square;
-    square = weighted = along = result.rest = V{};
-    const auto pass = [&](auto&& polynomial, auto&& next_of) {
-      V rest{}, squares{}, times_t{}, times_r{};
-      for (int64_t i = 0; i < n; ++i) {
-        const V p = polynomial(i), residual = r[i] - slope * p;
-        r[i] = residual;
-        rest += w ? w[i] * residual * residual : residual * residual;
-        const V next = next_of(i, p), of_next = w ? w[i] * next : next;
-        squares += of_next * next;
-        times_t += of_next * (next * t[i]);
-        times_r += of_next * residual;
-        keep(k + 1, i, next);
-      }
-      result.rest = rest, square = squares, weighted = times_t, along = times_r;
-    };
-    const auto one = [&](int64_t i) { return like(t[i], 1.0); };
-    const auto stored = [&](int64_t i) { return now[i]; };
     if (k + 1 == n_terms) {
       V rest{};
       for (int64_t i = 0; i < n; ++i) {
-        const V residual = r[i] - slope * (k == 0 ? like(slope, 1.0) : now[i]);
-        r[i] = residual;
-        rest += w ? w[i] * residual * residual : residual * residual;
+        const V p = k == 0 ? like(slope, 1.0) : k == 1 ? x[i] : now[i], left = r[i] - slope * p;
+        rest += weighed(i, left) * left;
       }
       result.rest = rest;
-    } else if (k == 0) {
-      pass(one, [&](int64_t i, const V&) { return now[i] = t[i] - mean; });
+      return;
+    }
+    V squares{}, times_t{}, times_r{};
+    const auto pass = [&](auto&& polynomials) {
+      for (int64_t i = 0; i < n; ++i) {
+        V p, next;
+        polynomials(i, p, next);
+        const V left = r[i] - slope * p, of_next = weighed(i, next);
+        r[i] = left;
+        squares += of_next * next;
+        times_t += of_next * (next * x[i]);
+        times_r += of_next * left;
+        keep(k + 1, i, next);
+      }
+    };
+    if (k == 0) {
+      pass([&](int64_t i, V& p, V& next) {
+        const V t = ((x[i] - origin) - middle) * scale;
+        p = like(t, 1.0);
+        next = x[i] = kWeighted ? if_zero(w[i], V{}, t) : t;
+      });
     } else if (k == 1) {
-      pass(stored, [&](int64_t i, const V& p) {
-        before[i] = p;
-        return now[i] = (t[i] - mean) * p - step;
+      pass([&](int64_t i, V& p, V& next) {
+        p = x[i];
+        next = now[i] = (p - mean) * p - step;
       });
     } else {
-      pass(stored, [&](int64_t i, const V& p) {
-        const V next = (t[i] - mean) * p - step * before[i];
+      pass([&](int64_t i, V& p, V& next) {
+        p = now[i];
+        next = now[i] = (x[i] - mean) * p - step * (k == 2 ? x[i] : before[i]);
         before[i] = p;
-        return now[i] = next;
       });
     }
+    square = squares, weighted = times_t, along = times_r;
   }
 }
 

@@ -1,4 +1,4 @@
-// Many small fits in one launch: eight of them side by side in the lanes of a pack.
+// Many small fits in one launch, side by side in the lanes of a pack.
 #pragma once
 
 #include "../core/basis.h"

@@ -25,13 +25,12 @@ double number(const Series& series, int64_t i) {
 OwnedDesign design_of(const Batch& batch) {
   const auto n = static_cast<size_t>(batch.n);
   const int terms = batch.n_terms;
-  std::vector<double> t(n), w, now(n), before(n), nothing(n);
+  std::vector<double> t(n), w(n, 1.0), now(n), before(n), nothing(n);
   OwnedDesign design;
   design.u.resize(n);
-  double low = INFINITY, high = -INFINITY;
   design.view.weight = design.view.counted = static_cast<double>(n);
   if (batch.w.at) {
-    w.resize(n), design.root.resize(n);
+    design.root.resize(n);
     design.view.weight = design.view.counted = 0.0;
     for (size_t i = 0; i < n; ++i) {
       w[i] = number(batch.w, static_cast<int64_t>(i));
@@ -41,34 +40,28 @@ OwnedDesign design_of(const Batch& batch) {
     }
   }
   for (size_t i = 0; i < n; ++i) {
-    t[i] = number(batch.x, static_cast<int64_t>(i));
-    design.u[i] = (t[i] - batch.shift) * batch.scale;
-    if (!w.empty() && w[i] == 0.0) continue;
-    low = std::min(low, t[i]);
-    high = std::max(high, t[i]);
+    const double x = number(batch.x, static_cast<int64_t>(i));
+    design.u[i] = (x - batch.shift) * batch.scale;
+    if (w[i] > 0.0) t[i] = x;
   }
-  const double half = 0.5 * high - 0.5 * low, middle = 0.5 * low + 0.5 * high;
-  const double scale = half > 0.0 ? 1.0 / half : 1.0;
-  for (size_t i = 0; i < n; ++i) t[i] = w.empty() || w[i] > 0.0 ? (t[i] - middle) * scale : 0.0;
   design.q.resize(n * static_cast<size_t>(terms));
   design.factor.resize(static_cast<size_t>(terms) * static_cast<size_t>(terms));
   Orthogonal<double> orthogonal;
-  orthogonalise(batch.n, terms, t.data(), w.empty() ? nullptr : w.data(), nothing.data(),
-                now.data(), before.data(), orthogonal,
-                [&](int k, int64_t i, double v) { design.q[i * terms + k] = v; });
+  orthogonalise<true>(batch.n, terms, t.data(), w.data(), nothing.data(), now.data(), before.data(),
+                      orthogonal, [&](int k, int64_t i, double v) { design.q[i * terms + k] = v; });
   double norm = orthogonal.first;
   for (int k = 0; k < terms; ++k) {
     if (k > 0) norm *= orthogonal.size[k];
     for (size_t i = 0; i < n; ++i)
       design.q[i * terms + k] *=
-          (w.empty() ? 1.0 : design.root[i]) * (norm > 0.0 ? 1.0 / norm : 0.0);
+          (design.root.empty() ? 1.0 : design.root[i]) * (norm > 0.0 ? 1.0 / norm : 0.0);
   }
-  factorise(terms, batch.basis, orthogonal, batch.scale / scale, (batch.shift - middle) * scale,
-            design.factor.data());
+  factorise(terms, batch.basis, orthogonal, batch.scale / orthogonal.scale,
+            orthogonal.offset(batch.shift), design.factor.data());
   design.view.q = design.q.data();
   design.view.factor = design.factor.data();
   design.view.u = design.u.data();
-  design.view.root = w.empty() ? nullptr : design.root.data();
+  design.view.root = design.root.empty() ? nullptr : design.root.data();
   design.view.rank = orthogonal.rank;
   return design;
 }
@@ -89,7 +82,7 @@ LinearStep linear_step(const UpdateRule& rule) {
 
 constexpr int64_t kMostPaced = 1 << 16;
 
-// Powers of numbers cost as much as an epoch of eight fits: they are taken once for all.
+// Powers of numbers cost as much as an epoch of a pack of fits: they are taken once for all.
 std::vector<double> pace(BatchPlan& plan) {
   const UpdateRule& rule = plan.batch.rule;
   const bool settles = rule.method == Method::None || rule.method == Method::Sgd;

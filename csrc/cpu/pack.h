@@ -69,6 +69,14 @@ struct PackOf {
   using Quarter = typename Vector<double, 2>::Real;
   Part part[kParts];
 
+  PackOf() = default;
+  // Register by register: gcc 12 copies a whole pack in quarters, over the stack.
+  PF_INLINE PackOf(const PackOf& from) { *this = from; }
+  PF_INLINE PackOf& operator=(const PackOf& from) {
+    unroll<kParts>([&](auto i) { part[i] = from.part[i]; });
+    return *this;
+  }
+
   static PF_INLINE Part widened(const float* from) {
     typename Vector<float, kPartLanes>::Real narrow;
     std::memcpy(&narrow, from, sizeof narrow);
@@ -104,7 +112,7 @@ struct PackOf {
     return result;
   }
   static PF_INLINE PackOf load(const S* from) {
-    PackOf result;  // register by register: gcc 12 copies a whole pack in quarters, over the stack
+    PackOf result;
     unroll<kParts>([&](auto i) {
       std::memcpy(&result.part[i], from + i * kPartLanes, sizeof result.part[i]);
     });
