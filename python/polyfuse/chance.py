@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,33 +14,41 @@ import torch
 Access = tuple[Callable[[], Any], Callable[[Any], Any]]  # get and set the state
 
 
-def _access(source: Any) -> Access | None:
-    if isinstance(source, random.Random) and not isinstance(source, random.SystemRandom):
-        return source.getstate, source.setstate
-    if isinstance(source, np.random.RandomState):
-        return source.get_state, source.set_state
-    if isinstance(source, np.random.Generator):
-        bits = source.bit_generator
-        return lambda: bits.state, lambda state: setattr(bits, "state", state)
-    if isinstance(source, torch.Generator):
-        return source.get_state, source.set_state
+@cache
+def _accessor(cls: type) -> Callable[[Any], Access] | None:
+    """How the state of a generator of this class is reached; None where it is none."""
+    if issubclass(cls, random.Random) and not issubclass(cls, random.SystemRandom):
+        return lambda source: (source.getstate, source.setstate)
+    if issubclass(cls, np.random.RandomState):
+        return lambda source: (lambda: source.get_state(legacy=False), source.set_state)
+    if issubclass(cls, np.random.Generator):
+        return lambda source: (
+            lambda: source.bit_generator.state,
+            lambda state: setattr(source.bit_generator, "state", state),
+        )
+    if issubclass(cls, torch.Generator):
+        return lambda source: (source.get_state, source.set_state)
     return None
 
 
-def _key(state: Any) -> Any:
-    """A generator's state in a form that can be compared."""
-    if isinstance(state, (torch.Tensor, np.ndarray)):
-        return np.asarray(state).tobytes()
-    if isinstance(state, dict):
-        return {k: _key(v) for k, v in state.items()}
-    return tuple(map(_key, state)) if isinstance(state, tuple) else state
+def _same(a: Any, b: Any) -> bool:
+    """Whether two states of a generator are equal."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(v, b[k]) for k, v in a.items())
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    return bool(np.array_equal(a, b)) if isinstance(a, np.ndarray) else bool(a == b)
 
 
 def _held(module: torch.nn.Module) -> Iterator[Any]:
     """What the forward can name: attributes, globals and enclosing variables."""
+    seen = set()
     for m in module.modules():
         yield from m.__dict__.values()
         forward = getattr(type(m).forward, "__func__", type(m).forward)
+        if id(forward) in seen:
+            continue
+        seen.add(id(forward))
         yield from getattr(forward, "__globals__", {}).values()
         for cell in getattr(forward, "__closure__", None) or ():
             yield getattr(cell, "cell_contents", None)
@@ -56,17 +65,18 @@ class Chance:
         self.sources: list[Access] = [(torch.get_rng_state, torch.set_rng_state)]
         own: list[Any] = [random.getstate.__self__]  # type: ignore[attr-defined]
         if "numpy.random" in sys.modules:
-            self.sources.append((np.random.get_state, np.random.set_state))
+            own.append(np.random.get_state.__self__)  # type: ignore[attr-defined]
         for source in [*own, *_held(module)]:
-            if access := _access(source):
-                self.sources.append(access)
+            cls: Any = type(source)
+            if accessor := _accessor(cls):
+                self.sources.append(accessor(source))
         self.before = [get() for get, _ in self.sources]
 
     def drawn(self) -> bool:
         """Whether any number was drawn; if so, as if none had been."""
         changed = False
         for (get, put), before in zip(self.sources, self.before, strict=True):
-            if _key(get()) != _key(before):
+            if not _same(get(), before):
                 put(before)
                 changed = True
         return changed
