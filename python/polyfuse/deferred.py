@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from . import _C
 from .criteria import BY_FUNCTION, L1, MSE, Criterion, Kind, criterion_of, of_call
 from .fused import Fused, fused, of_sample
-from .records import Difference, Forward, Objective
+from .records import Difference, Forward, Objective, View
 
 _saved_tensors_hooks = getattr(
     torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None
@@ -45,6 +45,8 @@ class Deferred(torch.Tensor):
             if kind is L1 and (weight := _weight_of_l1(sys._getframe(1).f_back)) is not None:
                 kwargs = kwargs | {"weight": weight}
             out = _criterion(kind, args, kwargs)
+        elif func in _VIEWS and not kwargs and type(args[0]) is Prediction:
+            out = _viewed(func, *args)
         # What is called in other ways than these is torch's to answer, or to refuse.
         elif handler is not None and not kwargs and len(args) == handler[0]:
             out = handler[1](*args)
@@ -126,6 +128,16 @@ def _within(f: Any, a: Any) -> Any:
     if type(a) is dict:
         return {k: _within(f, v) for k, v in a.items()}
     return f(a)
+
+
+def _leaves(a: Any) -> Any:
+    for v in a:
+        if isinstance(v, (tuple, list)):
+            yield from _leaves(v)
+        elif isinstance(v, slice):
+            yield from (v.start, v.stop, v.step)
+        else:
+            yield v
 
 
 def _engine_reached(wrapper: torch.Tensor) -> None:
@@ -297,6 +309,55 @@ def _reduce(mean: bool) -> Any:
     return handler
 
 
+_reshaped_to: dict[Any, torch.Size | None] = {}  # by function, shape before, other arguments
+
+
+def _viewed(func: Any, a: Any, *how: Any) -> Any:
+    """The prediction with its samples in the same order, as `how` shapes them."""
+    forward = a._record
+    known, x = forward.fused, forward.x
+    if (
+        not is_grad_enabled()
+        or not known.on_host
+        or x.numel() < 2
+        or not forward.untouched()
+        or not _PLAIN.issuperset(map(type, _leaves(how)))
+    ):
+        return NotImplemented
+    shape = known.traced.shape_of(x)
+    key = func, shape, repr(how)
+    if key not in _reshaped_to:
+        if len(_reshaped_to) > 1000:
+            _reshaped_to.clear()
+        _reshaped_to[key] = _shape_after(func, shape, how)
+    after = _reshaped_to[key]
+    if after is None or not forward.current():
+        return NotImplemented
+    if after == shape:
+        return a
+    view_of = known.reshaped(x, after)
+    if view_of is None:
+        return NotImplemented
+    if not view_of.loop.sees(x):
+        view_of.loop.see(x, None)
+    out = _wrap(Prediction, after, view_of)
+    out._record = View(view_of, forward)
+    view_of.loop.pool_prediction(out, out._record)
+    return out
+
+
+def _shape_after(func: Any, shape: torch.Size, how: Any) -> torch.Size | None:
+    """None where torch must say more than the shape: of an error, or of less than all samples."""
+    before = torch.empty(shape, device="meta")
+    try:
+        after = func(before, *how)
+    except (RuntimeError, IndexError, TypeError, ValueError):
+        return None
+    same = after.numel() == before.numel() and after.is_contiguous() and not after.storage_offset()
+    rows = shape[0] > 1 and after.shape[:1] == shape[:1]
+    return after.shape if same and rows else None
+
+
 def _detach(a: Any) -> Any:
     if type(a) is Prediction:
         return a._record.values()
@@ -318,6 +379,11 @@ _FUSED: dict[Any, tuple[int, Any]] = {
     **dict.fromkeys((T.sum, torch.sum), (1, _reduce(False))),
     **dict.fromkeys((T.detach, torch.detach, T.data.__get__), (1, _detach)),
 }
+_VIEWS = {
+    T.squeeze, torch.squeeze, T.unsqueeze, torch.unsqueeze, T.view, T.reshape, torch.reshape,
+    T.flatten, torch.flatten, T.ravel, torch.ravel, T.__getitem__,
+}  # fmt: skip
+_PLAIN = {int, type(None), type(...)}  # what says how, of which repr tells all
 _META = {
     T.shape.__get__, T.dtype.__get__, T.device.__get__, T.layout.__get__, T.ndim.__get__,
     T.requires_grad.__get__, T.size, T.dim, T.numel, T.nelement, T.is_floating_point,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -42,14 +43,15 @@ class Fused:
         dtype: torch.dtype,
         device: torch.device,
         of_x: tuple[int, ...] | None = None,
+        traced: Traced | None = None,  # where that is known
     ):
         self.module = weakref.ref(module)
         self.dtype, self.device, self.of_x = dtype, device, of_x
         self.on_host = device.type == "cpu"
-        self.traced: Traced | None = None
+        self.traced = traced
         self.reason, self.for_good = "", False
         # For x of any shape, where it is such a polynomial; or else for x of this shape.
-        for shape in (None,) if of_x is None else (None, of_x):
+        for shape in () if traced else (None,) if of_x is None else (None, of_x):
             try:
                 self.traced, self.reason = trace(module, dtype, device, shape), ""
             except NotPolynomial as error:
@@ -92,6 +94,8 @@ class Fused:
         self.generation = -1
         # Predictions in a row, without a launch between them, that torch went on with.
         self.unfused, self.launched = 0, -1
+        self._reshaped: dict[Any, Fused] = {}
+        self.last_view: Any = None  # weak, of a prediction in another shape
 
     @property
     def polynomial(self) -> Traced | None:
@@ -129,6 +133,18 @@ class Fused:
         self.launched = launched
         if self.unfused >= MOST_UNFUSED:
             self.retire()
+
+    def reshaped(self, x: torch.Tensor, shape: torch.Size) -> Fused | None:
+        """The same polynomial, whose output at x has this shape; None where there is none."""
+        of_x, of_y = tuple(x.shape[1:]), tuple(shape[1:])
+        if (known := self._reshaped.get((of_x, of_y))) is None:
+            module = self.module()
+            if module is None or type(self.traced) is not Traced or not self.on_host:
+                return None
+            traced = replace(self.traced, of_x=of_x, of_y=of_y)
+            known = Fused(module, self.dtype, self.device, of_x, traced)
+            self._reshaped[of_x, of_y] = known
+        return known
 
     def rows_of(self, x: torch.Tensor) -> torch.Tensor:
         """x as the kernels read it: [N], or [N, V] of several variables."""

@@ -6,6 +6,7 @@ kernel launch, or from torch's own forward where torch's graph is asked for.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -31,12 +32,13 @@ _, _UNLIKE, _ACCUMULATE, _HELD, _STALE = range(5)  # what Loop.give_grads answer
 class Forward(_C.Forward):
     """One call model(x): the data, and the parameters as they were."""
 
-    __slots__ = ("before", "fused", "real_version", "versions")
+    __slots__ = ("before", "fused", "real_version", "versions", "view")
+    view: Any  # weak, of the same in another shape
 
     def __init__(self, known: Fused, x: torch.Tensor):
         assert known.traced is not None
         super().__init__(len(known.traced.slots))
-        self.fused = known
+        self.fused, self.view = known, None
         known.loop.begin(self, x)
 
     def current(self) -> bool:
@@ -50,16 +52,25 @@ class Forward(_C.Forward):
         """The prediction with its graph: torch's own where it still can be had."""
         if self.real is None:
             self.fused.note_value()
-            module = self.fused.module()
             with torch.inference_mode(False), torch.enable_grad():
-                if module is not None and self.current():
-                    self.real = torch.nn.Module.__call__(module, self.x)
-                else:
-                    self.real = _PredictionGraph.apply(self, *self.fused.tensors)
+                self.real = self.graph()
             if self.plain_changed():
                 self.real.data.copy_(self.plain)
             self.real_version = self.real._version
+            if (view := self._viewed_as()) is not None and view.real is None:
+                view.value()  # from now on, what is done to one is done to the other
         return self.real
+
+    def graph(self) -> torch.Tensor:
+        """What torch's own forward gives, or would have given."""
+        module = self.fused.module()
+        if module is not None and self.current():
+            return torch.nn.Module.__call__(module, self.x)
+        return _PredictionGraph.apply(self, *self.fused.tensors)
+
+    def _viewed_as(self) -> Any:
+        view = self.view and self.view()
+        return view if view is not None and view.base is self else None
 
     def original(self) -> torch.Tensor:
         """The prediction with its graph, as the model gave it, whatever was done to it since."""
@@ -72,8 +83,8 @@ class Forward(_C.Forward):
 
     def values(self) -> torch.Tensor:
         """The prediction alone."""
-        if self.real is not None:
-            return self.real.detach()
+        if self.real is not None or self._viewed_as() is not None:
+            return self.value().detach()
         if self.plain is None:
             self.show(self.evaluate(), self.fused.on_host)
         return self.plain
@@ -83,6 +94,26 @@ class Forward(_C.Forward):
         if self.x._version != self.x_version:
             raise RuntimeError(GONE.format("x"))
         return self.fused.evaluate(self)
+
+
+class View(Forward):
+    """The prediction `base` in another shape."""
+
+    __slots__ = ("base",)
+    base: Forward | None  # None once nothing can be done to it that this had to know of
+
+    def __init__(self, known: Fused, base: Forward):
+        super().__init__(known, base.x)
+        self.base, base.view = base, weakref.ref(self)
+        last = known.last_view and known.last_view()
+        if last is not None and last.freed:
+            last.base = None  # so that it can be handed out again
+        known.last_view = weakref.ref(self)
+
+    def graph(self) -> torch.Tensor:
+        assert self.fused.traced is not None
+        out = super().graph() if self.base is None else self.base.value()
+        return out.reshape(self.fused.traced.shape_of(self.x))
 
 
 class Difference:
