@@ -80,7 +80,7 @@ Pack project(int64_t n, int n_terms, const double* q, Pack* y, Pack* along) {
 
 // Memory of one thread.
 struct Workspace {
-  std::vector<Pack> x, y, w, now, before, residual, factor;
+  std::vector<Pack> x, y, w, t, nothing, now, before, factor;
 };
 
 // As select_degree has it, up to what all degrees share: n samples, k terms; total: of squares of
@@ -146,23 +146,31 @@ class EightFits {
       total_ = counted_;
     const Pack whole = Pack::all(batch_.criterion.weight);
     const Pack weight = batch_.mean ? if_zero(total_, Pack{}, whole / total_) : whole;
-    if (streams()) {
-      for (int64_t i = 0; i < n; ++i) x[i] = (x[i] - batch_.shift) * batch_.scale;
-      rank_ = if_zero(counted_, Pack{}, Pack::all(terms));
-      return stream(x, y, w, weight);
-    }
     const auto [centre, spread] = centre_and_spread(n, x, w, counted_);
     const Pack scale = if_zero(spread, one, 1.0 / spread);
-    for (int64_t i = 0; i < n; ++i) {
-      const Pack t = (x[i] - centre) * scale;
-      x[i] = w ? if_zero(w[i], Pack{}, t) : t;
-    }
     Orthogonal<Pack> q;
-    orthogonalise(n, terms, x, w, y, work.now.data(), work.before.data(), q,
-                  [](int, int64_t, const Pack&) {});
+    const auto read = [&, middle = centre](Pack* t, Pack* r) {
+      for (int64_t i = 0; i < n; ++i) {
+        const Pack at = (x[i] - middle) * scale;
+        t[i] = w ? if_zero(w[i], Pack{}, at) : at;
+      }
+      orthogonalise(n, terms, t, w, r, work.now.data(), work.before.data(), q,
+                    [](int, int64_t, const Pack&) {});
+      rank_ = q.rank;
+    };
+    if (streams()) {
+      if (batch_.schedule.first_epoch > 0) {
+        rank_ = load_row(batch_.rank + fit_, count_);
+      } else {
+        std::fill_n(work.nothing.data(), n, Pack{});
+        read(work.t.data(), work.nothing.data());
+      }
+      for (int64_t i = 0; i < n; ++i) x[i] = (x[i] - batch_.shift) * batch_.scale;
+      return stream(x, y, w, weight);
+    }
+    read(x, y);
     for (int k = 0; k < terms; ++k) along_[k] = q.along[k];
     rest_ = q.rest;
-    rank_ = q.rank;
     // t = (u / batch.scale + batch.shift - centre) scale
     factorise(terms, batch_.basis, q, batch_.scale / scale, (batch_.shift - centre) * scale,
               work.factor.data());
@@ -280,23 +288,25 @@ class EightFits {
         lanes_.kept[j][r] =
             batch_.kept[r] ? load_row(batch_.kept[r], batch_.dtype, at, count_) : Pack{};
     }
+    const Pack so_far = Pack::all(static_cast<double>(batch_.schedule.first_epoch));
+    if (batch_.previous) lanes_.previous = load_row(batch_.previous + fit_, count_);
+    lanes_.epochs = batch_.epochs ? load_row(batch_.epochs + fit_, count_) : so_far;
+    lanes_.active = if_less(lanes_.epochs - so_far, 0.0, Pack{}, lanes_.active);
   }
 
   Recorder recorder() const { return {batch_.recorded + fit_, batch_.fits, count_}; }
 
   void leave_run() {
     const Schedule& schedule = batch_.schedule;
-    const Pack all_epochs = Pack::all(static_cast<double>(schedule.epochs));
     Pack unbounded = lanes_.loss - lanes_.loss;  // 0, or nan
     for (int j = 0; j < (K ? K : batch_.n_terms); ++j) unbounded += lanes_.p[j] - lanes_.p[j];
-    // 1 step limit, 0 converged, nan
-    Pack status = unbounded + if_less(lanes_.epochs - all_epochs, 0.0, Pack{}, Pack::all(1.0));
-    status = if_zero(rank_, Pack::all(NAN), status);
-    if (!finite(status.total()))
-      for (int i = 0; i < kLanes; ++i) status = with_lane(status, i, status_of(i, status.lane(i)));
+    // 0 converged, 1 step limit, 2 rank deficient, 4 diverged
+    Pack status = if_zero(unbounded, lanes_.active, Pack::all(4.0));
+    status = if_zero(rank_, Pack::all(2.0), status);
     lanes_.loss += if_zero(rank_, Pack::all(NAN), Pack{});  // of no sample
     store_row(status, reinterpret_cast<int32_t*>(batch_.status) + fit_, count_);
     if (batch_.epochs) store_row(lanes_.epochs, batch_.epochs + fit_, count_);
+    if (batch_.previous) store_row(lanes_.previous, batch_.previous + fit_, count_);
     for (int j = 0; j < (K ? K : batch_.n_terms); ++j) {
       const int64_t at = j * batch_.fits + fit_;
       if (schedule.epochs > 0) store_row(lanes_.grad[j], batch_.grad, batch_.dtype, at, count_);
@@ -304,14 +314,6 @@ class EightFits {
         if (batch_.kept[r]) store_row(lanes_.kept[j][r], batch_.kept[r], batch_.dtype, at, count_);
     }
     leave();
-  }
-
-  double status_of(int i, double otherwise) const {
-    const FitStatus status = rank_.lane(i) == 0.0                 ? FitStatus::RankDeficient
-                             : !finite(lanes_.start_loss.lane(i)) ? FitStatus::NonFinite
-                             : !finite(otherwise) ? FitStatus::Diverged
-                                                  : static_cast<FitStatus>(otherwise);
-    return static_cast<double>(static_cast<int>(status));
   }
 
   void leave() {
@@ -371,6 +373,7 @@ void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work
     x = sized(work.x, packs * n);
     gather(batch.x, n, begin, count, x);
     sized(work.now, n), sized(work.before, n), sized(work.factor, batch.n_terms * batch.n_terms);
+    if (!batch.solve && batch.engine == Engine::Stream) sized(work.t, n), sized(work.nothing, n);
     if (batch.w.at || batch.omit) {
       w = sized(work.w, packs * n);
       if (batch.w.at)
@@ -397,8 +400,7 @@ void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work
 
 void batch_fits(const BatchPlan& plan, int64_t begin, int64_t end) {
   Workspace work;
-  // rows of a tile are read whole cache lines at a time, and stay in the second-level cache
-  const int64_t tile = plan.batch.n <= 128 ? kTileFits : plan.batch.n <= 512 ? 32 : 16;
+  const int64_t tile = tile_fits(plan.batch.n);
   for (int64_t at = begin; at < end; at += tile) {
     const int64_t to = std::min(end, at + tile);
     run_tile(plan, at, to, work);

@@ -13,7 +13,6 @@ import torch
 from . import _C, _check
 from .backends.native import ENGINE
 from .backends.reference import design
-from .batch import options_held
 from .engines import choose_engine, leap_pays, refuse_engine
 from .exponents import MAX_TERMS, MAX_VARIABLES, layout, name_of
 from .fused import Fused
@@ -22,7 +21,7 @@ from .nn.polynomial import Polynomial, name_of_function
 from .problem import Wanted
 from .recognise import read_criterion, refuse_optimizer, refuse_own
 from .result import FitResult
-from .rules import SgdOptions
+from .rules import SgdOptions, options_held
 from .runs import descend
 
 if TYPE_CHECKING:
