@@ -24,12 +24,7 @@ from .training import Between, train
 
 
 def is_batch(model: Any) -> bool:
-    """Whether a model is fitted as a batch: also one series that is not expanded in powers."""
-    return (
-        isinstance(model, Polynomial)
-        and model.outputs is None
-        and bool(model.batch_shape or model.refuse_powers())
-    )
+    return isinstance(model, Polynomial) and bool(model.batch_shape)
 
 
 def fit_batch(

@@ -22,13 +22,12 @@ from .result import FitResult
 from .schedulers import Schedulers
 from .single import Single
 from .stability import warn_diverged
-from .surface import fit_surface, is_surface
+from .surface import is_surface, source_of
 from .training import Between, Callback, train
 
 # Polynomials that have kernels of their own.
 OTHERS: tuple[tuple[Any, Any, str], ...] = (
     (is_batch, fit_batch, "a batch of fits"),
-    (is_surface, fit_surface, "several variables"),
     (has_outputs, fit_outputs, "several outputs"),
 )
 
@@ -94,7 +93,7 @@ def fit(
         bounds: a pair (lower, upper) of numbers or tensors that broadcast to every parameter, or a
             dict of such pairs by a parameter's name; infinite where there is none. Parameters are
             moved to the nearest value within before the first epoch and after every update;
-            parameters that no optimizer holds stay. On CPUs, for one variable.
+            parameters that no optimizer holds stay. On CPUs, not for several outputs.
 
     Returns:
         FitResult: final loss, history, engine, launches and why the run stopped; for a
@@ -149,7 +148,7 @@ def fit(
         varies=scheduled or callback is not None, forced=engine != "auto",
     )  # fmt: skip
     reason, history_epochs, history = train(run, epochs, every, schedulers, between)
-    limit = torch.finfo(problem.x.dtype).max
+    limit = torch.finfo(known.dtype).max
     if run.started and not all(
         -limit <= v <= limit for v in (*run.state.params.tolist(), run.loss)
     ):
@@ -166,7 +165,7 @@ def fit(
         seconds=time.perf_counter() - start,
         history_epochs=history_epochs,
         history=history[0] if len(history) == 1 else np.concatenate([np.zeros(0), *history]),
-        _data=None if problem.model.exponents else Held.of(problem),
+        _data=Held.of(problem, source_of(model, x) if is_surface(model) else None),
         _params=run.state.params,
         _module=known.module,
     )

@@ -14,6 +14,7 @@ from .optim.owners import Holding, holding, options_watched
 from .problem import Problem
 from .recognise import read_criterion, refuse_optimizer, refuse_parameters, refuse_shape
 from .rules import is_sgd
+from .surface import is_surface, read_surface
 from .watching import watched
 
 
@@ -29,7 +30,7 @@ def prepare(
     """The problem that these objects state; raises what `fit` documents."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    known, xs, ys = read_data(model, x, y)
+    known, xs, ys = (read_surface if is_surface(model) else read_data)(model, x, y)
     last = known.last_fit
     if last is None or not last.holds(criterion, optimizer, y):
         read = read_criterion(criterion, y)
@@ -42,11 +43,12 @@ def prepare(
             raise ValueError(f"model: {type(model).__name__} is not fused: {known.reason}")
         last = LastFit(known, criterion, optimizer, y, read)
     assert known.traced is not None
-    reason = refuse_parameters(known.tensors) or refuse_shape(known.traced, x)
+    reason = refuse_parameters(known.tensors) or refuse_shape(known.traced, xs)
     if reason:
         raise ValueError(f"model: {reason}")
     kind, mean = last.read
     weight = _check.weight(y, *weights)
+    weight = None if weight is None else weight.to(ys.dtype)
     reason = kind.refuse_targets(ys, weight)
     if reason:
         raise ValueError(f"y: {reason}")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _C
-from ..bases import recurrence_of
+from ..bases import recurrence_of, terms
 from ..criteria import Criterion
 from ..problem import SLICE_SECONDS
 from ..rules import (
@@ -44,10 +44,7 @@ class Fits(NamedTuple):
 
     def columns(self, u: torch.Tensor) -> list[torch.Tensor]:
         """phi_k(u) of every term."""
-        phi = [torch.ones_like(u)]
-        for alpha, beta, gamma in recurrence_of(self.basis, self.params.shape[0]).T.tolist():
-            phi.append((alpha * u + beta) * phi[-1] + (gamma * phi[-2] if len(phi) > 1 else 0.0))
-        return phi[:-1]
+        return terms(self.basis, self.params.shape[0], u)
 
     def finite(self, some: torch.Tensor) -> torch.Tensor:
         """Whether the samples that count of the fits of these numbers are finite."""
