@@ -57,41 +57,6 @@ void bind_surface(py::module_& m) {
   py::class_<SurfaceMoments>(m, "SurfaceMoments")
       .def_readonly("square", &SurfaceMoments::square)
       .def_readonly("weight", &SurfaceMoments::weight);
-  py::class_<SurfaceTables>(m, "Surface")
-      .def(py::init<const std::vector<std::pair<int, int>>&,
-                    const std::vector<std::tuple<int, int, int>>&, std::vector<int32_t>,
-                    std::vector<double>, std::vector<double>>())
-      .def("read",
-           [](SurfaceTables& s, const SeriesTuple& x, const SeriesTuple& y, const SeriesTuple& w,
-              int64_t n, bool omit) {
-             s.view.x = series(x);
-             s.view.y = series(y);
-             s.view.w = series(w);
-             s.view.n = n;
-             s.view.omit = omit;
-           })
-      .def_property(
-          "criterion", [](const SurfaceTables& s) { return s.view.criterion; },
-          [](SurfaceTables& s, const Criterion& criterion) { s.view.criterion = criterion; })
-      .def_property(
-          "mean", [](const SurfaceTables& s) { return s.view.mean; },
-          [](SurfaceTables& s, bool mean) { s.view.mean = mean; })
-      .def("accumulate",
-           [](const SurfaceTables& s, int threads) {
-             py::gil_scoped_release release;
-             return accumulate(s.view, threads);
-           })
-      .def("descend", [](const SurfaceTables& s, int engine, const SurfaceMoments* moments,
-                         const py::list& rows, int64_t first_epoch, int64_t epochs,
-                         int64_t record_every, double tol, double seconds, double previous,
-                         int threads, Array params, Array kept, Array grad) {
-        return report_of(rows, first_epoch, epochs, record_every, tol, seconds, previous, params,
-                         kept, grad,
-                         [&](const UpdateRule* rule, const Schedule& schedule, State state) {
-                           return descend(s.view, static_cast<Engine>(engine), moments, rule,
-                                          schedule, threads, state);
-                         });
-      });
 }
 
 void bind_classes(py::module_& m) {
@@ -158,11 +123,13 @@ void bind_batch(py::module_& m) {
       .def_property("engine", unread,
                     [](Batch& b, int engine) { b.engine = static_cast<Engine>(engine); })
       .def_property("schedule", unread,
-                    [](Batch& b, std::tuple<int64_t, int64_t, double> value) {
-                      const auto [epochs, record_every, tol] = value;
-                      b.schedule = {0, epochs, record_every, tol, 0.0, NAN};
+                    [](Batch& b, std::tuple<int64_t, int64_t, int64_t, double> value) {
+                      const auto [first, epochs, record_every, tol] = value;
+                      b.schedule = {first, epochs, record_every, tol, 0.0, NAN};
                     })
       .def_property("rule", unread, [](Batch& b, py::handle row) { b.rule = rule_from(row); })
+      .def("change", [](Batch& b, int64_t epoch,
+                        py::handle row) { b.changes.push_back({epoch, rule_from(row)}); })
       .def_property("basis", unread,
                     [](Batch& b, std::tuple<Address, Address, Address> rows) {
                       const auto [alpha, beta, gamma] = rows;
@@ -171,12 +138,7 @@ void bind_batch(py::module_& m) {
                     })
       .def("keep", [](Batch& b, int row, Address all) { b.kept[row] = at<void>(all); })
       .def("keep_once", [](Batch& b, int row, double value) { b.kept_once[row] = value; })
-      .def("kept_after",
-           [](const Batch& b, int64_t epochs) {
-             std::vector<double> kept(b.kept_once, b.kept_once + kKept);
-             advance(b.rule, epochs, kept.data());
-             return kept;
-           })
+      .def("kept_after", kept_once_after)
       .def_property("low", unread, address(&Batch::low))
       .def_property("high", unread, address(&Batch::high))
       .def_property("params", unread, address(&Batch::params))
@@ -187,6 +149,7 @@ void bind_batch(py::module_& m) {
       .def_property("covariance", unread, address(&Batch::covariance))
       .def_property("counted", unread, address(&Batch::counted))
       .def_property("weight_sum", unread, address(&Batch::weight_sum))
+      .def_property("previous", unread, address(&Batch::previous))
       .def_property("epochs", unread, address(&Batch::epochs))
       .def_property("degree_by", unread,
                     [](Batch& b, int by) { b.degree_by = static_cast<DegreeBy>(by); })

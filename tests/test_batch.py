@@ -7,6 +7,7 @@ import polyfuse.optim as optim
 import pytest
 import torch
 from polyfuse import _C
+from torch.optim import lr_scheduler
 
 OPTIMIZERS = {
     "sgd": lambda p: optim.SGD(p, lr=0.05),
@@ -203,7 +204,8 @@ def test_bad_input_changes_nothing():
         ({"engine": "closed_form", "x": x[:, None] + 0 * y}, "engine: closed_form cannot"),
         ({"engine": "magic"}, "engine: expected one of"),
         ({"backend": "cuda"}, "backend: expected one of auto, cpu, triton, reference for a batch"),
-        ({"callback": print, "record_every": 1}, "callback: not for a batch of fits"),
+        ({"callback": print}, "callback: needs record_every"),
+        ({"scheduler": lr_scheduler.StepLR(optimizer, 3), "engine": "closed_form"}, "a scheduler"),
         ({"criterion": nn.KLDivLoss(reduction="batchmean"), "y": y.abs()}, "criterion: expected"),
     ]
     for change, message in cases:

@@ -127,7 +127,7 @@ def test_who_takes_no_bounds_says_so():
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="engine: closed_form cannot serve this case: bounds"):
         pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=3, bounds=(0, 1), engine="closed_form")
-    surface = nn.Polynomial(1, variables=2, dtype=torch.float64)
-    with pytest.raises(ValueError, match="bounds: not for several variables"):
-        pf.fit(surface, nn.MSELoss(), optim.SGD(surface.parameters(), lr=0.1),
-               torch.stack([x, y], 1), y, epochs=3, bounds=(0, 1))  # fmt: skip
+    pair = nn.Polynomial(1, outputs=2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="bounds: not for several outputs"):
+        pf.fit(pair, nn.MSELoss(), optim.SGD(pair.parameters(), lr=0.1), x,
+               torch.stack([x, y], 1), epochs=3, bounds=(0, 1))  # fmt: skip

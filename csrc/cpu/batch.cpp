@@ -80,7 +80,7 @@ FitPack project(int64_t n, int n_terms, const double* q, FitPack* y, FitPack* al
 
 // Memory of one thread.
 struct Workspace {
-  std::vector<FitPack> x, y, w, now, before, residual, factor;
+  std::vector<FitPack> x, y, w, t, nothing, now, before, factor;
 };
 
 // As select_degree has it, up to what all degrees share: n samples, k terms; total: of squares of
@@ -132,21 +132,29 @@ class FitsAbreast {
       total_ = counted_;
     const FitPack whole = FitPack::all(batch_.criterion.weight);
     const FitPack weight = batch_.mean ? if_zero(total_, FitPack{}, whole / total_) : whole;
-    if (streams()) {
-      for (int64_t i = 0; i < n; ++i) x[i] = (x[i] - batch_.shift) * batch_.scale;
-      rank_ = if_zero(counted_, FitPack{}, FitPack::all(terms));
-      return stream(x, y, w, weight);
-    }
     Orthogonal<FitPack> q;
     const auto unkept = [](int, int64_t, const FitPack&) {};
     FitPack *const now = work.now.data(), *const before = work.before.data();
-    if (w)
-      orthogonalise<true>(n, terms, x, w, y, now, before, q, unkept);
-    else
-      orthogonalise<false>(n, terms, x, w, y, now, before, q, unkept);
+    if (streams() && batch_.schedule.first_epoch > 0) {
+      rank_ = load_row(batch_.rank + fit_, count_);
+    } else {
+      FitPack *t = x, *r = y;
+      if (streams()) {  // for the rank alone
+        t = std::copy_n(x, n, work.t.data()) - n;
+        r = std::fill_n(work.nothing.data(), n, FitPack{}) - n;
+      }
+      if (w)
+        orthogonalise<true>(n, terms, t, w, r, now, before, q, unkept);
+      else
+        orthogonalise<false>(n, terms, t, w, r, now, before, q, unkept);
+      rank_ = q.rank;
+    }
+    if (streams()) {
+      for (int64_t i = 0; i < n; ++i) x[i] = (x[i] - batch_.shift) * batch_.scale;
+      return stream(x, y, w, weight);
+    }
     for (int k = 0; k < terms; ++k) along_[k] = q.along[k];
     rest_ = q.rest;
-    rank_ = q.rank;
     factorise(terms, batch_.basis, q, batch_.scale / q.scale, q.offset(batch_.shift),
               work.factor.data());
     finish(AtOptimum<FitPack, K>{terms, work.factor.data(), along_, rest_, weight});
@@ -263,25 +271,25 @@ class FitsAbreast {
         lanes_.kept[j][r] =
             batch_.kept[r] ? load_row(batch_.kept[r], batch_.dtype, at, count_) : FitPack{};
     }
+    const FitPack so_far = FitPack::all(static_cast<double>(batch_.schedule.first_epoch));
+    if (batch_.previous) lanes_.previous = load_row(batch_.previous + fit_, count_);
+    lanes_.epochs = batch_.epochs ? load_row(batch_.epochs + fit_, count_) : so_far;
+    lanes_.active = if_less(lanes_.epochs - so_far, 0.0, FitPack{}, lanes_.active);
   }
 
   Recorder recorder() const { return {batch_.recorded + fit_, batch_.fits, count_}; }
 
   void leave_run() {
     const Schedule& schedule = batch_.schedule;
-    const FitPack all_epochs = FitPack::all(static_cast<double>(schedule.epochs));
     FitPack unbounded = lanes_.loss - lanes_.loss;  // 0, or nan
     for (int j = 0; j < (K ? K : batch_.n_terms); ++j) unbounded += lanes_.p[j] - lanes_.p[j];
-    // 1 step limit, 0 converged, nan
-    FitPack status =
-        unbounded + if_less(lanes_.epochs - all_epochs, 0.0, FitPack{}, FitPack::all(1.0));
-    status = if_zero(rank_, FitPack::all(NAN), status);
-    if (!all_finite(status))
-      for (int i = 0; i < kFitLanes; ++i)
-        status = with_lane(status, i, status_of(i, status.lane(i)));
+    // 0 converged, 1 step limit, 2 rank deficient, 4 diverged
+    FitPack status = if_zero(unbounded, lanes_.active, FitPack::all(4.0));
+    status = if_zero(rank_, FitPack::all(2.0), status);
     lanes_.loss += if_zero(rank_, FitPack::all(NAN), FitPack{});  // of no sample
     store_row(status, reinterpret_cast<int32_t*>(batch_.status) + fit_, count_);
     if (batch_.epochs) store_row(lanes_.epochs, batch_.epochs + fit_, count_);
+    if (batch_.previous) store_row(lanes_.previous, batch_.previous + fit_, count_);
     for (int j = 0; j < (K ? K : batch_.n_terms); ++j) {
       const int64_t at = j * batch_.fits + fit_;
       if (schedule.epochs > 0) store_row(lanes_.grad[j], batch_.grad, batch_.dtype, at, count_);
@@ -289,14 +297,6 @@ class FitsAbreast {
         if (batch_.kept[r]) store_row(lanes_.kept[j][r], batch_.kept[r], batch_.dtype, at, count_);
     }
     leave();
-  }
-
-  double status_of(int i, double otherwise) const {
-    const FitStatus status = rank_.lane(i) == 0.0                 ? FitStatus::RankDeficient
-                             : !finite(lanes_.start_loss.lane(i)) ? FitStatus::NonFinite
-                             : !finite(otherwise) ? FitStatus::Diverged
-                                                  : static_cast<FitStatus>(otherwise);
-    return static_cast<double>(static_cast<int>(status));
   }
 
   void leave() {
@@ -354,6 +354,7 @@ void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work
     x = sized(work.x, packs * n);
     gather(batch.x, n, begin, count, x);
     sized(work.now, n), sized(work.before, n), sized(work.factor, batch.n_terms * batch.n_terms);
+    if (!batch.solve && batch.engine == Engine::Stream) sized(work.t, n), sized(work.nothing, n);
     if (batch.w.at || batch.omit) {
       w = sized(work.w, packs * n);
       if (batch.w.at)
@@ -380,8 +381,7 @@ void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work
 
 void batch_fits(const BatchPlan& plan, int64_t begin, int64_t end) {
   Workspace work;
-  // rows of a tile are read whole cache lines at a time, and stay in the second-level cache
-  const int64_t tile = plan.batch.n <= 128 ? kTileFits : plan.batch.n <= 512 ? 32 : 16;
+  const int64_t tile = tile_fits(plan.batch.n);
   for (int64_t at = begin; at < end; at += tile) {
     const int64_t to = std::min(end, at + tile);
     run_tile(plan, at, to, work);

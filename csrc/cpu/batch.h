@@ -1,6 +1,9 @@
 // Many small fits in one launch, side by side in the lanes of a pack.
 #pragma once
 
+#include <algorithm>
+#include <vector>
+
 #include "../core/basis.h"
 #include "../core/descent.h"
 #include "passes.h"
@@ -19,6 +22,12 @@ enum class DegreeBy : int32_t { Terms, Aicc, Bic };
 
 enum class FitStatus : int32_t { Converged, StepLimit, RankDeficient, NonFinite, Diverged };
 
+// The rule from an epoch of the launch on.
+struct Change {
+  int64_t epoch;
+  UpdateRule rule;
+};
+
 // B fits of N samples and K terms.
 struct Batch {
   Series x, y, w;  // w: none negative, a sample of weight 0 is left out; null: 1 everywhere
@@ -36,6 +45,7 @@ struct Batch {
   Engine engine = Engine::Moments;
   Schedule schedule;
   UpdateRule rule;
+  std::vector<Change> changes;   // of the rule, by epoch
   double kept_once[kKept] = {};  // rows of the rule's state that all fits share
   void* kept[kKept] = {};        // [K, B] in dtype, the others; null: not kept
 
@@ -48,10 +58,12 @@ struct Batch {
   double* covariance = nullptr;     // [K, K, B], of unit variance of y; null: not wanted
   int32_t* counted = nullptr;       // [B], samples that are not left out; with solve
   double* weight_sum = nullptr;     // [B], of their weights; with solve
-  int64_t* epochs = nullptr;        // [B], done by each; null: not wanted
-  int32_t* degree = nullptr;        // [B]; null where n_terms say it
-  int32_t* rank = nullptr;          // [B]
-  FitStatus* status = nullptr;      // [B]
+  // [B], of the launch before and of this one; null: not wanted
+  double* previous = nullptr;   // loss of the last epoch, before its step
+  int64_t* epochs = nullptr;    // done by each; a fit with fewer than others has settled
+  int32_t* degree = nullptr;    // [B]; null where n_terms say it
+  int32_t* rank = nullptr;      // [B]; read where the first epoch is not the first
+  FitStatus* status = nullptr;  // [B]
 };
 
 // What fits share that share x and weights: W^1/2 V = Q factor, Q orthonormal.
@@ -68,22 +80,27 @@ struct Design {
 struct Jump {
   int64_t epochs = 0;           // of one application
   const double* map = nullptr;  // [2 K, 3 K], less the identity
+  bool overflows = false;
 };
 
 struct BatchPlan {
-  Batch batch;
+  const Batch& batch;
   const Design* design = nullptr;  // null where fits have x or weights of their own
   const double* rates = nullptr;   // [paced, kRates], of the first epochs
   int64_t paced = 0;
-  double kept[kKept] = {};  // rows that all fits share, after those epochs
-  LinearStep step;          // of SGD whose buffers are filled
-  Jump jump[3];             // to the first recorded epoch, from one to the next, to the last
+  double kept[kKept];  // rows that all fits share, after those epochs
+  LinearStep step;     // of SGD whose buffers are filled
+  Jump jump[3];        // to the first recorded epoch, from one to the next, to the last
+
+  explicit BatchPlan(const Batch& of) : batch(of) { std::copy_n(of.kept_once, kKept, kept); }
 };
 
-constexpr int kTileFits = 64;  // that are read together
+// Fits that are read together: their rows are read whole cache lines at a time, and stay in the
+// second-level cache.
+constexpr int64_t tile_fits(int64_t n) { return n <= 128 ? 64 : n <= 512 ? 32 : 16; }
 
-// Numbers [kKept] that a rule keeps once per tensor, so many steps later.
-void advance(const UpdateRule&, int64_t epochs, double* kept);
+// Numbers [kKept] that the rule keeps once per tensor, so many epochs later.
+std::vector<double> kept_once_after(const Batch&, int64_t epochs);
 
 // Fits from `first` on, until `seconds` are over; returns the first fit that is left.
 int64_t run_batch(const Batch&, int64_t first, double seconds, int threads);

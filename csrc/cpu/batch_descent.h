@@ -87,25 +87,24 @@ void descend(const BatchPlan& plan, const Objective& objective, Recorder record,
   const Schedule& schedule = plan.batch.schedule;
   const int terms = K ? K : plan.batch.n_terms;
   const FitPack tol = FitPack::all(schedule.tol);
-  FitPack previous = FitPack::all(NAN), grad[kMaxTerms];
+  FitPack grad[kMaxTerms];
   Pace pace(plan);
   for (int64_t epoch = 0;; ++epoch) {
-    const FitPack loss = objective(s.p, grad);
-    s.loss = if_zero(s.active, s.loss, loss);
-    if (epoch == 0) s.start_loss = loss;
+    s.loss = objective(s.p, grad);
     if (epoch == schedule.epochs) return;
-    if (records(schedule, epoch)) record(s.loss);
+    if (records(schedule, schedule.first_epoch + epoch)) record(s.loss);
     if (schedule.tol >= 0.0) {
-      const FitPack change = abs(previous - loss) - tol * abs(loss);  // nan at first
+      const FitPack change = abs(s.previous - s.loss) - tol * abs(s.loss);  // nan at first
       s.active = if_less(-change, 0.0, s.active, if_zero(change - change, FitPack{}, s.active));
-      previous = loss;
       if (!any_goes_on(s)) {
         for (++epoch; epoch < schedule.epochs; ++epoch)
-          if (records(schedule, epoch)) record(s.loss);
+          if (records(schedule, schedule.first_epoch + epoch)) record(s.loss);
         return;
       }
     }
-    update(plan.batch.rule, pace.at(epoch), terms, grad, s);
+    s.previous = s.loss;
+    const double* const rate = pace.at(epoch);
+    update(pace.rule(), rate, terms, grad, s);
     for (int j = 0; j < terms; ++j) s.grad[j] = if_zero(s.active, s.grad[j], grad[j]);
     s.epochs += s.active;
   }
@@ -136,7 +135,8 @@ void descend_on(const BatchPlan& plan, const U* u, const FitPack* y, const FitPa
 }
 
 // SGD of fits that share their factor: the first epoch, which fills the buffers, and the last,
-// whose gradient stays behind, as they are; those between by powers of the affine map.
+// whose gradient stays behind, as they are; those between by powers of the affine map. A launch
+// begins at an epoch that is recorded, where any are.
 template <int K>
 void leap(const BatchPlan& plan, const AtOptimum<double, K>& objective, Recorder record, Lanes& s) {
   const Schedule& schedule = plan.batch.schedule;
@@ -151,18 +151,25 @@ void leap(const BatchPlan& plan, const AtOptimum<double, K>& objective, Recorder
   const auto jump_to = [&](const Jump& jump) PF_ALWAYS_INLINE {
     FitPack from[K ? K : kMaxTerms], to_p[K ? K : kMaxTerms], to_b[K ? K : kMaxTerms] = {};
     for_terms<K>(terms, [&](int j) PF_ALWAYS_INLINE { from[j] = s.p[j] - optimum[j]; });
-    const auto row = [&](int i) PF_ALWAYS_INLINE {
-      const double* entry = jump.map + i * 3 * terms;
-      FitPack change{};
-      for (int j = 0; j < terms; ++j) change += from[j] * entry[j];
+    const auto rows = [&](auto&& times) PF_ALWAYS_INLINE {
+      const auto row = [&](int i) PF_ALWAYS_INLINE {
+        const double* entry = jump.map + i * 3 * terms;
+        FitPack change{};
+        for (int j = 0; j < terms; ++j) change += times(from[j], entry[j]);
+        if (with_buffer)
+          for (int j = 0; j < terms; ++j) change += times(buffer(j), entry[terms + j]);
+        if (with_decay)
+          for (int j = 0; j < terms; ++j) change += times(optimum[j], entry[2 * terms + j]);
+        return change;
+      };
+      for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE { to_p[i] = row(i); });
       if (with_buffer)
-        for (int j = 0; j < terms; ++j) change += buffer(j) * entry[terms + j];
-      if (with_decay)
-        for (int j = 0; j < terms; ++j) change += optimum[j] * entry[2 * terms + j];
-      return change;
+        for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE { to_b[i] = row(terms + i); });
     };
-    for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE { to_p[i] = row(i); });
-    if (with_buffer) for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE { to_b[i] = row(terms + i); });
+    if (jump.overflows)  // but not for a fit that is at its optimum
+      rows([](const FitPack& v, double entry) { return if_zero(v, FitPack{}, v * entry); });
+    else
+      rows([](const FitPack& v, double entry) PF_ALWAYS_INLINE { return v * entry; });
     for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE {
       s.p[i] = (from[i] + to_p[i]) + optimum[i];
       if (with_buffer) buffer(i) += to_b[i];
@@ -170,7 +177,6 @@ void leap(const BatchPlan& plan, const AtOptimum<double, K>& objective, Recorder
   };
   for (int64_t epoch = 0;;) {
     s.loss = objective(s.p, s.grad);
-    if (epoch == 0) s.start_loss = s.loss;
     if (epoch > last) break;
     if (records(schedule, epoch)) record(s.loss);
     if (epoch == 0 || epoch == last) {
@@ -188,7 +194,6 @@ void leap(const BatchPlan& plan, const AtOptimum<double, K>& objective, Recorder
     if (plan.batch.rule.method != Method::None) jump_to(*jump);
     epoch = next;
   }
-  s.epochs = FitPack::all(static_cast<double>(schedule.epochs));
 }
 
 }  // namespace PF_ISA

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <vector>
@@ -6,7 +7,7 @@
 #include "../core/affine.h"
 #include "../core/orthogonal.h"
 #include "../core/team.h"
-#include "batch.h"
+#include "pace.h"
 
 namespace polyfuse {
 namespace {
@@ -82,18 +83,22 @@ LinearStep linear_step(const UpdateRule& rule) {
 
 constexpr int64_t kMostPaced = 1 << 16;
 
+// Whether what all fits share stays as the first epoch of a rule leaves it.
+bool settles(const UpdateRule& rule) {
+  return rule.method == Method::None || rule.method == Method::Sgd;
+}
+
 // Powers of numbers cost as much as an epoch of a pack of fits: they are taken once for all.
-std::vector<double> pace(BatchPlan& plan) {
-  const UpdateRule& rule = plan.batch.rule;
-  const bool settles = rule.method == Method::None || rule.method == Method::Sgd;
-  plan.paced = std::min(plan.batch.schedule.epochs, settles ? 1 : kMostPaced);
-  std::vector<double> rates(static_cast<size_t>(plan.paced * kRates));
-  std::copy_n(plan.batch.kept_once, kKept, plan.kept);
-  with_rule(rule.method, [&](auto of) {
-    for (int64_t epoch = 0; epoch < plan.paced; ++epoch)
-      of.advance(rule.option, plan.kept, rates.data() + epoch * kRates);
-  });
+std::vector<double> tabulate(BatchPlan& plan) {
+  const int64_t paced =
+      std::min(plan.batch.schedule.epochs, settles(plan.batch.rule) ? 1 : kMostPaced);
+  std::vector<double> rates(static_cast<size_t>(paced * kRates));
+  Pace pace(plan);
+  for (int64_t epoch = 0; epoch < paced; ++epoch)
+    std::copy_n(pace.at(epoch), kRates, rates.data() + epoch * kRates);
+  std::copy_n(pace.kept(), kKept, plan.kept);
   plan.rates = rates.data();
+  plan.paced = paced;
   return rates;
 }
 
@@ -134,30 +139,50 @@ std::vector<std::vector<double>> jumps_of(BatchPlan& plan) {
   std::vector<double> work(static_cast<size_t>(3 * affine_entries(n)));
   for (int i = 0; i < 3; ++i) {
     maps.emplace_back(static_cast<size_t>(2 * terms * n));
-    plan.jump[i] = {lengths[i], maps.back().data()};
+    plan.jump[i] = {lengths[i], maps.back().data(), false};
     if (lengths[i] <= 0) continue;
     const double* power_of = power(Alone{}, n, epoch.data(), lengths[i], work.data());
     for (int row = 0; row < 2 * terms; ++row)
       std::copy_n(power_of + row * (n + 1), n, maps.back().data() + row * n);
+    for (double entry : maps.back())
+      plan.jump[i].overflows = plan.jump[i].overflows || !std::isfinite(entry);
   }
   return maps;
 }
 
+constexpr double kShare = 1 << 16;  // terms of samples, or of the moments, between two looks
+
+// Fits that a thread takes at once.
+int64_t share_of(const Batch& batch) {
+  const double terms = batch.n_terms, epochs = static_cast<double>(batch.schedule.epochs);
+  const double read = static_cast<double>(batch.n) * terms;
+  double work = read;
+  if (!batch.solve && batch.engine == Engine::Stream) work *= std::max(1.0, epochs);
+  if (!batch.solve && batch.engine == Engine::Moments) work += epochs * terms * terms;
+  const int64_t tile = tile_fits(batch.n);
+  return std::max<int64_t>(1, static_cast<int64_t>(kShare / work) / tile) * tile;
+}
+
 }  // namespace
 
-void advance(const UpdateRule& rule, int64_t epochs, double* kept) {
-  double rate[kRates];
-  with_rule(rule.method, [&](auto of) {
-    for (int64_t epoch = 0; epoch < epochs; ++epoch) of.advance(rule.option, kept, rate);
-  });
+std::vector<double> kept_once_after(const Batch& batch, int64_t epochs) {
+  const BatchPlan plan(batch);
+  Pace pace(plan);
+  if (settles(batch.rule)) {
+    if (epochs > 0) pace.at(0);
+    for (const Change& change : batch.changes)
+      if (change.epoch < epochs) pace.at(change.epoch);
+  } else {
+    for (int64_t epoch = 0; epoch < epochs; ++epoch) pace.at(epoch);
+  }
+  return {pace.kept(), pace.kept() + kKept};
 }
 
 int64_t run_batch(const Batch& batch, int64_t first, double seconds, int threads) {
   using Clock = std::chrono::steady_clock;
   const Clock::time_point start = Clock::now();
-  BatchPlan plan;
-  plan.batch = batch;
-  const std::vector<double> rates = pace(plan);
+  BatchPlan plan(batch);
+  const std::vector<double> rates = tabulate(plan);
   OwnedDesign design;
   std::vector<std::vector<double>> maps;
   const bool streams = !batch.solve && batch.engine == Engine::Stream;
@@ -169,19 +194,16 @@ int64_t run_batch(const Batch& batch, int64_t first, double seconds, int threads
       maps = jumps_of(plan);
     }
   }
-  // A share of the fits for every thread, many times over where a look at the clock is wanted.
+  // A thread looks at the clock before every share but its first.
   const auto pass = passes().batch;
-  const int64_t share = std::max<int64_t>(kTileFits, (1 << 15) / batch.n / kTileFits * kTileFits);
-  for (int64_t at = first; at < batch.fits;) {
-    const int64_t shares = std::min<int64_t>((batch.fits - at + share - 1) / share, 16 * threads);
-#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1 && shares > 1)
-    for (int64_t s = 0; s < shares; ++s)
-      pass(plan, at + s * share, std::min(batch.fits, at + (s + 1) * share));
-    at = std::min(batch.fits, at + shares * share);
-    if (at < batch.fits && std::chrono::duration<double>(Clock::now() - start).count() > seconds)
-      return at;
+  const int64_t share = share_of(batch);
+  std::atomic<int64_t> next{first};
+#pragma omp parallel num_threads(threads) if (threads > 1 && batch.fits - first > share)
+  for (int64_t at = next.fetch_add(share); at < batch.fits; at = next.fetch_add(share)) {
+    pass(plan, at, std::min(batch.fits, at + share));
+    if (std::chrono::duration<double>(Clock::now() - start).count() > seconds) break;
   }
-  return batch.fits;
+  return std::min(next.load(), batch.fits);
 }
 
 }  // namespace polyfuse

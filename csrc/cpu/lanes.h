@@ -2,9 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
-#include "../core/optimizer.h"
-#include "batch.h"
+#include "pace.h"
 #include "samples.h"
 
 namespace polyfuse {
@@ -23,9 +23,10 @@ inline bool all_finite(const FitPack& pack) {
 // Numbers of a row [B], as float or double; lanes past the end repeat the last.
 template <class T>
 PF_INLINE FitPack load_row(const T* row, int count) {
-  if (count == kFitLanes) return FitPack::load(row);
+  if constexpr (std::is_floating_point<T>::value)
+    if (count == kFitLanes) return FitPack::load(row);
   double lane[kFitLanes];
-  for (int i = 0; i < kFitLanes; ++i) lane[i] = row[std::min(i, count - 1)];
+  for (int i = 0; i < kFitLanes; ++i) lane[i] = static_cast<double>(row[std::min(i, count - 1)]);
   return FitPack::load(lane);
 }
 template <class T>
@@ -56,27 +57,9 @@ inline void store_row(FitPack value, void* rows, Dtype dtype, int64_t at, int co
 // Parameters of fits and what the rule keeps of them.
 struct Lanes {
   FitPack p[kMaxTerms], grad[kMaxTerms], kept[kMaxTerms][kKept];
-  FitPack loss{}, epochs{}, active = FitPack::all(1.0);
-  FitPack start_loss{};
+  FitPack loss{}, previous = FitPack::all(NAN), epochs{}, active = FitPack::all(1.0);
   bool bounded = false;
   FitPack low[kMaxTerms], high[kMaxTerms];
-};
-
-// The rates of one epoch after the other: those of the plan's table, which all fits share, and
-// what follows it.
-class Pace {
- public:
-  explicit Pace(const BatchPlan& plan) : plan_(plan) { std::copy_n(plan.kept, kKept, kept_); }
-  const double* at(int64_t epoch) {
-    if (epoch < plan_.paced) return plan_.rates + epoch * kRates;
-    with_rule(plan_.batch.rule.method,
-              [&](auto of) { of.advance(plan_.batch.rule.option, kept_, rate_); });
-    return rate_;
-  }
-
- private:
-  const BatchPlan& plan_;
-  double kept_[kKept], rate_[kRates];
 };
 
 // Of those that go on. Not inlined, as every objective calls it.

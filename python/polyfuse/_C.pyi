@@ -64,6 +64,8 @@ class Batch:
     low: Any
     high: Any
     def keep(self, row: int, address: int) -> None: ...
+    previous: Any
+    def change(self, epoch: int, row: Any) -> None: ...
     def keep_once(self, row: int, value: float) -> None: ...
     def kept_after(self, epochs: int) -> list[float]: ...
     def run(self, first: int, seconds: float, threads: int) -> int: ...
@@ -71,31 +73,6 @@ class Batch:
 class SurfaceMoments:
     square: float
     weight: float
-
-class Surface:
-    criterion: Criterion
-    mean: bool
-    def __init__(
-        self, terms: list, products: list, moment_of: list, shift: list, scale: list
-    ) -> None: ...
-    def read(self, x: Any, y: Any, w: Any, n: int, omit: bool) -> None: ...
-    def accumulate(self, threads: int) -> SurfaceMoments: ...
-    def descend(
-        self,
-        engine: int,
-        moments: SurfaceMoments | None,
-        rule: list,
-        first_epoch: int,
-        epochs: int,
-        record_every: int,
-        tol: float,
-        seconds: float,
-        previous: float,
-        threads: int,
-        params: Any,
-        kept: Any,
-        grad: Any,
-    ) -> tuple[int, bool, float, Any, float]: ...
 
 class Classes:
     def __init__(

@@ -10,7 +10,7 @@ try:
     from . import _compile as _compile
     from . import nn, optim
     from .backends import backends
-    from .batch import BatchResult, FitStatus
+    from .batch_result import BatchResult, FitStatus
     from .degree import DegreeSelection, select_degree
     from .explain import explain
     from .fit import fit

@@ -54,6 +54,14 @@ def series(basis: str, coefficients: torch.Tensor, u: torch.Tensor) -> torch.Ten
     return y
 
 
+def terms(basis: str, n_terms: int, u: torch.Tensor) -> list[torch.Tensor]:
+    """phi_k(u) of every term."""
+    phi = [torch.ones_like(u)]
+    for alpha, beta, gamma in recurrence_of(basis, n_terms).T.tolist():
+        phi.append((alpha * u + beta) * phi[-1] + (gamma * phi[-2] if len(phi) > 1 else 0.0))
+    return phi[:-1]
+
+
 @cache  # kernels point to it
 def recurrence_of(name: str, n_terms: int) -> np.ndarray:
     """alpha, beta, gamma [3, K]."""

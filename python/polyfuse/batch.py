@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -13,81 +11,20 @@ import torch
 
 from . import _check
 from .backends.batched import DEGREE_BY, HOMES, Fits, Run, backend_called, least_norm
+from .batch_result import BatchResult, FitStatus, ways_of
 from .bounds import read_bounds
 from .engines import choose_engine, refuse_engine
+from .many import Many
 from .nn.polynomial import Polynomial
 from .problem import Wanted
 from .recognise import read_criterion, refuse_optimizer, refuse_own
-from .rules import Options, SgdOptions, options_of
-
-
-class FitStatus(IntEnum):
-    """How one fit of a batch ended."""
-
-    CONVERGED = 0  # solved, or the loss settled within tol
-    STEP_LIMIT = 1  # all epochs done
-    RANK_DEFICIENT = 2  # fewer distinct points than coefficients
-    NON_FINITE = 3  # nan or inf among its data
-    DIVERGED = 4
-
-
-@dataclass
-class BatchResult:
-    """The outcome of many fits in one launch; numbers of each fit are tensors ``[*batch_shape]``.
-
-    Attributes:
-        loss: the criterion of every fit at its parameters, float64; of a solution, the mean squared
-            error.
-        status: `FitStatus` of every fit, int32.
-        rank: how many coefficients the data of every fit determines, int32.
-        fit_epochs: epochs done by every fit; None for a solution.
-        epochs: those of the fit that took most.
-        converged: whether every fit has converged.
-        history: the losses ``[M, *batch_shape]`` after history_epochs [M] steps.
-        r_squared: of every fit of a solution, otherwise None.
-        covariance: of the coefficients of every fit, ``[K, K, *batch_shape]``, where it was asked
-            for.
-        degree: of every fit, int32, where it was to be chosen; terms above it are 0.
-        stop_reason, engine, backend, launches, seconds: as in `FitResult`.
-    """
-
-    loss: torch.Tensor
-    status: torch.Tensor = field(repr=False)
-    rank: torch.Tensor = field(repr=False)
-    epochs: int
-    converged: bool
-    stop_reason: str
-    engine: str
-    backend: str
-    launches: int
-    seconds: float
-    history_epochs: np.ndarray = field(repr=False)
-    history: np.ndarray = field(repr=False)
-    fit_epochs: torch.Tensor | None = field(default=None, repr=False)
-    r_squared: torch.Tensor | None = field(default=None, repr=False)
-    covariance: torch.Tensor | None = field(default=None, repr=False)
-    degree: torch.Tensor | None = field(default=None, repr=False)
-
-    def counts(self) -> dict[str, int]:
-        """How many fits ended in which way."""
-        return {s.name.lower(): n for s, n in ways_of(self.status, "propagate").items()}
-
-    def __str__(self) -> str:
-        ways = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in self.counts().items())
-        return (
-            f"{self.status.numel():,} fits: {ways}; engine {self.engine} on {self.backend}, "
-            f"{self.launches} launch{'' if self.launches == 1 else 'es'}, "
-            f"{self.seconds * 1e3:.3g} ms"
-        )
+from .rules import SgdOptions, options_held
+from .schedulers import Schedulers
+from .training import Between, train
 
 
 def is_batch(model: Any) -> bool:
-    """Whether a model is fitted as a batch: also one series that is not expanded in powers."""
-    return (
-        isinstance(model, Polynomial)
-        and model.outputs is None
-        and bool(model.batch_shape or model.refuse_powers())
-    )
+    return isinstance(model, Polynomial) and bool(model.batch_shape)
 
 
 def fit_batch(
@@ -97,6 +34,7 @@ def fit_batch(
     x: Any,
     y: Any,
     wanted: Wanted,
+    between: Between,
 ) -> BatchResult:
     """`fit` of a batch: each fit has a loss, that of its own samples, and stops on its own."""
     start = time.perf_counter()
@@ -118,42 +56,55 @@ def fit_batch(
     box = None if options is None else read_bounds(bounds, {"coefficients": p}).get("coefficients")
     linear = isinstance(options, SgdOptions | None)
     runner = _backend(backend, fits)
+    if not hasattr(runner, "most_epochs"):
+        between.refuse_for(f"a batch on the backend {runner.name}, which takes one launch")
+    schedulers = None
+    if scheduled := bool(between.scheduler):
+        schedulers = Schedulers(between.scheduler, optimizer, lambda: run.rule())
     engine = choose_engine(
         engine,
         lambda e: (
-            refuse_engine(e, kind, tol, linear=linear, shared=fits.shared, bounded=box is not None)
+            refuse_engine(
+                e, kind, tol, linear=linear, shared=fits.shared, scheduled=scheduled,
+                bounded=box is not None,
+            )
             or runner.refuse_engine(e)
         ),
-    )
+    )  # fmt: skip
     if box is not None:
         low, high = (end.reshape(fits.params.shape).contiguous() for end in box)
         box = low, high
         fits = fits._replace(params=fits.params.clamp(low, high).to(p.dtype))
-    run = Run(fits, p, kind, mean, options, optimizer, engine, epochs, record_every, tol, box)
     before = runner.launches()
-    out = runner.descend(run)
+    run = Many(
+        model,
+        Run(
+            fits, p, kind, mean, options, optimizer, engine, epochs, record_every, tol, box,
+            watched=schedulers is not None and schedulers.needs_loss,
+        ),
+        runner,
+        nan_policy,
+    )  # fmt: skip
+    reason, history_epochs, history = train(run, epochs, record_every, schedulers, between)
+    out = run.out
+    if out is None:
+        raise KeyboardInterrupt  # in the first launch: nothing has changed
     ways = ways_of(out.status, nan_policy, fits)
-    run.leave(out)
-    shape = model.batch_shape
-    done = int(out.epochs.max()) if tol >= 0 else epochs
-    at = np.arange(0, epochs, record_every) if record_every else np.zeros(0, dtype=np.int64)
-    history = out.loss[None]
-    if record_every:
-        history = torch.cat([out.recorded, history])
     if lost := ways.get(FitStatus.DIVERGED):
         warnings.warn(f"{lost} fits diverged to inf or nan", RuntimeWarning, stacklevel=3)
+    shape = model.batch_shape
     settled = set(ways) == {FitStatus.CONVERGED}
     return BatchResult(
-        loss=out.loss.view(shape),
-        epochs=done,
+        loss=run.loss,
+        epochs=run.done,
         converged=settled,
-        stop_reason="converged" if settled else "epochs",
+        stop_reason="converged" if settled else reason,
         engine=engine,
         backend=runner.name,
         launches=runner.launches() - before,
         seconds=time.perf_counter() - start,
-        history_epochs=np.append(at, epochs),
-        history=history.view(-1, *shape).cpu().numpy(),
+        history_epochs=history_epochs,
+        history=torch.cat([out.recorded[:0].view(0, *shape), *history]).cpu().numpy(),
         status=out.status.view(shape),
         rank=out.rank.view(shape),
         fit_epochs=out.epochs.view(shape),
@@ -288,14 +239,6 @@ def _columns(t: torch.Tensor, n: int) -> torch.Tensor:
     return t.detach().resolve_neg().reshape(n, -1)
 
 
-def options_held(p: torch.Tensor, optimizer: torch.optim.Optimizer) -> Options | None:
-    """The options that an optimizer updates p with; None where it does not."""
-    for group in optimizer.param_groups:
-        if any(q is p for q in group["params"]):
-            return options_of(optimizer, group, p) if p.requires_grad else None
-    return None
-
-
 def _backend(name: str, fits: Fits) -> Any:
     if name != "auto" and name not in HOMES:
         known = ", ".join(("auto", *HOMES))
@@ -305,27 +248,3 @@ def _backend(name: str, fits: Fits) -> Any:
     if reason := runner.refuse(fits):
         raise ValueError(f"backend: {runner.name} cannot serve this batch: {reason}")
     return runner
-
-
-def ways_of(
-    status: torch.Tensor, nan_policy: str, fits: Fits | None = None
-) -> dict[FitStatus, int]:
-    """How many fits ended in which way; raises where nan_policy says so. With fits: of those
-    that ended in nan, the ones whose data is finite have diverged, and the others have not."""
-    if fits is not None and int(status.max()) >= FitStatus.NON_FINITE:
-        called = torch.nonzero(status >= FitStatus.NON_FINITE)[:, 0]
-        finite = fits.finite(called)
-        status[called[finite]] = FitStatus.DIVERGED
-        status[called[~finite]] = FitStatus.NON_FINITE
-    low, high = (int(end) for end in status.aminmax())
-    if low == high:
-        counts = {FitStatus(low): status.numel()}
-    else:
-        numbers = torch.bincount(status.reshape(-1), minlength=len(FitStatus)).tolist()
-        counts = {s: n for s, n in zip(FitStatus, numbers, strict=True) if n}
-    if nan_policy == "raise" and (bad := counts.get(FitStatus.NON_FINITE)):
-        raise ValueError(
-            f"x, y: the data of {bad} fits holds nan or inf; expected finite data, or "
-            "nan_policy='omit' (leave out such samples) or 'propagate' (that fit is nan)"
-        )
-    return counts

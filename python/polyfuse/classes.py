@@ -10,7 +10,6 @@ import torch
 
 from . import _C, _check
 from .backends.native import make_classes
-from .batch import options_held
 from .criteria import CROSS_ENTROPY, Criterion, build, kind_of, options_of
 from .logits import Logits, logits
 from .nn.criterion import is_torchs
@@ -18,6 +17,7 @@ from .nn.polynomial import Polynomial
 from .problem import Wanted
 from .recognise import refuse_optimizer, refuse_own
 from .result import FitResult
+from .rules import options_held
 from .runs import descend
 
 MAX_PARAMETERS = 4096

@@ -9,8 +9,8 @@ import torch
 from .backends import choose
 from .batch import is_batch
 from .classes import has_outputs, read_classes
-from .fit import choose_for, prepare, refuse
 from .fused import fused, of_sample
+from .prepare import choose_for, prepare, refuse
 from .recognise import refuse_criterion, refuse_optimizer
 from .surface import is_surface
 

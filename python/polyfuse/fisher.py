@@ -11,9 +11,10 @@ import torch
 from .backends import choose
 from .backends.reference import coefficients, design, kept
 from .criteria import BCE, POISSON, SOFT_MARGIN, Criterion
-from .linear import Held, linear, names_of, normal_equations, powers
+from .linear import Held, linear, names_of, normal_equations
 from .solve import statistics_of
 from .statistics import Inference, Likelihood
+from .surface import Table
 
 
 def statistics_of_run(data: Held, params: np.ndarray, module: Any) -> Inference:
@@ -21,6 +22,8 @@ def statistics_of_run(data: Held, params: np.ndarray, module: Any) -> Inference:
     problem = data.unchanged()
     if not problem.criterion.squared:
         return likelihood_of(data, params, module)
+    if problem.model.exponents or data.source.columns is not None:
+        return Table.of(data, params, module).statistics(params, elsewhere=True)
     form = linear(problem.model, params)
     runner = choose("auto", problem)
     equations = normal_equations(problem, runner, runner.name == "cpu")
@@ -55,13 +58,13 @@ def likelihood_of(data: Held, params: np.ndarray, module: Any) -> Likelihood:
         return np.asarray(slopes.cpu())
 
     def rows(x: Any) -> tuple[np.ndarray, np.ndarray]:
-        powers_of_u = powers(model.shift, model.scale, model.degree + 1)(x)
-        slopes = np.zeros((len(powers_of_u), len(params)))
-        slopes[:, form.free] = powers_of_u @ form.jacobian
-        return slopes, powers_of_u @ model.coefficients(params)
+        of_x = data.design(x)
+        slopes = np.zeros((len(of_x), len(params)))
+        slopes[:, form.free] = of_x @ form.jacobian
+        return slopes, of_x @ model.coefficients(params)
 
     return Likelihood(
-        names_of(module, model), params, form.free, covariance, reason, rows,
+        data.source.names or names_of(module, model), params, form.free, covariance, reason, rows,
         mean_of(problem.criterion), data.samples, len(y), -loss(everything[at]).item(), scores,
     )  # fmt: skip
 

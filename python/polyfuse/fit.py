@@ -2,145 +2,34 @@
 
 from __future__ import annotations
 
-import math
 import time
-import warnings
-import weakref
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from . import _C, _check
+from . import _check
 from .backends import choose
-from .backends.resident import Resident
 from .batch import fit_batch, is_batch
 from .bounds import with_bounds
 from .classes import has_outputs
-from .engines import choose_engine, leap_pays, refuse_engine
-from .fused import Fused, read_data
 from .linear import Held
-from .optim.owners import Holding, holding, options_watched
+from .optim.owners import holding
 from .outputs import fit_outputs
-from .problem import Problem, Schedule, Wanted
-from .recognise import (
-    read_criterion,
-    refuse_optimizer,
-    refuse_parameters,
-    refuse_shape,
-)
+from .prepare import choose_for, prepare
+from .problem import Problem, Wanted
 from .result import FitResult
-from .rules import SgdOptions, is_sgd
 from .schedulers import Schedulers
-from .surface import fit_surface, is_surface
-from .watching import watched
+from .single import Single
+from .stability import warn_diverged
+from .surface import is_surface, source_of
+from .training import Between, Callback, train
 
 # Polynomials that have kernels of their own.
 OTHERS: tuple[tuple[Any, Any, str], ...] = (
     (is_batch, fit_batch, "a batch of fits"),
-    (is_surface, fit_surface, "several variables"),
     (has_outputs, fit_outputs, "several outputs"),
 )
-SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
-
-
-Callback = Callable[[int, float], Any]
-
-
-def prepare(
-    model: Any,
-    criterion: Any,
-    optimizer: Any,
-    x: Any,
-    y: Any,
-    nan_policy: str = "propagate",
-    weights: tuple[Any, Any, Any] = (None, None, None),
-) -> tuple[Fused, Holding, Problem]:
-    """The problem that these objects state; raises what `fit` documents."""
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    known, xs, ys = read_data(model, x, y)
-    last = known.last_fit
-    if last is None or not last.holds(criterion, optimizer, y):
-        read = read_criterion(criterion, y)
-        if isinstance(read, str):
-            raise ValueError(f"criterion: {read}")
-        reason = refuse_optimizer(optimizer)
-        if reason:
-            raise ValueError(f"optimizer: {reason}")
-        if known.polynomial is None:
-            raise ValueError(f"model: {type(model).__name__} is not fused: {known.reason}")
-        last = LastFit(known, criterion, optimizer, y, read)
-    assert known.traced is not None
-    reason = refuse_parameters(known.tensors) or refuse_shape(known.traced, x)
-    if reason:
-        raise ValueError(f"model: {reason}")
-    kind, mean = last.read
-    weight = _check.weight(y, *weights)
-    reason = kind.refuse_targets(ys, weight)
-    if reason:
-        raise ValueError(f"y: {reason}")
-    held = Holding(optimizer, *last.held)
-    problem = Problem(
-        known.traced, "mean" if mean else "sum", held.rule, xs, ys,
-        nan_policy == "omit", criterion=kind.over_rows_of(y), weight=weight,
-    )  # fmt: skip
-    return known, held, problem
-
-
-class LastFit:
-    """What `prepare` found a criterion and an optimizer to be, good while they stay as they are.
-
-    Kept with the model's trace until the optimizer goes.
-    """
-
-    def __init__(self, known: Fused, criterion: Any, optimizer: Any, y: torch.Tensor, read: Any):
-        trace = weakref.ref(known)
-
-        def forget(_: Any) -> None:
-            if (alive := trace()) is not None:
-                alive.last_fit = None
-
-        held = holding(known, optimizer)
-        self.criterion, self.optimizer = weakref.ref(criterion), weakref.ref(optimizer, forget)
-        self.y_ndim, self.read = y.ndim, read
-        self.held = held[1:]
-        known.last_fit = self
-        options, complete = options_watched(optimizer)
-        buffers = [b for b in criterion._buffers.values() if b is not None]
-        self.watch = None
-        # numbers that torch keeps in tensors: their type is part of the options
-        if complete and not any(hasattr(o, "single") for o in held.tensors.values()):
-            self.watch = _C.Watch([*options, criterion, *watched(criterion), *buffers])
-
-    def holds(self, criterion: Any, optimizer: Any, y: torch.Tensor) -> bool:
-        return (
-            self.watch is not None
-            and self.criterion() is criterion
-            and self.optimizer() is optimizer
-            and self.y_ndim == y.ndim
-            and self.watch.unchanged()
-        )
-
-
-def refuse(problem: Problem, engine: str, tol: float, scheduled: bool = False) -> str | None:
-    """None, or why the engine cannot compute this run exactly."""
-    return refuse_engine(
-        engine, problem.criterion, tol, linear=is_sgd(problem.rule), affine=problem.model.affine,
-        scheduled=scheduled, bounded=problem.bounds is not None,
-    )  # fmt: skip
-
-
-def choose_for(
-    problem: Problem, engine: str, epochs: int, tol: float, scheduled: bool = False
-) -> str:
-    """The engine of a run."""
-    if engine == "auto" and epochs == 1:
-        return "stream"
-    # Operations of an epoch on the moments: K^2 and about 40 more.
-    leap = leap_pays(len(problem.rule), epochs, problem.model.n_terms**2 + 40)
-    return choose_engine(engine, lambda e: refuse(problem, e, tol, scheduled), leap)
 
 
 def fit(
@@ -187,9 +76,11 @@ def fit(
         record_every: record the loss after 0, record_every, 2 record_every, ... steps.
         tol: stop after the first epoch that changes the loss by no more than tol * loss.
         scheduler: one of torch's learning-rate schedulers, or a list of them, each stepped after
-            every epoch; ``ReduceLROnPlateau`` gets the epoch's loss, and costs a launch an epoch.
+            every epoch; ``ReduceLROnPlateau`` gets the epoch's loss (of a batch the mean over the
+            fits whose loss is finite), and costs a launch an epoch.
         callback: called as ``callback(epoch, loss)`` at every recorded epoch, with the parameters
-            in place; the run stops where it returns True.
+            in place, and with a loss [*batch_shape] of a batch; the run stops where it returns
+            True.
         progress: show a bar (needs tqdm).
         nan_policy: ``raise`` on nan or inf in the data, ``omit`` those samples, or ``propagate``.
         sample_weight: weight >= 0 of every sample, in the shape of x: a loss that is a sum becomes
@@ -202,7 +93,7 @@ def fit(
         bounds: a pair (lower, upper) of numbers or tensors that broadcast to every parameter, or a
             dict of such pairs by a parameter's name; infinite where there is none. Parameters are
             moved to the nearest value within before the first epoch and after every update;
-            parameters that no optimizer holds stay. On CPUs, for one variable.
+            parameters that no optimizer holds stay. On CPUs, not for several outputs.
 
     Returns:
         FitResult: final loss, history, engine, launches and why the run stopped; for a
@@ -229,188 +120,58 @@ def fit(
         raise TypeError(f"callback: expected a function, got {callback!r}")
     if callback is not None and not every:
         raise ValueError("callback: needs record_every, the epochs at which it is called")
-    weights = sample_weight, mask, sigma
+    weights, between = (sample_weight, mask, sigma), Between(scheduler, callback, progress)
     for is_one, fit_other, what in OTHERS:
         if is_one(model):
-            unserved = {"scheduler": scheduler, "callback": callback, "progress": progress or None}
-            if fit_other is not fit_batch:
-                unserved["bounds"] = bounds
-            for name, value in unserved.items():
-                if value is not None:
-                    raise ValueError(f"{name}: not for {what}, got {value!r}")
             wanted = Wanted(epochs, engine, backend, every, tolerance, nan_policy, weights, bounds)
+            if is_one is is_batch:
+                return fit_other(model, criterion, optimizer, x, y, wanted, between)
+            between.refuse_for(what)
+            if bounds is not None:
+                raise ValueError(f"bounds: not for {what}, got {bounds!r}")
             return fit_other(model, criterion, optimizer, x, y, wanted)
     known, held, problem = prepare(model, criterion, optimizer, x, y, nan_policy, weights)
     problem = with_bounds(problem, bounds, known, model)
-    schedulers = Schedulers(scheduler, optimizer, lambda: holding(known, optimizer).rule)
-    scheduled = bool(schedulers.listed)
-    requested, engine = engine, choose_for(problem, engine, epochs, tolerance, scheduled)
+    schedulers = None
+    if scheduled := bool(scheduler):
+        schedulers = Schedulers(scheduler, optimizer, lambda: holding(known, optimizer).rule)
+    chosen = choose_for(problem, engine, epochs, tolerance, scheduled)
     runner = choose(backend, problem)
     before = runner.launches()
-    if nan_policy == "raise" and engine == "stream":
+    if nan_policy == "raise" and chosen == "stream":
         _check.finite(runner.nonfinite(problem), _check.OR_ELSE)
     if nan_policy == "omit" and runner.nonfinite(problem) == _counted(problem):
         raise ValueError("x, y: no sample is left after nan_policy='omit'")
-
-    moments = None
-    stays = None if callback is not None else runner  # a callback is shown, and may change, all
-    state = begin(known, held, problem, stays)
-    bar = _progress_bar(epochs) if progress else None
-    history_epochs: list[int] = []
-    history: list[float] = []
-    done, reason, loss, previous = 0, "epochs", float("nan"), float("nan")
-    left: tuple[Any, int, float] | None = None
-    try:
-        while True:
-            stop = epochs
-            if callback is not None or bar is not None:
-                pause = every or max(1, epochs // 100)
-                stop = min(epochs, (done // pause + 1) * pause)
-            if scheduled:
-                schedulers.settle(done)
-                most = getattr(runner, "max_changes", 0)
-                taken, rule, changes = schedulers.ahead(stop - done, most)
-                stop = done + taken
-                problem = problem._replace(rule=rule, changes=changes)
-            schedule = Schedule(done, stop - done, every, tolerance, SLICE_SECONDS, previous)
-            # Ctrl-C is heard as a launch returns: what it changed must not be half taken over.
-            ahead = state.copy() if left else state
-            run = runner.descend(problem, engine, moments, schedule, ahead)
-            moments, previous = run.moments, run.previous
-            if moments is not None and not math.isfinite(moments.square):
-                if nan_policy == "raise":
-                    _check.finite(runner.nonfinite(problem), _check.OR_ELSE)
-                if done == 0 and run.epochs:  # the data overflows its moments: read it every epoch
-                    if requested != "auto":
-                        warnings.warn(
-                            f"engine: moments of this data are not finite; {engine} became stream",
-                            RuntimeWarning,
-                            stacklevel=2,
-                        )
-                    engine, moments, previous = "stream", None, float("nan")
-                    state = begin(known, held, problem, stays)
-                    continue
-            if every:
-                at = -(-done // every) * every
-                history_epochs += range(at, at + len(run.recorded) * every, every)
-                history += run.recorded.tolist()
-            left = (ahead, done + run.epochs, run.loss)
-            state, done, loss = left
-            schedulers.settle(done, run.previous)
-            if bar is not None:
-                bar.update(run.epochs)
-                bar.set_postfix(loss=f"{loss:.6g}")
-            if run.converged:
-                reason = "converged"
-                break
-            if callback is not None and (done % every == 0 or done == epochs):
-                known.commit(state, holding(known, optimizer), done > 0)
-                stop_now = callback(done, loss)
-                known.take_over(state)
-                problem = problem._replace(rule=holding(known, optimizer).rule)
-                if stop_now:
-                    reason = "callback"
-                    break
-            if done >= epochs:
-                break
-    except KeyboardInterrupt:
-        reason = "interrupted"
-        if isinstance(state, Resident):  # the last launch has changed it, whoever took note of that
-            left = state.left()
-    finally:
-        if bar is not None:
-            bar.close()
-    schedulers.settle(left[1] if left else 0, previous)
-    if left is not None:
-        state, done, loss = left
-        if scheduled or callback is not None:  # who may have changed the options since
-            held = holding(known, optimizer)
-        known.commit(state, held, done > 0)
-    if history_epochs[-1:] != [done] and reason != "interrupted":
-        history_epochs.append(done)
-        history.append(loss)
-    limit = torch.finfo(problem.x.dtype).max
-    if left and not all(-limit <= v <= limit for v in (*state.params.tolist(), loss)):  # or nan
-        reason = "diverged" if reason in ("epochs", "converged") else reason
-        _warn_diverged(problem)
+    run = Single(
+        known, held, problem, runner, chosen, record_every=every, tol=tolerance,
+        nan_policy=nan_policy, shown=callback is not None,
+        varies=scheduled or callback is not None, forced=engine != "auto",
+    )  # fmt: skip
+    reason, history_epochs, history = train(run, epochs, every, schedulers, between)
+    limit = torch.finfo(known.dtype).max
+    if run.started and not all(
+        -limit <= v <= limit for v in (*run.state.params.tolist(), run.loss)
+    ):
+        reason = "diverged" if reason in ("epochs", "converged") else reason  # or nan
+        warn_diverged(problem)
     return FitResult(
-        loss=loss,
-        epochs=done,
+        loss=run.loss,
+        epochs=run.done,
         converged=reason == "converged",
         stop_reason=reason,
-        engine=engine,
+        engine=run.engine,
         backend=runner.name,
         launches=runner.launches() - before,
         seconds=time.perf_counter() - start,
-        history_epochs=np.array(history_epochs, dtype=np.int64),
-        history=np.array(history, dtype=np.float64),
-        _data=None if problem.model.exponents else Held.of(problem),
-        _params=state.params,
+        history_epochs=history_epochs,
+        history=history[0] if len(history) == 1 else np.concatenate([np.zeros(0), *history]),
+        _data=Held.of(problem, source_of(model, x) if is_surface(model) else None),
+        _params=run.state.params,
         _module=known.module,
     )
-
-
-def begin(known: Fused, held: Holding, problem: Problem, runner: Any) -> Any:
-    """Where a run begins: at the parameters as they are, moved into their bounds."""
-    state = known.state(held, runner)
-    if problem.bounds is not None:
-        np.clip(state.params, *problem.bounds, out=state.params)
-    return state
 
 
 def _counted(problem: Problem) -> int:
     """Samples that are not left out."""
     w = problem.weight
-    return problem.x.numel() if w is None else int(torch.count_nonzero(w))
-
-
-def largest_stable_lr(problem: Problem) -> float | None:
-    """The lr above which SGD diverges on this data; None where groups differ or maximize is set,
-    and for any other criterion than squared error.
-
-    With c the largest curvature and m the momentum: 2 (1 + m) / (1 - dampening) / c, and
-    2 (1 + m) / (1 + 2 m) / c with nesterov. Source: the roots of one step on a quadratic; Polyak,
-    Some methods of speeding up the convergence of iteration methods (1964).
-    """
-    owned = [i for i, o in enumerate(problem.rule) if o is not None]
-    options = {o for o in problem.rule if isinstance(o, SgdOptions)}
-    if len(options) != 1 or not is_sgd(problem.rule):
-        return None
-    if not (problem.model.affine and problem.criterion.squared) or problem.model.exponents:
-        return None
-    o = options.pop()
-    if o.maximize or o.dampening == 1:
-        return None
-    u = (problem.x.double() - problem.model.shift) * problem.model.scale
-    w = torch.ones_like(u) if problem.weight is None else problem.weight.double()
-    counted = torch.isfinite(u) & torch.isfinite(problem.y) & (w != 0)
-    u, w = u[counted], w[counted]
-    terms = problem.model.degree + 1
-    power = np.array([float((w * u**k).sum()) for k in range(2 * terms - 1)])
-    gram = power[np.add.outer(np.arange(terms), np.arange(terms))] * 2
-    if problem.reduction == "mean":
-        gram /= power[0]
-    jacobian = np.zeros((terms, len(problem.model.slots)))
-    for factor, degree, slots in problem.model.terms:
-        for s in slots:
-            jacobian[degree, s] += factor
-    hessian = (jacobian.T @ gram @ jacobian)[np.ix_(owned, owned)]
-    curvature = float(np.linalg.eigvalsh(hessian)[-1]) + o.weight_decay
-    if not (np.isfinite(curvature) and curvature > 0):
-        return None
-    limit = 2 * (1 + o.momentum) / (1 + 2 * o.momentum if o.nesterov else 1 - o.dampening)
-    return limit / curvature
-
-
-def _warn_diverged(problem: Problem) -> None:
-    lr = largest_stable_lr(problem)
-    advice = "" if lr is None else f"; the largest stable lr for this data is about {lr:.3g}"
-    warnings.warn(f"the fit diverged to inf or nan{advice}", RuntimeWarning, stacklevel=3)
-
-
-def _progress_bar(epochs: int) -> Any:
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError("progress: needs tqdm; pip install 'polyfuse[progress]'") from error
-    return tqdm(total=epochs, unit="epoch")
+    return problem.y.numel() if w is None else int(torch.count_nonzero(w))

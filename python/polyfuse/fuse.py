@@ -10,9 +10,9 @@ from . import _check
 from .backends import choose
 from .classes import check_classes, has_outputs
 from .device_loop import DeviceLoop
-from .fit import prepare
 from .fused import Fused, fused
 from .optim.owners import Holding
+from .prepare import prepare
 from .problem import Problem, Schedule
 from .recognise import read_criterion, refuse_parameters
 from .records import Forward, Objective

@@ -13,7 +13,7 @@ from . import _C
 from .backends import Backend
 from .backends.device import DeviceMoments
 from .backends.native import make_data
-from .backends.reference import kept
+from .backends.reference import design, kept
 from .problem import Problem
 from .symbolic import Traced
 
@@ -37,19 +37,30 @@ class Linear:
         return bool(np.allclose(found, one, rtol=0, atol=1e-12))
 
 
+class Source(NamedTuple):
+    """Where the columns that the kernels read come from."""
+
+    x: torch.Tensor  # as the model takes it, [N] or [N, V]
+    columns: Callable[[torch.Tensor], torch.Tensor] | None = None  # x -> what they read
+    names: list[str] | None = None  # of the parameters, where not as the module has them
+
+
 class Held(NamedTuple):
     """The data of a fit, and what their version counters were."""
 
     problem: Problem
+    source: Source
     versions: tuple[int | None, int | None]
 
     @classmethod
-    def of(cls, problem: Problem) -> Held:
-        return cls(problem, (_version(problem.x), _version(problem.y)))
+    def of(cls, problem: Problem, source: Source | None = None) -> Held:
+        source = source or Source(problem.x)
+        return cls(problem, source, (_version(source.x), _version(problem.y)))
 
     def unchanged(self) -> Problem:
-        for name, before in zip("xy", self.versions, strict=True):
-            if _version(getattr(self.problem, name)) != before:
+        for name, now, before in zip("xy", (self.source.x, self.problem.y), self.versions,
+                                     strict=True):  # fmt: skip
+            if _version(now) != before:
                 raise RuntimeError(
                     f"{name}: changed in place since the fit, whose statistics need it as it was"
                 )
@@ -58,7 +69,14 @@ class Held(NamedTuple):
     def samples(self) -> Samples:
         from .statistics import Samples
 
-        return Samples(*(t.cpu().numpy() for t in kept(self.unchanged())))
+        return Samples(*(t.cpu().numpy() for t in kept(self.unchanged(), self.source.x)))
+
+    def design(self, x: Any) -> np.ndarray:
+        """V [N, K] at x as the model takes it."""
+        x = torch.as_tensor(np.asarray(x, np.float64))
+        x = x.reshape(-1) if self.source.x.ndim == 1 else x.reshape(-1, self.source.x.shape[1])
+        columns = x if self.source.columns is None else self.source.columns(x)
+        return design(self.problem.model, columns).numpy()
 
 
 def _version(t: torch.Tensor) -> int | None:

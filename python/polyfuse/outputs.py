@@ -12,14 +12,15 @@ import torch
 
 from . import _C, _check
 from .backends.batched import Cpu, Run
-from .batch import FitStatus, options_held, read_fits, ways_of
+from .batch import read_fits
+from .batch_result import FitStatus, ways_of
 from .classes import fit_classes
 from .criteria import CROSS_ENTROPY, Criterion, kind_of
 from .engines import choose_engine, refuse_engine
 from .problem import Wanted
 from .recognise import read_criterion, refuse_optimizer
 from .result import FitResult
-from .rules import SgdOptions
+from .rules import SgdOptions, options_held
 
 
 def fit_outputs(

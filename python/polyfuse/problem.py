@@ -63,6 +63,9 @@ class Wanted(NamedTuple):
     bounds: Any = None
 
 
+SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
+
+
 class Schedule(NamedTuple):
     first_epoch: int
     epochs: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -122,12 +122,23 @@ def regress(
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("x, y: expected finite data, got nan or inf")
     names = names or [f"x{k + 1}" for k in range(x.shape[1])]
-    equations, shift = equations_of(x, y, None if weight is None else w, constant)
+    names = ["constant", *names] if constant else names
+    found = fit_columns(x, y, None if weight is None else w, ridge, constant, names)
+    _check.warn_of_rank(found.rank, len(names))
+    return replace(found, seconds=time.perf_counter() - start)
+
+
+def fit_columns(
+    x: np.ndarray, y: np.ndarray, w: np.ndarray | None, ridge: float, constant: bool,
+    names: list[str],
+) -> Regression:  # fmt: skip
+    """`regress` of samples that count; names of all parameters."""
+    start = time.perf_counter()
+    equations, shift = equations_of(x, y, w, constant)
     ridges = [float(ridge)] * len(shift) if ridge else []
     solution = equations.solve(None, None, ridges, True)
-    _check.warn_of_rank(solution.rank, len(shift))
-    names = ["constant", *names] if constant else names
+    samples = Samples(x, y, np.ones(len(y)) if w is None else w)
     return Regression(
         solution.params, solution.sum_of_squares, solution.rank, time.perf_counter() - start,
-        solution, Samples(x, y, w), shift, constant, names,
+        solution, samples, shift, constant, names,
     )  # fmt: skip

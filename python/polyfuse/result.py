@@ -46,9 +46,7 @@ class FitResult(Reported):
 
     def _statistics(self) -> Any:
         if self._data is None or self._params is None:
-            raise ValueError(
-                "statistics: not of a fit of several variables or outputs; polyfuse.solve has them"
-            )
+            raise ValueError("statistics: not of a fit of several outputs; polyfuse.solve has them")
         from .fisher import statistics_of_run
 
         return statistics_of_run(self._data, self._params, self._module())

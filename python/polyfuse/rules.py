@@ -231,6 +231,14 @@ def options_of(optimizer: optim.Optimizer, group: dict[str, Any], p: torch.Tenso
     return cls(*values)
 
 
+def options_held(p: torch.Tensor, optimizer: optim.Optimizer) -> Options | None:
+    """The options that an optimizer updates p with; None where it does not."""
+    for group in optimizer.param_groups:
+        if any(q is p for q in group["params"]):
+            return options_of(optimizer, group, p) if p.requires_grad else None
+    return None
+
+
 def group_of(options: Options) -> dict[str, Any]:
     """The options as torch's parameter groups have them."""
     group: dict[str, Any] = {}

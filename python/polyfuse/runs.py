@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from . import _C
-from .backends.batched import SLICE_SECONDS
 from .optim.kept import read_kept, write_kept
+from .problem import SLICE_SECONDS
 from .result import FitResult
 from .rules import KEPT, Options, kept_of, row_of
 

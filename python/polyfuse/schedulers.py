@@ -19,7 +19,7 @@ class Schedulers:
     """Schedulers that take a step after every epoch.
 
     Args:
-        given: None, a scheduler or a list of them.
+        given: a scheduler or a list of them.
         optimizer: whose groups they change.
         rule_of: gives the optimizer's rule as its groups are now.
 
@@ -29,7 +29,7 @@ class Schedulers:
     """
 
     def __init__(self, given: Any, optimizer: torch.optim.Optimizer, rule_of: Callable[[], Rule]):
-        listed = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+        listed = given if isinstance(given, (list, tuple)) else [given]
         for s in listed:
             if not isinstance(s, LRScheduler):
                 raise TypeError(
@@ -50,8 +50,6 @@ class Schedulers:
         Returns how many epochs, the rule of the first of them, and its changes.
         """
         rule = self.rule_of()
-        if not self.listed:
-            return epochs, rule, ()
         if self.needs_loss:
             return min(epochs, 1), rule, ()
         self.saved = copy.deepcopy([s.state_dict() for s in self.listed]), self._options()
@@ -70,8 +68,6 @@ class Schedulers:
 
     def settle(self, done: int, loss: float = float("nan")) -> None:
         """To where a run of `done` epochs leaves them; loss: that of the last epoch."""
-        if not self.listed:
-            return
         steps = done - self.settled
         if self.needs_loss:
             for _ in range(steps):

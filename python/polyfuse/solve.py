@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,15 @@ import torch
 
 from . import _C, _check
 from .backends import choose
+from .backends.reference import finite, kept
 from .batch import is_batch, solve_batch
 from .classes import has_outputs
-from .fused import read_data
+from .fused import Fused, read_data
 from .linear import Held, linear, names_of, normal_equations, powers
 from .problem import Problem
 from .recognise import refuse_parameters, refuse_shape
 from .report import Reported
-from .surface import is_surface, solve_columns, solve_surface
+from .surface import Table, is_surface, read_surface, source_of
 
 if TYPE_CHECKING:
     from .statistics import Statistics
@@ -56,15 +58,10 @@ class Solution(Reported):
     launches: int
     seconds: float
     ridge: float
-    _data: Held = field(repr=False)
-    _solution: _C.Solution = field(repr=False)
-    _equations: _C.NormalEquations = field(repr=False)
-    _module: Any = field(repr=False)
+    _statistics_of: Callable[[], Statistics] = field(repr=False)
 
     def _statistics(self) -> Statistics:
-        return statistics_of(
-            self._data, self._equations, self._solution, self.params, self._module()
-        )
+        return self._statistics_of()
 
     def __str__(self) -> str:
         return (
@@ -148,8 +145,7 @@ def solve(
 
     Returns:
         Solution: parameters and coefficients in float64, rank, and `statistics`; for a
-        `nn.Polynomial` with a batch_shape a `BatchResult`, with one of several variables a
-        `regression.Regression`.
+        `nn.Polynomial` with a batch_shape or outputs a `BatchResult`.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected; nothing is
@@ -194,11 +190,7 @@ def solve(
             if covariance
             else "nan_policy: expected raise or omit for one fit, got 'propagate'"
         )
-    if is_surface(model):
-        _check.one_of("backend", backend, ("auto", "cpu"))
-        _check.one_of("precision", precision, ("auto", "extended"))
-        return solve_surface(model, x, y, weight, sigma, float(ridge), nan_policy == "omit")
-    known, xs, ys = read_data(model, x, y)
+    known, xs, ys = (read_surface if is_surface(model) else read_data)(model, x, y)
     traced = known.polynomial
     if traced is None:
         raise ValueError(f"model: {type(model).__name__} is no polynomial: {known.reason}")
@@ -207,18 +199,20 @@ def solve(
             "model: expected coefficients that are affine in the parameters, got products of "
             f"parameters: {traced.formula()}; use polyfuse.fit"
         )
-    reason = refuse_parameters(known.tensors) or refuse_shape(traced, x)
+    reason = refuse_parameters(known.tensors) or refuse_shape(traced, xs)
     if reason:
         raise ValueError(f"model: {reason}")
     if not any(t.requires_grad for t in known.tensors):
         raise ValueError("model: expected a trainable parameter, got none")
     weights = _check.weight(y, weight, None, sigma, name="weight")
-    if traced.exponents:
-        _check.one_of("backend", backend, ("auto", "cpu"))
-        _check.one_of("precision", precision, ("auto", "extended"))
-        return solve_columns(known, xs, ys, weights, float(ridge), nan_policy == "omit")
+    weights = None if weights is None else weights.to(ys.dtype)
     rule = (None,) * len(traced.slots)
     problem = Problem(traced, "sum", rule, xs, ys, nan_policy == "omit", weight=weights)
+    if traced.exponents or is_surface(model):
+        _check.one_of("backend", backend, ("auto", "cpu"))
+        _check.one_of("precision", precision, ("auto", "extended"))
+        data = Held.of(problem, source_of(model, x) if is_surface(model) else None)
+        return _solved_columns(known, data, float(ridge), start)
     runner = choose(backend, problem)
     if precision == "extended" and runner.name != "cpu":
         raise ValueError(f"precision: extended needs the backend cpu, got {runner.name}")
@@ -243,6 +237,7 @@ def solve(
     params[form.free] = solution.params
     known.write(params)
     _check.warn_of_rank(solution.rank, len(form.free))
+    data, module = Held.of(problem), weakref.ref(model)
     return Solution(
         params=params,
         coefficients=traced.coefficients(params),
@@ -253,10 +248,32 @@ def solve(
         launches=runner.launches() - before,
         seconds=time.perf_counter() - start,
         ridge=float(ridge),
-        _data=Held.of(problem),
-        _solution=solution,
-        _equations=equations,
-        _module=weakref.ref(model),
+        _statistics_of=lambda: statistics_of(data, equations, solution, params, module()),
+    )
+
+
+def _solved_columns(known: Fused, data: Held, ridge: float, start: float) -> Solution:
+    problem, params, before = data.problem, known.read(), _C.launches()
+    if problem.omit and not len(kept(problem)[1]):
+        raise ValueError("x, y: no sample is left after nan_policy='omit'")
+    if not problem.omit:
+        _check.finite(int((~finite(problem)).sum()))
+    table = Table.of(data, params, known.module(), ridge)
+    params[table.order] = table.found.params
+    known.write(params)
+    _check.warn_of_rank(table.found.rank, len(table.order))
+    expanded = data.source.columns is not None
+    return Solution(
+        params=params,
+        coefficients=params if expanded else problem.model.coefficients(params),
+        loss=table.found.loss,
+        rank=table.found.rank,
+        precision="extended",
+        backend="cpu",
+        launches=_C.launches() - before,
+        seconds=time.perf_counter() - start,
+        ridge=ridge,
+        _statistics_of=lambda: table.statistics(params),
     )
 
 

@@ -1,215 +1,157 @@
-"""Polynomials of several variables: what `fit` does with a `Polynomial` of more than one."""
+"""Models that are sums of columns: of several variables, of functions, or a long series."""
 
 from __future__ import annotations
 
-import math
-import time
-from functools import partial
-from typing import TYPE_CHECKING, Any
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from . import _C, _check
-from .backends.native import ENGINE
-from .backends.reference import design
-from .batch import options_held
-from .engines import choose_engine, leap_pays, refuse_engine
-from .exponents import MAX_TERMS, MAX_VARIABLES, layout, name_of
-from .fused import Fused
-from .linear import linear, names_of
+from . import _check
+from .exponents import name_of
+from .fused import Fused, fused
+from .linear import Held, Source, linear, names_of
 from .nn.polynomial import Polynomial, name_of_function
-from .problem import Wanted
-from .recognise import read_criterion, refuse_optimizer, refuse_own
-from .result import FitResult
-from .rules import SgdOptions
-from .runs import descend
+from .recognise import refuse_own
 
 if TYPE_CHECKING:
     from .regression import Regression
+    from .statistics import Statistics
 
 
 def is_surface(model: Any) -> bool:
-    """Whether a model is a sum of columns: of several variables, or of functions."""
+    """Whether a model is a sum of columns: of several variables, of functions, or of a series that
+    is not expanded in powers."""
     return (
         isinstance(model, Polynomial)
         and model.outputs is None
-        and (model.variables > 1 or bool(model.functions))
+        and not model.batch_shape
+        and bool(model.variables > 1 or model.functions or model.refuse_powers())
     )
 
 
-def _data(model: Polynomial, x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [N, variables], or [N] of functions, and y [N]."""
-    return _check.data(x, y) if model.functions else _check.columns(x, y, model.variables)
+class Columns(torch.nn.Module):
+    """A model whose terms are columns of x that are there already."""
+
+    def __init__(self, coefficients: torch.nn.Parameter):
+        super().__init__()
+        self.coefficients = coefficients
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.coefficients
 
 
-class Surfaces:
-    """The compiled kernels of a model on data."""
-
-    def __init__(self, model: Polynomial, x: Any, y: Any, weight: Any, omit: bool):
-        shift, scale = zip(*model.variable, strict=True)
-        self.kernels = _C.Surface(*layout(model.exponents), list(shift), list(scale))
-        self.data = x, y, weight  # which the kernels point to
-        self.kernels.read(
-            (x.data_ptr(), x.stride(0), x.stride(1), x.dtype is torch.float64),
-            None if y is None else _series(y),
-            None if weight is None else _series(weight),
-            x.shape[0],
-            omit,
-        )
+_of_columns: weakref.WeakKeyDictionary[Polynomial, Columns] = weakref.WeakKeyDictionary()
 
 
-def _series(t: torch.Tensor) -> tuple[int, int, int, bool]:
-    return t.data_ptr(), t.stride(0), 0, t.dtype is torch.float64
-
-
-def fit_surface(
-    model: Any,
-    criterion: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    x: Any,
-    y: Any,
-    wanted: Wanted,
-) -> FitResult:
-    """`fit` of a polynomial of several variables, or in functions."""
-    start = time.perf_counter()
-    epochs, engine, backend, record_every, tol, nan_policy, weights, _ = wanted
-    _check.one_of("backend", backend, ("auto", "cpu"))
+def read_surface(model: Any, x: Any, y: Any) -> tuple[Fused, torch.Tensor, torch.Tensor]:
+    """`fused.read_data` of such a model: its trace, the columns that kernels read, and y [N]."""
     if reason := refuse_own(model):
         raise ValueError(f"model: {reason}")
-    xs, ys = _data(model, x, y)
+    xs, ys = flattened(model, x, y)
     p = model.coefficients
-    if p.dtype is not xs.dtype or xs.device.type != "cpu" or p.device != xs.device:
+    if p.dtype is not xs.dtype or p.device != xs.device:
         raise TypeError(
-            f"x: expected {p.dtype} on a CPU, as the model's coefficients, "
+            f"x: expected {p.dtype} on {p.device}, as the model's coefficients, "
             f"got {xs.dtype} on {xs.device}"
         )
-    n_columns = len(model.variable)
-    if p.numel() > MAX_TERMS or n_columns > MAX_VARIABLES:
-        raise ValueError(
-            f"model: expected at most {MAX_TERMS} terms and {MAX_VARIABLES} variables or "
-            f"functions, got {p.numel()} and {n_columns}"
+    if model.variables > 1:
+        known = fused(model, xs.dtype, xs.device, (model.variables,))
+        return known, xs, ys
+    of_columns = _of_columns.get(model)
+    if of_columns is None or of_columns.coefficients is not p:
+        of_columns = _of_columns[model] = Columns(p)
+    known = fused(of_columns, xs.dtype, xs.device, (p.numel(),))
+    with torch.no_grad():
+        if not model.functions:  # whose digits the data's dtype would not hold
+            xs, ys = xs.double(), ys.double()
+        columns = model.columns(xs)
+    return known, columns[:, 0] if p.numel() == 1 else columns, ys
+
+
+def flattened(model: Any, x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [N, variables], or [N] of one, and y [N]."""
+    if model.variables > 1:
+        return _check.columns(x, y, model.variables)
+    return _check.data(x, y)
+
+
+def source_of(model: Any, x: torch.Tensor) -> Source:
+    """What the statistics of such a model are told of x."""
+    if model.variables > 1:
+        xs = x.detach().resolve_neg().reshape(-1, model.variables)
+        return Source(xs, None, [name_of(powers) for powers in model.exponents])
+    names = None if model.functions is None else [name_of_function(f) for f in model.functions]
+    squeezed = model.coefficients.numel() == 1
+
+    def columns(x: torch.Tensor) -> torch.Tensor:
+        found = model.columns(x)
+        return found[:, 0] if squeezed else found
+
+    return Source(_check.flat(x), columns, names)
+
+
+class Table(NamedTuple):
+    """The columns of the trainable parameters: that of the constant, if there is one, first."""
+
+    data: Held
+    columns: Callable[[Any], np.ndarray]  # of x as the model takes it -> [N, F]
+    offset: np.ndarray  # [K], the coefficients of what is fixed
+    order: np.ndarray  # [F], the parameters
+    names: list[str]
+    constant: bool
+    found: Regression  # on them
+
+    @classmethod
+    def of(cls, data: Held, params: np.ndarray, module: Any, ridge: float = 0.0) -> Table:
+        """params: [P], of which those that are not trainable stay."""
+        from .regression import fit_columns
+
+        problem, (x, y, w) = data.problem, data.samples()
+        form, terms = linear(problem.model, params), data.design(x)
+        ones = (terms @ form.jacobian == 1).all(axis=0)
+        order = np.argsort(~ones, kind="stable")
+        jacobian, offset = form.jacobian[:, order], form.offset[:, 0]
+        constant = len(order) > 1 and bool(ones.any())
+        named = data.source.names or names_of(module, problem.model)
+        names = [named[form.free[i]] for i in order]
+        if constant and data.source.names:
+            names[0] = "constant"
+        columns, weight = (
+            terms @ jacobian[:, int(constant) :],
+            None if problem.weight is None else w,
         )
-    if model.functions:
-        with torch.no_grad():
-            xs = model.columns(xs)
-    read = read_criterion(criterion, y)
-    if isinstance(read, str):
-        raise ValueError(f"criterion: {read}")
-    kind, mean = read
-    weight = _check.weight(y, *weights)
-    if reason := kind.refuse_targets(ys, weight):
-        raise ValueError(f"y: {reason}")
-    if reason := refuse_optimizer(optimizer):
-        raise ValueError(f"optimizer: {reason}")
-    options = options_held(p, optimizer)
-    linear = isinstance(options, SgdOptions | None)
-    if engine == "auto" and epochs == 1:
-        engine = "stream"
-    leap = leap_pays(p.numel(), epochs, 2 * p.numel() ** 2)
-    engine = choose_engine(engine, lambda e: refuse_engine(e, kind, tol, linear=linear), leap)
-    if nan_policy == "raise":
-        _refuse_nonfinite(xs, ys, weight)
-    elif nan_policy == "omit" and not _kept(xs, ys, weight).any():
-        raise ValueError("x, y: no sample is left after nan_policy='omit'")
-    surfaces = Surfaces(model, xs, ys, weight, nan_policy == "omit")
-    kernels = surfaces.kernels
-    kernels.criterion, kernels.mean = kind.over_rows_of(y), mean
-    before = _C.launches()
-    moments = None if engine == "stream" else kernels.accumulate(torch.get_num_threads())
-    run = partial(kernels.descend, ENGINE[engine], moments)
-    return descend(
-        run, engine, p, options, optimizer, epochs, record_every, tol, start, before
-    )  # fmt: skip
+        return cls(
+            data,
+            lambda x: data.design(x) @ jacobian,
+            offset,
+            np.array(form.free)[order],
+            names,
+            constant,
+            fit_columns(columns, y - terms @ offset, weight, ridge, constant, names),
+        )
 
+    def statistics(self, params: np.ndarray, elsewhere: bool = False) -> Statistics:
+        """elsewhere: the parameters [P] are not those of the regression."""
+        from .statistics import Statistics
 
-def solve_surface(
-    model: Any, x: Any, y: Any, weight: Any, sigma: Any, ridge: float, omit: bool
-) -> Regression:
-    """`solve` of a polynomial of several variables, or in functions."""
-    from .regression import regress
+        data, found, samples = self.data, self.found, self.data.samples()
 
-    if reason := refuse_own(model):
-        raise ValueError(f"model: {reason}")
-    xs, ys = _data(model, x, y)
-    p = model.coefficients
-    if not p.requires_grad:
-        raise ValueError("model: expected a trainable parameter, got none")
-    if p.dtype is not xs.dtype:
-        raise TypeError(f"x: expected {p.dtype}, as the model's coefficients, got {xs.dtype}")
-    w = _check.weight(y, weight, None, sigma, name="weight")
-    with torch.no_grad():
-        terms = model.columns(xs.double())
-    terms, ys, w = _counted(terms, ys, w, omit)
-    constant = terms.shape[1] > 1 and bool((terms[:, 0] == 1).all())
-    columns, names = terms.cpu().numpy(), [name_of(powers) for powers in model.exponents]
-    if model.functions:
-        names = [name_of_function(f) for f in model.functions]
-    found = regress(
-        columns[:, 1:] if constant else columns,
-        ys.double().cpu().numpy(),
-        weight=None if w is None else w.double().cpu().numpy(),
-        ridge=ridge,
-        constant=constant,
-        names=names[1:] if constant else names,
-    )
-    with torch.no_grad():
-        p.copy_(torch.from_numpy(found.params))
-    return found
+        def rows(x: Any) -> np.ndarray:
+            return self.columns(x) - found._shift
 
+        def fitted(x: Any) -> np.ndarray:
+            terms = data.design(x)
+            if elsewhere:
+                return terms @ data.problem.model.coefficients(params)
+            return rows(x) @ found._solution.coefficients + terms @ self.offset
 
-def solve_columns(
-    known: Fused, xs: torch.Tensor, ys: torch.Tensor, w: torch.Tensor | None, ridge: float,
-    omit: bool,
-) -> Regression:  # fmt: skip
-    """`solve` of a module that computes a polynomial of the columns of x, [N, V]."""
-    from .regression import regress
-
-    assert known.traced is not None
-    xs, ys, w = _counted(xs, ys, w, omit)
-    params = known.read()
-    form = linear(known.traced, params)
-    terms = design(known.traced, xs).numpy()
-    columns, names = terms @ form.jacobian, names_of(known.module(), known.traced)
-    one = np.eye(len(form.jacobian))[:, 0] * (not any(known.traced.exponents[0]))
-    # The parameter that is the constant, if there is one, comes first.
-    order = np.argsort(~(form.jacobian == one[:, None]).all(axis=0), kind="stable")
-    constant = len(order) > 1 and bool((form.jacobian[:, order[0]] == one).all()) and one.any()
-    found = regress(
-        columns[:, order[1:] if constant else order],
-        ys.double().numpy() - terms @ form.offset[:, 0],
-        weight=None if w is None else w.double().numpy(),
-        ridge=ridge,
-        constant=bool(constant),
-        names=[names[form.free[i]] for i in order][int(constant) :],
-    )
-    params[np.array(form.free)[order]] = found.params
-    known.write(params)
-    return found
-
-
-def _counted(
-    xs: torch.Tensor, ys: torch.Tensor, w: torch.Tensor | None, omit: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The samples that count; raises where there is none."""
-    keep = torch.ones_like(ys, dtype=torch.bool) if w is None else w > 0
-    if omit:
-        keep = _kept(xs, ys, w)
-        if not keep.any():
-            raise ValueError("x, y: no sample is left after nan_policy='omit'")
-    if keep.all():
-        return xs, ys, w
-    return xs[keep], ys[keep], None if w is None else w[keep]
-
-
-def _kept(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-    good = x.isfinite().all(1) & y.isfinite()
-    return good if weight is None else good & (weight > 0)
-
-
-def _refuse_nonfinite(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None) -> None:
-    if math.isfinite(float(x.sum())) and math.isfinite(float(y.sum())):
-        return
-    kept = _kept(x, y, weight)
-    counted = len(kept) if weight is None else int(torch.count_nonzero(weight))
-    _check.finite(counted - int(kept.sum()), _check.OR_ELSE)
+        squares = None
+        if elsewhere:
+            squares = float((samples.w * (samples.y - fitted(samples.x)) ** 2).sum())
+        return Statistics(
+            self.names, params[self.order], list(range(len(self.order))), found._solution, rows,
+            fitted, data.samples, len(samples.y), self.constant, squares,
+        )  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from numpy.exceptions import RankWarning
 
 from .backends.batched import Cpu, Fits, Outcome, least_norm
-from .batch import FitStatus
+from .batch_result import FitStatus
 
 try:
     import xarray as xr

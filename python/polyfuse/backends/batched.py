@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _C
-from ..bases import recurrence_of
+from ..bases import recurrence_of, terms
 from ..criteria import Criterion
+from ..problem import SLICE_SECONDS
 from ..rules import (
     METHODS,
     Kept,
@@ -24,8 +25,8 @@ from ..rules import (
 )
 from .native import ENGINE
 
+SLICE = 1 << 21  # terms of samples, or of an update, for each fit of a share of 64
 DEGREE_BY = (None, "aicc", "bic")  # as csrc/cpu/batch.h has them
-SLICE_SECONDS = 0.2  # a launch comes back this often, so that Ctrl-C is heard
 
 
 class Fits(NamedTuple):
@@ -43,10 +44,7 @@ class Fits(NamedTuple):
 
     def columns(self, u: torch.Tensor) -> list[torch.Tensor]:
         """phi_k(u) of every term."""
-        phi = [torch.ones_like(u)]
-        for alpha, beta, gamma in recurrence_of(self.basis, self.params.shape[0]).T.tolist():
-            phi.append((alpha * u + beta) * phi[-1] + (gamma * phi[-2] if len(phi) > 1 else 0.0))
-        return phi[:-1]
+        return terms(self.basis, self.params.shape[0], u)
 
     def finite(self, some: torch.Tensor) -> torch.Tensor:
         """Whether the samples that count of the fits of these numbers are finite."""
@@ -68,6 +66,7 @@ class Outcome(NamedTuple):
     rank: torch.Tensor  # [B] int32
     grad: Any = None  # [K, B]
     epochs: Any = None  # [B] int64
+    previous: Any = None  # [B] float64, loss of the last epoch, before its step
     recorded: Any = None  # [M, B]
     kept: Any = ()  # tensor [K, B], float or None, by row of the rule's state
     counted: Any = None  # [B] int32
@@ -90,29 +89,42 @@ class Run:
     record_every: int
     tol: float
     bounds: Any = None  # low and high [K, B], float64
+    changes: tuple[tuple[int, Options], ...] = ()  # (epochs from the launch's start, from then on)
+    first_epoch: int = 0
+    before: Outcome | None = None  # of the launch before; its parameters are those of the fits
+    watched: bool = False  # whether `previous` is wanted
+
+    def records(self) -> int:
+        """How many losses are recorded."""
+        every, first = self.record_every, self.first_epoch
+        return -(-(first + self.epochs) // every) + -first // every if every else 0
 
     def rows(self) -> list[tuple[Kept, Any]]:
         """What the rule keeps, with its value now: a new tensor [K, B] or a number."""
         if self.options is None:
             return []
-        there = self.optimizer.state.get(self.parameter, {})
         rows: list[tuple[Kept, Any]] = []
-        for kept, used in zip(METHODS[type(self.options)].kept, kept_of(self.options), strict=True):
-            value = there.get(kept.name) if used else None
+        rules = {self.options, *(options for _, options in self.changes)}
+        for kept, value in zip(METHODS[type(self.options)].kept, self._kept_before(), strict=True):
             start = 0.0 if kept.name == "momentum_buffer" else kept.start(self.options)
             if kept.scalar:
                 rows.append((kept, start if value is None else float(value)))
-            elif used:
+            elif any(kept.used(options) for options in rules):
                 rows.append((kept, self._filled(start) if value is None else self._copy(value)))
             else:
                 rows.append((kept, 0.0))
         return rows
 
+    def _kept_before(self) -> list[Any]:
+        if self.before is not None:
+            return list(self.before.kept)
+        there = self.optimizer.state.get(self.parameter, {})
+        return [there.get(kept.name) for kept in METHODS[type(self.options)].kept]
+
     @property
     def filled(self) -> float:
         """1 where SGD has a buffer."""
-        there = self.optimizer.state.get(self.parameter, {})
-        return float(there.get("momentum_buffer") is not None)
+        return float(self._kept_before()[0] is not None)
 
     def _filled(self, value: float) -> torch.Tensor:
         return torch.full_like(self.fits.params, value, memory_format=torch.contiguous_format)
@@ -127,7 +139,7 @@ class Run:
         with torch.no_grad():
             p.copy_(out.params.view(p.shape))
         if self.epochs and p.requires_grad:
-            p.grad = out.grad.view(p.shape)
+            p.grad = out.grad.to(p.dtype).view(p.shape)
             self._keep(out)
 
     def _keep(self, out: Outcome) -> None:
@@ -144,7 +156,7 @@ class Run:
                 dtype, device = scalar_place(self.optimizer, p)
                 new = new.to(device, dtype)
             else:
-                new = new.view(p.shape)
+                new = new.to(p.dtype).view(p.shape)
             if there is None:
                 state[kept.name] = new
             else:
@@ -161,6 +173,14 @@ class Cpu:
 
     def refuse_engine(self, engine: str) -> str | None:
         return None
+
+    def most_epochs(self, run: Run) -> int:
+        """So many that a share of the fits takes less than about `SLICE_SECONDS`."""
+        terms = run.fits.params.shape[0]
+        if run.engine == "closed_form":
+            return SLICE // terms**2 * run.record_every or run.epochs
+        each = len(run.fits.y) * terms if run.engine == "stream" else terms * (terms + 8)
+        return max(1, SLICE // each)
 
     def solve(self, fits: Fits, covariance: bool, degree_by: str | None = None) -> Outcome:
         terms, n_fits = fits.params.shape
@@ -187,19 +207,28 @@ class Cpu:
         fits = run.fits
         n_fits = fits.params.shape[1]
         batch, out = _told(fits)
-        recorded = -(-run.epochs // run.record_every) if run.record_every else 0
+        last = run.first_epoch + run.epochs
         out = out._replace(
             grad=torch.empty_like(out.params),
-            epochs=torch.empty(n_fits if run.tol >= 0 else 0, dtype=torch.int64),
-            recorded=torch.empty(recorded, n_fits, dtype=torch.float64),
+            recorded=torch.empty(run.records(), n_fits, dtype=torch.float64),
         )
-        batch.criterion, batch.mean, batch.engine = run.criterion, run.mean, ENGINE[run.engine]
-        batch.schedule = run.epochs, run.record_every, run.tol
-        batch.rule = run.options and row_of(run.options)
-        batch.grad = out.grad.data_ptr()
+        before = run.before
+        if before is not None:
+            out.rank.copy_(before.rank)
         if run.tol >= 0:  # or each fit does all
+            none = torch.zeros(n_fits, dtype=torch.int64)
+            out = out._replace(epochs=none if before is None else before.epochs.clone())
             batch.epochs = out.epochs.data_ptr()
-        batch.recorded = out.recorded.data_ptr()
+        if run.tol >= 0 or run.watched:
+            none = torch.full((n_fits,), torch.nan, dtype=torch.float64)
+            out = out._replace(previous=none if before is None else before.previous.clone())
+            batch.previous = out.previous.data_ptr()
+        batch.criterion, batch.mean, batch.engine = run.criterion, run.mean, ENGINE[run.engine]
+        batch.schedule = run.first_epoch, run.epochs, run.record_every, run.tol
+        batch.rule = run.options and row_of(run.options)
+        for epoch, options in run.changes:
+            batch.change(epoch, row_of(options))
+        batch.grad, batch.recorded = out.grad.data_ptr(), out.recorded.data_ptr()
         if run.bounds is not None:
             batch.low, batch.high = (end.data_ptr() for end in run.bounds)
         rows = run.rows()
@@ -211,12 +240,11 @@ class Cpu:
         if isinstance(run.options, SgdOptions):
             batch.keep_once(1, run.filled)
         _run(batch, n_fits)
-        done = run.epochs
         if run.tol >= 0:
-            done = int(out.epochs.max())
+            last = int(out.epochs.max())
         else:
-            out = out._replace(epochs=torch.full((), done).expand(n_fits))
-        once = batch.kept_after(done)
+            out = out._replace(epochs=torch.full((), last).expand(n_fits))
+        once = batch.kept_after(last - run.first_epoch)
         kept = [
             once[row] if what.scalar else value if isinstance(value, torch.Tensor) else None
             for row, (what, value) in enumerate(rows)
@@ -274,24 +302,24 @@ class Reference:
     def refuse_engine(self, engine: str) -> str | None:
         return None
 
+    def most_epochs(self, run: Run) -> int:
+        return run.epochs
+
     def launches(self) -> int:
         return 0
 
     def solve(self, fits: Fits, covariance: bool, degree_by: str | None = None) -> Outcome:
         if degree_by is not None:
             raise ValueError("backend: reference cannot serve this batch: it chooses no degree")
-        x, y, w = _whole(fits)
-        u = (x - fits.shift) * fits.scale
+        _, y, w = _whole(fits)
         terms = fits.params.shape[0]
-        powers = torch.stack(fits.columns(u), -1).transpose(0, 1)  # [B, N, K]
-        root = w.sqrt().T[..., None]
-        size = (powers * root).norm(dim=1, keepdim=True).clamp(min=1e-300)
-        inverse = torch.linalg.pinv(powers * root / size, rtol=1e-13)
+        powers, scaled, root, size = _designs(fits)
+        inverse = torch.linalg.pinv(scaled, rtol=1e-13)
         params = (inverse @ (root * y.T[..., None]) / size.mT)[..., 0].T
         residual = y - (powers @ params.T[..., None])[..., 0].T
         square, total = (w * residual**2).sum(0), w.sum(0)
         mean = (w * y).sum(0) / total
-        rank = torch.linalg.matrix_rank(powers * root / size, rtol=1e-13)
+        rank = torch.linalg.matrix_rank(scaled, rtol=1e-13)
         status = torch.where(rank < terms, 2, 0)
         status[~fits.finite(torch.arange(len(status)))] = 3
         spread = None
@@ -309,7 +337,7 @@ class Reference:
         x, y, w = _whole(fits)
         columns = fits.columns((x - fits.shift) * fits.scale)
         p = fits.params.double().clone().requires_grad_()
-        terms, n_fits = p.shape
+        n_fits = p.shape[1]
         total = w.sum(0) if run.mean else torch.ones(n_fits, dtype=torch.float64)
 
         def loss_of(params: torch.Tensor) -> torch.Tensor:
@@ -323,20 +351,26 @@ class Reference:
         if run.options is not None:
             method = METHODS[type(run.options)]
             optimizer = method.optimizer([p], **group_of(run.options))
-            filled = run.optimizer.state.get(run.parameter)
-            for what, value in run.rows() if filled else ():
+            there = run.before or run.optimizer.state.get(run.parameter)
+            started = run.filled if isinstance(run.options, SgdOptions) else there
+            for what, value in run.rows() if started else ():
                 double = value.double() if isinstance(value, torch.Tensor) else torch.tensor(value)
                 optimizer.state[p][what.name] = double
-        epochs = torch.zeros(n_fits, dtype=torch.int64)
-        previous, active = torch.full((n_fits,), torch.nan), torch.ones(n_fits, dtype=torch.bool)
+        last, changes = run.first_epoch + run.epochs, dict(run.changes)
+        epochs, previous = torch.zeros(n_fits, dtype=torch.int64), torch.full((n_fits,), torch.nan)
+        if run.before is not None:
+            epochs, previous = run.before.epochs.clone(), run.before.previous
+        active = epochs == run.first_epoch
         recorded, grad = [], torch.zeros_like(p)
-        for epoch in range(run.epochs):
+        for epoch in range(run.first_epoch, last):
+            if optimizer is not None and (change := changes.get(epoch - run.first_epoch)):
+                optimizer.param_groups[0].update(group_of(change))
             loss = loss_of(p)
             if run.record_every and epoch % run.record_every == 0:
                 recorded.append(loss.detach().clone())
             if run.tol >= 0:
                 active &= ~((previous - loss).abs() <= run.tol * loss.abs())
-                previous = loss.detach()
+            previous = loss.detach()
             (p.grad,) = torch.autograd.grad(loss.sum(), p)
             grad = torch.where(active, p.grad, grad)
             if optimizer is not None and active.any():
@@ -350,7 +384,7 @@ class Reference:
                     new.copy_(torch.where(active, new, old))
             epochs += active
         loss = loss_of(p).detach()
-        status = torch.where(epochs < run.epochs, 0, 1)
+        status = torch.where(epochs < last, 0, 1)
         status[~loss.isfinite()] = 4
         status[~fits.finite(torch.arange(n_fits))] = 3
         status[(w > 0).sum(0) == 0] = 2
@@ -359,8 +393,8 @@ class Reference:
         kept = [None if what is None else state.get(what.name) for what in known]
         return Outcome(
             p.detach().to(fits.params.dtype), loss, status.int(),
-            torch.full((n_fits,), terms, dtype=torch.int32),
-            grad=grad.to(fits.params.dtype), epochs=epochs, kept=kept,
+            torch.linalg.matrix_rank(_designs(fits)[1].nan_to_num(), rtol=1e-13).int(),
+            grad=grad.to(fits.params.dtype), epochs=epochs, kept=kept, previous=previous,
             recorded=torch.stack(recorded) if recorded else torch.empty(0, n_fits),
         )  # fmt: skip
 
@@ -373,6 +407,15 @@ def _whole(fits: Fits) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if fits.omit:
         w = torch.where(x.isfinite() & y.isfinite(), w, 0.0)
     return torch.where(w > 0, x, 0.0), torch.where(w > 0, y, 0.0), w
+
+
+def _designs(fits: Fits) -> tuple[torch.Tensor, ...]:
+    """The terms of every fit [B, N, K], the same weighted and of unit length, and by what."""
+    x, _, w = _whole(fits)
+    terms = torch.stack(fits.columns((x - fits.shift) * fits.scale), -1).transpose(0, 1)
+    root = w.sqrt().T[..., None]
+    size = (terms * root).norm(dim=1, keepdim=True).clamp(min=1e-300)
+    return terms, terms * root / size, root, size
 
 
 def _triton() -> Any:

@@ -19,8 +19,13 @@ def design(model: Traced, x: torch.Tensor) -> torch.Tensor:
     if model.exponents:
         shift, scale = torch.tensor(model.variables, dtype=torch.float64).T
         u = (x.double() - shift) * scale
-        powers = [u ** torch.tensor(exponents) for exponents in model.exponents]
-        return torch.stack([p.prod(dim=1) for p in powers], dim=1)
+        columns = []
+        for exponents in model.exponents:
+            columns.append(torch.ones_like(u[:, 0]))
+            for v, power in enumerate(exponents):
+                if power:
+                    columns[-1] = columns[-1] * u[:, v] ** power
+        return torch.stack(columns, dim=1)
     u = (x.double() - model.shift) * model.scale
     return torch.stack([u**k for k in range(model.degree + 1)], dim=1)
 
@@ -43,14 +48,16 @@ def finite(problem: Problem) -> torch.Tensor:
     return good if problem.weight is None else good | (problem.weight == 0)
 
 
-def kept(problem: Problem) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x, y and the weights of the samples that count."""
-    x, y = problem.x.double(), problem.y.double()
-    w = torch.ones_like(x) if problem.weight is None else problem.weight.double()
+def kept(
+    problem: Problem, x: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, or what is given for it, y and the weights of the samples that count."""
+    y = problem.y.double()
+    w = torch.ones_like(y) if problem.weight is None else problem.weight.double()
     keep = w != 0
     if problem.omit:
-        keep &= torch.isfinite(x) & torch.isfinite(y)
-    return x[keep], y[keep], w[keep]
+        keep &= finite(problem)
+    return (problem.x if x is None else x).double()[keep], y[keep], w[keep]
 
 
 class Step:

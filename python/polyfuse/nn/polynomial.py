@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..bases import BASES, name_of, series
+from ..bases import BASES, name_of, series, terms
 from ..exponents import parent_of
 from ..logits import Logits, logits
 from .module import Module
@@ -243,9 +243,12 @@ class Polynomial(Module):
 
     @torch.jit.unused
     def columns(self, x: torch.Tensor) -> torch.Tensor:
-        """The terms at x [..., variables], or [...] of functions, -> [..., K]."""
+        """The terms at x [..., variables], or [...] of one variable, -> [..., K]."""
         if self.functions:
             return torch.stack([_values(f, k, x) for k, f in enumerate(self.functions)], -1)
+        if self.variables == 1:
+            ((shift, scale),) = self.variable
+            return torch.stack(terms(self.basis, len(self.exponents), (x - shift) * scale), -1)
         if x.ndim == 0 or x.size(-1) != self.variables:
             raise ValueError(f"x: expected shape (..., {self.variables}), got {tuple(x.shape)}")
         u = [(x[..., v] - shift) * scale for v, (shift, scale) in enumerate(self.variable)]
