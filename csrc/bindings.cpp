@@ -156,7 +156,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<pf::Plan>(m, "Plan")
       .def(py::init<int, int, py::list, double, double, py::object>())
       .def("set_rule", &pf::Plan::set_rule)
-      .def("set_classes", [](pf::Plan& p, const pf::Classes& classes) { p.classes = classes; })
+      .def("set_stacked", [](pf::Plan& p, const pf::Stacked& stacked) { p.stacked = stacked; })
       .def("set_changes", &pf::Plan::set_changes)
       .def_property(
           "criterion", [](const pf::Plan& p) { return p.problem.criterion; },
@@ -203,7 +203,7 @@ PYBIND11_MODULE(_C, m) {
 
   pf::bind_batch(m);
   pf::bind_surface(m);
-  pf::bind_classes(m);
+  pf::bind_stacked(m);
   pf::bind_solve(m);
 
   m.def("generation", &pf::generation);
@@ -258,13 +258,13 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("freed", &pf::Objective::freed);
 
   py::class_<pf::Loop>(m, "Loop", collected<pf::Loop>())
-      .def(
-          py::init([](pf::Plan& plan, const py::tuple& tensors, const py::list& slots, bool float64,
-                      const py::list& watched, std::optional<std::vector<int64_t>> of_y) {
-            const pf::Dtype dtype = float64 ? pf::Dtype::Float64 : pf::Dtype::Float32;
-            return new pf::Loop(plan, tensors, slots, dtype, watched, std::move(of_y));
-          }),
-          py::keep_alive<1, 2>())
+      .def(py::init([](pf::Plan& plan, const py::tuple& tensors, const py::list& stretches,
+                       bool float64, const py::list& watched,
+                       std::optional<std::vector<int64_t>> of_y) {
+             const pf::Dtype dtype = float64 ? pf::Dtype::Float64 : pf::Dtype::Float32;
+             return new pf::Loop(plan, tensors, stretches, dtype, watched, std::move(of_y));
+           }),
+           py::keep_alive<1, 2>())
       .def("unchanged", &pf::Loop::unchanged)
       .def("as_trainable", &pf::Loop::as_trainable)
       .def("snapshot",

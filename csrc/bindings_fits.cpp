@@ -7,7 +7,7 @@
 #include <tuple>
 
 #include "cpu/batch.h"
-#include "cpu/classes.h"
+#include "cpu/stacked.h"
 #include "plan.h"
 #include "step.h"
 
@@ -59,31 +59,32 @@ void bind_surface(py::module_& m) {
       .def_readonly("weight", &SurfaceMoments::weight);
 }
 
-void bind_classes(py::module_& m) {
-  py::class_<Classes>(m, "Classes")
-      .def(py::init([](int n_terms, int n_classes, double shift, double scale,
+void bind_stacked(py::module_& m) {
+  py::class_<Stacked>(m, "Stacked")
+      .def(py::init([](int n_terms, int n_outputs, double shift, double scale,
                        std::tuple<Address, Address, Address> basis) {
         const auto [alpha, beta, gamma] = basis;
-        Classes s;
+        Stacked s;
         s.n_terms = n_terms;
-        s.n_classes = n_classes;
+        s.n_outputs = n_outputs;
         s.shift = shift;
         s.scale = scale;
         s.basis = {at<const double>(alpha), at<const double>(beta), at<const double>(gamma)};
         return s;
       }))
       .def("read",
-           [](Classes& s, const SeriesTuple& x, Address index, const SeriesTuple& share, int64_t n,
-              const Criterion& criterion, bool mean) {
+           [](Stacked& s, const SeriesTuple& x, const SeriesTuple& y, const SeriesTuple& w,
+              Address index, int64_t n, const Criterion& criterion, bool mean) {
              s.x = series(x);
+             s.y = series(y);
+             s.w = series(w);
              s.index = at<const int64_t>(index);
-             s.share = series(share);
              s.n = n;
              s.criterion = criterion;
              s.mean = mean;
            })
       .def("descend",
-           [](const Classes& s, int, py::handle, const py::list& rows, int64_t first_epoch,
+           [](const Stacked& s, int, py::handle, const py::list& rows, int64_t first_epoch,
               int64_t epochs, int64_t record_every, double tol, double seconds, double previous,
               int threads, Array params, Array kept, Array grad) {
              return report_of(rows, first_epoch, epochs, record_every, tol, seconds, previous,

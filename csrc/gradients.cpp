@@ -50,8 +50,8 @@ bool Step::replace_grads(const py::array_t<double>& values) {
 }
 
 void Step::set_grads_to(const double* values) {
-  for (size_t i = 0; i < slots_.size(); ++i)
-    write(dtype_, grad_at_[slots_[i].tensor].address, slots_[i].element, values[i]);
+  for (const Stretch& s : stretches_)
+    write(dtype_, grad_at_[s.tensor].address, s.element, s.count, values + s.begin);
   for (size_t t = 0; t < tensors_.size(); ++t)
     if (trainable_[t]) torch().grad.set(tensors_[t].ptr(), grads_[t].ptr());
 }

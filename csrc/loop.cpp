@@ -275,7 +275,7 @@ PyObject* Loop::backward(PyObject* const* args, size_t n_args) {
     return nullptr;
   if (!loop->holds(objective)) {
     if (!loop->bound_to(nullptr) || !loop->settled(objective) ||
-        !loop->launch(objective, loop->data_.n < kLongLaunch
+        !loop->launch(objective, loop->n_elements() < kLongLaunch
                                      ? 1
                                      : static_cast<int>(number(torch().get_num_threads()))))
       return nullptr;

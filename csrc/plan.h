@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "cpu/classes.h"
+#include "cpu/stacked.h"
 #include "surface_tables.h"
 
 namespace polyfuse {
@@ -25,7 +25,7 @@ struct Plan {
   std::vector<int64_t> changes;
   std::unique_ptr<SurfaceTables> surface;
   Problem problem;
-  std::optional<Classes> classes;  // what a model of several outputs has in place of a map
+  std::optional<Stacked> stacked;  // what polynomials side by side have in place of a map
 
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;

@@ -29,10 +29,18 @@ bool recorded() {
          number(torch().is_autocast_enabled(torch().cpu.ptr()));
 }
 
-uint64_t bits_of(double value) {
-  uint64_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
+// Whether numbers are those of before, bit for bit; and sets those.
+bool refresh(double* before, Dtype dtype, const void* base, int64_t element, int64_t count) {
+  constexpr int64_t kAtOnce = 64;
+  double now[kAtOnce];
+  bool same = true;
+  for (int64_t i = 0; i < count; i += kAtOnce) {
+    const int64_t n = std::min(kAtOnce, count - i);
+    read(dtype, base, element + i, n, now);
+    same = same && std::memcmp(before + i, now, sizeof(double) * n) == 0;
+    std::copy_n(now, n, before + i);
+  }
+  return same;
 }
 
 template <class Objects>
@@ -54,7 +62,7 @@ void promise(py::handle tensor) {
 }
 void end_promise(uintptr_t tensor) { promised.erase(reinterpret_cast<PyObject*>(tensor)); }
 
-Step::Step(Plan& plan, const py::tuple& tensors, const py::list& slots, Dtype dtype,
+Step::Step(Plan& plan, const py::tuple& tensors, const py::list& stretches, Dtype dtype,
            const py::list& watched, std::optional<std::vector<int64_t>> of_y)
     : plan_(plan), dtype_(dtype), of_y_(std::move(of_y)), module_watch_(watched) {
   for (py::handle t : tensors) {
@@ -62,14 +70,14 @@ Step::Step(Plan& plan, const py::tuple& tensors, const py::list& slots, Dtype dt
     storages_.push_back(t.attr("untyped_storage")());
     trainable_.push_back(t.attr("requires_grad").cast<bool>());
   }
-  for (py::handle s : slots) {
-    const auto [tensor, element] = s.cast<std::pair<int, int64_t>>();
-    slots_.push_back({tensor, element});
+  int64_t n = 0;
+  for (py::handle s : stretches) {
+    const auto [tensor, element, count] = s.cast<std::tuple<int, int64_t, int64_t>>();
+    stretches_.push_back({tensor, element, count, n});
+    n += count;
   }
   param_at_ = layouts(tensors_);
-  const size_t n = slots_.size();
-  params_.resize(n), grad_.resize(n), next_.resize(n), kept_.resize(n * kKept),
-      next_kept_.resize(n * kKept);
+  for (auto* of_each : {&params_, &grad_, &next_}) of_each->resize(static_cast<size_t>(n));
   kept_at_.resize(tensors_.size() * kKept);
 }
 
@@ -86,7 +94,7 @@ int Step::visit(visitproc visit, void* arg) const {
 
 void Step::clear() {
   alive_ = false;
-  slots_.clear();
+  stretches_.clear();
   tensors_.clear(), kept_at_.clear(), grads_.clear();
   module_watch_ = owner_watch_ = {};
   x_ = y_ = {};
@@ -119,23 +127,19 @@ bool Step::as_trainable() const {
 }
 
 void Step::snapshot(double* params) const {
-  for (size_t i = 0; i < slots_.size(); ++i)
-    params[i] = read(dtype_, param_at_[slots_[i].tensor].address, slots_[i].element);
+  for (const Stretch& s : stretches_)
+    read(dtype_, param_at_[s.tensor].address, s.element, s.count, params + s.begin);
 }
 
 bool Step::unchanged_since(const Forward& forward) const {
-  for (size_t i = 0; i < slots_.size(); ++i) {
-    const Slot slot = slots_[i];
-    if (bits_of(read(dtype_, param_at_[slot.tensor].address, slot.element)) !=
-        bits_of(forward.params[i]))
-      return false;
-  }
-  return true;
+  std::vector<double> now(forward.params.size());
+  snapshot(now.data());
+  return std::memcmp(now.data(), forward.params.data(), now.size() * sizeof(double)) == 0;
 }
 
 void Step::store(const py::array_t<double>& params) {
-  for (size_t i = 0; i < slots_.size(); ++i)
-    write(dtype_, param_at_[slots_[i].tensor].address, slots_[i].element, params.data()[i]);
+  for (const Stretch& s : stretches_)
+    write(dtype_, param_at_[s.tensor].address, s.element, s.count, params.data() + s.begin);
 }
 
 // -- the data
@@ -154,6 +158,8 @@ void Step::see(const py::object& x, const py::object& y) {
     data_.n = of_x.shape[0];
     data_.x_stride = of_x.shape[1];
   }
+  if (plan_.stacked && of_x.n_dims > 1)
+    data_.n /= plan_.stacked->n_outputs;  // x of its own for each
   data_.y_stride = of_y.n_dims == 1 ? of_y.stride[0] : 1;
   data_.dtype = dtype_;
   moments_.reset();
@@ -166,7 +172,7 @@ bool Step::adopt(PyObject* x) {
   if (!layout.serves_as(like) || recorded()) return false;
   for (int i = 1; i < layout.n_dims; ++i)
     if (layout.shape[i] != like.shape[i]) return false;
-  if (of_y_ && layout.shape[0] < 2) return false;  // one row is traced anew
+  if (of_y_ && !plan_.stacked && layout.shape[0] < 2) return false;  // one row is traced anew
   see(py::reinterpret_borrow<py::object>(x), py::none());
   return true;
 }
@@ -174,7 +180,7 @@ bool Step::adopt(PyObject* x) {
 bool Step::adopt_target(PyObject* y) {
   if (!x_.tensor()) return false;
   const Layout layout = is_plain(y) ? Layout::of_any(y) : Layout{};
-  if (plan_.classes) {
+  if (plan_.stacked && target_.kind != x_.layout().kind) {  // classes
     Layout like = target_;
     like.shape[0] = x_.layout().shape[0];
     if (!layout.serves_as(like) || !layout.same_shape(like)) return false;
@@ -230,6 +236,7 @@ void Step::bind(const py::object& owner, bool found, const py::list& watched, co
         const bool single = tensor.attr("itemsize").cast<int>() == sizeof(float);
         all[t * kKept + row] = {py::reinterpret_borrow<py::object>(tensor), at,
                                 single ? Dtype::Float32 : Dtype::Float64, at.numel() == 1};
+        kept_[row].resize(params_.size()), next_kept_[row].resize(params_.size());
       }
       ++row;
     }
@@ -264,18 +271,18 @@ bool Step::launch(Objective& objective, int threads) {
   problem.threads = threads;
   const Layout& of_x = x_.layout();
   if (problem.criterion.per_row && of_x.n_dims > 0)
-    problem.criterion.weight *= static_cast<double>(data_.n) / static_cast<double>(of_x.shape[0]);
+    problem.criterion.weight *= static_cast<double>(n_elements()) / of_x.shape[0];
   if (!objective.weight.is_none() && !weigh(problem, objective)) return false;
   const bool squared = problem.criterion.kind == CriterionKind::SquaredError && !problem.data.w;
   const Moments* moments = moments_ && squared ? &*moments_ : nullptr;
   const Forward& forward = *objective.forward;
   const auto look = [&](double* grad) {
     const double* params = forward.params.data();
-    return plan_.classes ? polyfuse::objective(classes_of(objective), threads, params, grad)
+    return plan_.stacked ? polyfuse::objective(stacked_of(problem), threads, params, grad)
                          : polyfuse::objective(problem, moments, params, grad);
   };
   double loss;
-  if (moments || data_.n < kLongLaunch) {
+  if (moments || n_elements() < kLongLaunch) {
     loss = look(grad_.data());
   } else {
     std::vector<double> grad(grad_.size());  // other threads may launch meanwhile
@@ -285,11 +292,11 @@ bool Step::launch(Objective& objective, int threads) {
     }
     grad_ = std::move(grad);
   }
-  if (plan_.classes && std::isnan(loss)) {
-    const Classes classes = classes_of(objective);
-    if (const int64_t* bad = class_out_of_range(classes)) {
+  if (plan_.stacked && std::isnan(loss)) {
+    const Stacked stacked = stacked_of(problem);
+    if (const int64_t* bad = class_out_of_range(stacked)) {
       PyErr_Format(PyExc_IndexError, "target: expected classes from 0 to %d, got %lld",
-                   classes.n_classes - 1, static_cast<long long>(*bad));
+                   stacked.n_outputs - 1, static_cast<long long>(*bad));
       throw py::error_already_set();
     }
   }
@@ -303,8 +310,8 @@ bool Step::launch(Objective& objective, int threads) {
   objective.launch = ++launch_;
   computed_ = updates_;
   if (!updates_) return true;
-  for_each_kept([](double& number, const Kept& kept, int64_t element) {
-    number = read(kept.dtype, kept.at.address, element);
+  for_each_kept([&](int row, int64_t begin, const Kept& kept, int64_t element, int64_t count) {
+    read(kept.dtype, kept.at.address, element, count, &kept_[row][begin]);
   });
   update();
   return true;
@@ -319,54 +326,77 @@ bool Step::weigh(Problem& problem, const Objective& objective) const {
   // Torch's mean is that of the weights for these two, and over the samples for others.
   if (objective.weighted_mean) return true;
   if (kind == CriterionKind::SquaredError || kind == CriterionKind::AbsoluteError) return true;
-  if (problem.mean) problem.criterion.weight /= static_cast<double>(data_.n);
+  if (problem.mean) problem.criterion.weight /= static_cast<double>(n_elements());
   problem.mean = false;
   return true;
 }
 
-Classes Step::classes_of(const Objective& objective) const {
-  Classes classes = plan_.classes.value_or(Classes{});
-  classes.x = {data_.x, data_.x_stride, 0, dtype_};
-  classes.n = data_.n;
-  if (y_.layout().n_dims == 1) {
-    classes.index = static_cast<const int64_t*>(data_.y);
-    classes.index_stride = data_.y_stride;
+Stacked Step::stacked_of(const Problem& problem) const {
+  Stacked stacked = *plan_.stacked;
+  const int64_t outputs = stacked.n_outputs;
+  const bool own = x_.layout().n_dims > 1;
+  stacked.x = {data_.x, own ? outputs : data_.x_stride, own ? 1 : 0, dtype_};
+  stacked.n = data_.n;
+  if (has_classes()) {
+    stacked.index = static_cast<const int64_t*>(data_.y);
+    stacked.index_stride = data_.y_stride;
   } else {
-    classes.share = {data_.y, classes.n_classes, 1, dtype_};
+    stacked.y = {data_.y, y_.layout().n_dims == 1 ? data_.y_stride : outputs, 1, dtype_};
+    stacked.w = {problem.data.w, y_.layout().n_dims == 1 ? problem.data.w_stride : outputs, 1,
+                 dtype_};
   }
-  classes.criterion = objective.criterion;
-  classes.mean = objective.mean;
-  return classes;
+  stacked.criterion = problem.criterion;
+  stacked.mean = problem.mean;
+  return stacked;
 }
 
 template <class F>
 void Step::for_each_kept(F&& f) {
-  for (size_t i = 0; i < slots_.size(); ++i)
-    for (int row = 0; row < kKept; ++row) {
-      const Kept& kept = kept_of(slots_[i], row);
-      if (kept.at.address) f(kept_[i * kKept + row], kept, kept.scalar ? 0 : slots_[i].element);
-    }
+  for (const Stretch& s : stretches_)
+    for (int row = 0; row < kKept; ++row)
+      if (const Kept& kept = kept_of(s, row); kept.at.address)
+        f(row, s.begin, kept, kept.scalar ? 0 : s.element, kept.scalar ? 1 : s.count);
 }
 
 // next_ and next_kept_ from params_, grad_ and kept_, in the precision of the parameters.
 void Step::update() {
-  for (size_t i = 0; i < slots_.size(); ++i) {
-    double *const kept = &kept_[i * kKept], *const next = &next_kept_[i * kKept];
-    const UpdateRule& rule = plan_.rule[i];
-    if (rule.method == Method::Sgd)
-      kept[Sgd::kFilled] = kept_of(slots_[i], Sgd::kBuffer).at.address ? 1.0 : 0.0;
-    const auto in = [&](auto p, auto g) {
-      decltype(p) numbers[kKept];
-      std::copy(kept, kept + kKept, numbers);
-      polyfuse::update(rule, p, g, numbers);
-      next_[i] = p;
-      std::copy(numbers, numbers + kKept, next);
-    };
+  for (const Stretch& s : stretches_)
     if (dtype_ == Dtype::Float32)
-      in(float(params_[i]), float(grad_[i]));
+      update<float>(s);
     else
-      in(params_[i], grad_[i]);
+      update<double>(s);
+}
+
+template <class T>
+void Step::update(const Stretch& s) {
+  const UpdateRule rule = rule_of(s);
+  T numbers[kKept] = {};
+  double *from[kKept] = {}, *to[kKept] = {};  // of rows with a number for every parameter
+  for (int row = 0; row < kKept; ++row) {
+    const Kept& kept = kept_of(s, row);
+    if (!kept.at.address) continue;
+    numbers[row] = T(kept_[row][s.begin]);
+    if (!kept.scalar) from[row] = &kept_[row][s.begin], to[row] = &next_kept_[row][s.begin];
   }
+  if (rule.method == Method::Sgd)
+    numbers[Sgd::kFilled] = kept_of(s, Sgd::kBuffer).at.address ? T(1) : T(0);
+  const double *const params = &params_[s.begin], *const grad = &grad_[s.begin];
+  double* const next = &next_[s.begin];
+  with_rule(rule.method, [&](auto of) {
+    double rate[kRates];
+    of.advance(rule.option, numbers, rate);
+    for (int64_t i = 0; i < s.count; ++i) {
+      T p = T(params[i]);
+      for (int row = 0; row < kKept; ++row)
+        if (from[row]) numbers[row] = T(from[row][i]);
+      of.update(rule.option, rate, p, T(grad[i]), numbers);
+      next[i] = p;
+      for (int row = 0; row < kKept; ++row)
+        if (to[row]) to[row][i] = numbers[row];
+    }
+  });
+  for (int row = 0; row < kKept; ++row)
+    if (kept_of(s, row).scalar) next_kept_[row][s.begin] = numbers[row];
 }
 
 bool Step::install(PyObject* owner) {
@@ -379,33 +409,30 @@ bool Step::install(PyObject* owner) {
     if (!grad_at_[t].still_that_of(grads_[t].ptr())) return false;
   }
   bool same = true;
-  const auto refresh = [&](double& was, double is) {
-    same = same && bits_of(was) == bits_of(is);
-    was = is;
+  const auto check = [&](double* before, Dtype dtype, const void* base, int64_t element,
+                         int64_t count) {
+    const bool unchanged = refresh(before, dtype, base, element, count);
+    same = same && unchanged;
   };
-  for (size_t i = 0; i < slots_.size(); ++i) {
-    const Slot slot = slots_[i];
-    refresh(params_[i], read(dtype_, param_at_[slot.tensor].address, slot.element));
-    if (trainable_[slot.tensor])
-      refresh(grad_[i], read(dtype_, grad_at_[slot.tensor].address, slot.element));
+  for (const Stretch& s : stretches_) {
+    check(&params_[s.begin], dtype_, param_at_[s.tensor].address, s.element, s.count);
+    if (trainable_[s.tensor])
+      check(&grad_[s.begin], dtype_, grad_at_[s.tensor].address, s.element, s.count);
   }
-  for_each_kept([&](double& number, const Kept& kept, int64_t element) {
-    refresh(number, read(kept.dtype, kept.at.address, element));
+  for_each_kept([&](int row, int64_t begin, const Kept& kept, int64_t element, int64_t count) {
+    check(&kept_[row][begin], kept.dtype, kept.at.address, element, count);
   });
   if (!same) {
     count_launch();
     launch_++;  // grad_ is no longer that of an objective
     update();
   }
-  for (size_t i = 0; i < slots_.size(); ++i) {
-    const Slot slot = slots_[i];
-    if (plan_.rule[i].method == Method::None) continue;
-    write(dtype_, param_at_[slot.tensor].address, slot.element, next_[i]);
-    for (int row = 0; row < kKept; ++row)
-      if (const Kept& kept = kept_of(slot, row); kept.at.address)
-        write(kept.dtype, kept.at.address, kept.scalar ? 0 : slot.element,
-              next_kept_[i * kKept + row]);
-  }
+  for (const Stretch& s : stretches_)
+    if (rule_of(s).method != Method::None)
+      write(dtype_, param_at_[s.tensor].address, s.element, s.count, &next_[s.begin]);
+  for_each_kept([&](int row, int64_t begin, const Kept& kept, int64_t element, int64_t count) {
+    write(kept.dtype, kept.at.address, element, count, &next_kept_[row][begin]);
+  });
   torch().increment_version(moved_.ptr());
   return true;
 }

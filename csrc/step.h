@@ -32,15 +32,16 @@ void end_promise(uintptr_t tensor);
 // From so many samples on, a launch lets other threads run meanwhile, and takes several itself.
 constexpr int64_t kLongLaunch = 4096;
 
-// Where each scalar parameter lies: tensor, and element of it.
-struct Slot {
+// Scalar parameters that lie one after the other: those from `begin` on are `count` elements of a
+// tensor, from `element` on. One rule updates them.
+struct Stretch {
   int tensor;
-  int64_t element;
+  int64_t element, count, begin;
 };
 
 class Step {
  public:
-  Step(Plan& plan, const py::tuple& tensors, const py::list& slots, Dtype dtype,
+  Step(Plan& plan, const py::tuple& tensors, const py::list& stretches, Dtype dtype,
        const py::list& watched, std::optional<std::vector<int64_t>> of_y);
   virtual ~Step() = default;
   virtual int visit(visitproc visit, void* arg) const;
@@ -61,9 +62,10 @@ class Step {
   bool adopt_target(PyObject* y);
   bool sees(PyObject* x) const { return x_.same(x); }
   bool sees_target(PyObject* y) const { return y_.same(y); }
-  // Of the target that is seen: torch refuses probabilities where a class is to be left out.
+  // Of the target that is seen: classes are for cross entropy alone, and torch refuses
+  // probabilities where one is to be left out.
   bool serves(const Criterion& c) const {
-    return !plan_.classes || y_.layout().n_dims == 1 || c.ignore < 0;
+    return has_classes() ? c.kind == CriterionKind::CrossEntropy : c.ignore < 0;
   }
   // Moments of the data, good while the versions of x and y are these; or none, to read it.
   void settle(std::optional<Moments> moments, long x_version, long y_version);
@@ -104,6 +106,7 @@ class Step {
 
  protected:
   bool is_shape_of_y(const Layout& y) const;
+  bool has_classes() const { return y_.layout().kind != x_.layout().kind; }
   bool hooked() const;
   bool parameters_in_place() const;
   bool grads_are_free() const;
@@ -112,11 +115,17 @@ class Step {
   void update();
   // False for a weight that is none of every sample.
   bool weigh(Problem& problem, const Objective& objective) const;
-  Classes classes_of(const Objective& objective) const;
+  Stacked stacked_of(const Problem& problem) const;
+  int64_t n_elements() const {
+    return plan_.stacked ? data_.n * plan_.stacked->n_outputs : data_.n;
+  }
+  const UpdateRule& rule_of(const Stretch& s) const {
+    return plan_.rule[plan_.stacked ? 0 : s.begin];
+  }
 
   Plan& plan_;
   Dtype dtype_;
-  std::vector<Slot> slots_;
+  std::vector<Stretch> stretches_;
   // Shape of one sample of the output, where x is [N, ...] and y [N, *of_y]; or both are alike.
   std::optional<std::vector<int64_t>> of_y_;
   bool alive_ = true;
@@ -143,12 +152,14 @@ class Step {
     bool scalar = false;  // one number for all elements of a parameter
   };
   std::vector<Kept> kept_at_;  // kKept of each tensor
-  const Kept& kept_of(const Slot& slot, int row) const {
-    return kept_at_[static_cast<size_t>(slot.tensor) * kKept + row];
+  const Kept& kept_of(const Stretch& s, int row) const {
+    return kept_at_[static_cast<size_t>(s.tensor) * kKept + row];
   }
-  // f(kept number, what it belongs to, element there) for every one that has a place.
+  // f(row, parameter, what is kept of it and of those that follow, element there, count).
   template <class F>
   void for_each_kept(F&& f);
+  template <class T>
+  void update(const Stretch& s);
   bool covers_owner_ = false, updates_ = false, found_ = false;
   int64_t generation_ = -1;
 
@@ -157,8 +168,8 @@ class Step {
   py::object storage_;
   long uses_ = 0;
 
-  std::vector<double> params_, grad_, next_;  // [P], of the launch
-  std::vector<double> kept_, next_kept_;      // [P, kKept]
+  std::vector<double> params_, grad_, next_;            // [P], of the launch
+  std::vector<double> kept_[kKept], next_kept_[kKept];  // [P]
   int64_t launch_ = 0;
   bool computed_ = false;  // next_ is there and not yet installed
 };

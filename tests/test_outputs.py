@@ -83,6 +83,18 @@ def test_weights_and_gaps(engine, per_output):
     torch.testing.assert_close(fitted.coefficients, looped.coefficients, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", ["mse", "huber"])
+def test_tol_is_of_the_loss_of_all_outputs(name):
+    x, y, fitted, looped = make()
+    optimizers = [optim.SGD(m.parameters(), lr=0.3) for m in (fitted, looped)]
+    result = pf.fit(fitted, CRITERIA[name], optimizers[0], x, y, epochs=10_000, tol=1e-5)
+    losses = loop(looped, optimizers[1], CRITERIA[name], x, y, result.epochs)
+    losses.append(CRITERIA[name](looped.forward(x), y).item())
+    settled = np.abs(np.diff(losses)) <= 1e-5 * np.abs(losses[1:])
+    assert result.converged and settled.argmax() + 1 == result.epochs
+    torch.testing.assert_close(fitted.coefficients, looped.coefficients)
+
+
 def test_solve_finds_every_optimum():
     x, y, model, _ = make()
     result = pf.solve(model, x, y, covariance=True)
@@ -105,7 +117,7 @@ def test_bad_input_changes_nothing():
         ({"y": y / 0}, "nan"),
         ({"criterion": torch.nn.NLLLoss()}, "criterion: NLLLoss is not fused"),
         ({"criterion": nn.PoissonNLLLoss(), "y": y - 5}, "y: expected .* for PoissonNLLLoss"),
-        ({"tol": 1e-3}, "tol: expected None for several outputs, got 0.001"),
+        ({"tol": 1e-3, "engine": "moments"}, "engine: moments cannot .* tol is of the loss of all"),
         ({"engine": "moments", "criterion": nn.L1Loss()}, "engine: moments cannot"),
         ({"backend": "cuda"}, "backend: expected one of auto, cpu"),
     ]

@@ -168,5 +168,22 @@ struct GaussianNLL {
   }
 };
 
+// f(SquaredError{}) and so on, of those of single outputs.
+template <class F>
+PF_HD void with_criterion(CriterionKind kind, F&& f) {
+  switch (kind) {
+    case CriterionKind::SquaredError: return f(SquaredError{});
+    case CriterionKind::AbsoluteError: return f(AbsoluteError{});
+    case CriterionKind::SmoothL1: return f(SmoothL1{});
+    case CriterionKind::Huber: return f(Huber{});
+    case CriterionKind::SoftMargin: return f(SoftMargin{});
+    case CriterionKind::BCEWithLogits: return f(BCEWithLogits{});
+    case CriterionKind::PoissonNLL: return f(PoissonNLL{});
+    case CriterionKind::KLDiv: return f(KLDiv{});
+    case CriterionKind::GaussianNLL: return f(GaussianNLL{});
+    case CriterionKind::CrossEntropy: return;
+  }
+}
+
 }  // namespace PF_ISA
 }  // namespace polyfuse

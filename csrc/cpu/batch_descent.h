@@ -35,25 +35,26 @@ struct AtOptimum {
   }
 };
 
-// Any criterion, from the data in every epoch. U is double where all fits share x.
-template <class Rho, class U>
+// Any criterion, from the data in every epoch. u[i] are doubles where all fits share x; w is false
+// where all samples count alike.
+template <class Rho, class U, class Y = const FitPack*>
 struct FromData {
   static constexpr int kTerms = 0;
   int n_terms;
   int64_t n;
-  const U* u;
-  const FitPack *y, *w;
+  U u;
+  Y y, w;
   const Criterion& criterion;
   const Recurrence& basis;
   FitPack weight;
 
-  template <class F>
-  PF_INLINE void each_term(const U& at, F&& f) const {
-    U phi = like(at, 1.0), before{};
+  template <class V, class F>
+  PF_INLINE void each_term(const V& at, F&& f) const {
+    V phi = like(at, 1.0), before{};
     for (int j = 0;; ++j) {
       f(j, phi);
       if (j + 1 == n_terms) return;
-      const U next = next_of(basis, j, at, phi, before);
+      const V next = next_of(basis, j, at, phi, before);
       before = phi;
       phi = next;
     }
@@ -65,7 +66,7 @@ struct FromData {
     for (int64_t i = 0; i < n; ++i) {
       FitPack prediction{};
       if (basis.alpha) {
-        each_term(u[i], [&](int j, const U& phi) { prediction += p[j] * phi; });
+        each_term(u[i], [&](int j, const auto& phi) { prediction += p[j] * phi; });
       } else {
         prediction = p[n_terms - 1];
         for (int j = n_terms - 2; j >= 0; --j) prediction = prediction * u[i] + p[j];
@@ -73,7 +74,7 @@ struct FromData {
       const auto rho = Rho::at(prediction, y[i], criterion);
       const FitPack slope = w ? if_zero(w[i], FitPack{}, w[i] * rho.slope) : rho.slope;
       value += w ? if_zero(w[i], FitPack{}, w[i] * rho.value) : rho.value;
-      each_term(u[i], [&](int j, const U& phi) { grad[j] += slope * phi; });
+      each_term(u[i], [&](int j, const auto& phi) { grad[j] += slope * phi; });
     }
     for (int j = 0; j < n_terms; ++j) grad[j] *= Rho::kFactor * weight;
     return value * weight;
@@ -115,23 +116,11 @@ void descend_on(const BatchPlan& plan, const U* u, const FitPack* y, const FitPa
                 FitPack weight, Recorder record, Lanes& s) {
   const Batch& batch = plan.batch;
   const Criterion& c = batch.criterion;
-  const auto run = [&](auto rho) {
-    const FromData<decltype(rho), U> objective{batch.n_terms, batch.n, u, y, w, c,
-                                               batch.basis,   weight};
+  with_criterion(c.kind, [&](auto rho) {
+    const FromData<decltype(rho), const U*> objective{batch.n_terms, batch.n, u, y, w, c,
+                                                      batch.basis,   weight};
     descend(plan, objective, record, s);
-  };
-  switch (c.kind) {
-    case CriterionKind::SquaredError: return run(SquaredError{});
-    case CriterionKind::AbsoluteError: return run(AbsoluteError{});
-    case CriterionKind::SmoothL1: return run(SmoothL1{});
-    case CriterionKind::Huber: return run(Huber{});
-    case CriterionKind::SoftMargin: return run(SoftMargin{});
-    case CriterionKind::BCEWithLogits: return run(BCEWithLogits{});
-    case CriterionKind::PoissonNLL: return run(PoissonNLL{});
-    case CriterionKind::KLDiv: return run(KLDiv{});
-    case CriterionKind::GaussianNLL: return run(GaussianNLL{});
-    case CriterionKind::CrossEntropy: return;  // of several outputs
-  }
+  });
 }
 
 // SGD of fits that share their factor: the first epoch, which fills the buffers, and the last,

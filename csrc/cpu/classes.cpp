@@ -1,10 +1,9 @@
-#include "classes.h"
-
 #include <algorithm>
 #include <vector>
 
 #include "passes_isa.h"
 #include "samples.h"
+#include "stacked.h"
 
 namespace polyfuse {
 inline namespace PF_ISA {
@@ -12,11 +11,11 @@ namespace {
 
 // share[c] = probability of class c for eight samples, smoothed, times the weight of the class; 0
 // for samples that are left out. Returns what they count in a mean.
-Pack load_shares(const Classes& s, int64_t i, int count, Pack* share) {
+Pack load_shares(const Stacked& s, int64_t i, int count, Pack* share) {
   const Criterion& criterion = s.criterion;
-  const double rest = criterion.smoothing / s.n_classes, whole = 1.0 - criterion.smoothing;
+  const double rest = criterion.smoothing / s.n_outputs, whole = 1.0 - criterion.smoothing;
   double counted[kLanes] = {}, lane[kLanes];
-  for (int c = 0; c < s.n_classes; ++c) {
+  for (int c = 0; c < s.n_outputs; ++c) {
     const double weight = criterion.class_weight ? criterion.class_weight[c] : 1.0;
     for (int j = 0; j < kLanes; ++j) {
       lane[j] = 0.0;
@@ -24,13 +23,12 @@ Pack load_shares(const Classes& s, int64_t i, int count, Pack* share) {
       if (s.index) {
         const int64_t t = s.index[(i + j) * s.index_stride];
         if (t == criterion.ignore) continue;
-        lane[j] = t < 0 || t >= s.n_classes ? NAN : weight * ((t == c ? whole : 0.0) + rest);
+        lane[j] = t < 0 || t >= s.n_outputs ? NAN : weight * ((t == c ? whole : 0.0) + rest);
         if (t == c) counted[j] = weight;
       } else {
-        const int64_t at = (i + j) * s.share.sample + c * s.share.fit;
-        const double q = s.share.dtype == Dtype::Float32
-                             ? static_cast<const float*>(s.share.at)[at]
-                             : static_cast<const double*>(s.share.at)[at];
+        const int64_t at = (i + j) * s.y.sample + c * s.y.fit;
+        const double q = s.y.dtype == Dtype::Float32 ? static_cast<const float*>(s.y.at)[at]
+                                                     : static_cast<const double*>(s.y.at)[at];
         lane[j] = weight * (q * whole + rest);
         counted[j] = 1.0;
       }
@@ -54,8 +52,8 @@ Pack load_x(const Series& x, int64_t i, int count) {
 
 // With logits z, shares a and p = softmax(z): sum_c a_c (log sum exp z - z_c), whose derivative by
 // z_c is (sum a) p_c - a_c. out: [value, what samples count, K C sums of slope phi]
-void class_loss(const Classes& s, const double* coef, int64_t begin, int64_t end, double* out) {
-  const int terms = s.n_terms, classes = s.n_classes;
+void class_loss(const Stacked& s, const double* coef, int64_t begin, int64_t end, double* out) {
+  const int terms = s.n_terms, classes = s.n_outputs;
   std::vector<Pack> memory(static_cast<size_t>(classes * (2 + terms) + terms));
   Pack *const z = memory.data(), *const share = z + classes, *const phi = share + classes;
   Pack* const sums = phi + terms;

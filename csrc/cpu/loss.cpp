@@ -104,20 +104,13 @@ void loss(const Data& data, const Criterion& criterion, const double* coef, int 
     const auto pass = single ? loss_pass_single<decltype(rho), k()> : loss_pass<decltype(rho), k()>;
     pass(data, criterion, coef, n_terms, begin, end, out);
   };
-  const auto usual = [&](auto rho) { with_usual_terms(n_terms, [&](auto k) { run(rho, k); }); };
-  switch (criterion.kind) {
-    case CriterionKind::SquaredError:
-      return with_terms(n_terms, [&](auto k) { run(SquaredError{}, k); });
-    case CriterionKind::AbsoluteError: return usual(AbsoluteError{});
-    case CriterionKind::SmoothL1: return usual(SmoothL1{});
-    case CriterionKind::Huber: return usual(Huber{});
-    case CriterionKind::SoftMargin: return usual(SoftMargin{});
-    case CriterionKind::BCEWithLogits: return usual(BCEWithLogits{});
-    case CriterionKind::PoissonNLL: return usual(PoissonNLL{});
-    case CriterionKind::KLDiv: return usual(KLDiv{});
-    case CriterionKind::GaussianNLL: return usual(GaussianNLL{});
-    case CriterionKind::CrossEntropy: return;  // of several outputs
-  }
+  with_criterion(criterion.kind, [&](auto rho) {
+    const auto of = [&](auto k) { run(rho, k); };
+    if constexpr (std::is_same_v<decltype(rho), SquaredError>)
+      with_terms(n_terms, of);
+    else
+      with_usual_terms(n_terms, of);
+  });
 }
 
 }  // namespace PF_ISA

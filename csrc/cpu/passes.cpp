@@ -164,12 +164,19 @@ void count_nonfinite(const Data& data, int64_t begin, int64_t end, double* out) 
 }  // namespace PF_ISA
 
 const Passes PF_JOIN(passes_, PF_ISA) = {
-    PF_ISA_NAME,           PF_ISA::loss,
-    PF_ISA::moments,       PF_ISA::evaluate,
-    PF_ISA::project,       PF_ISA::count_nonfinite,
-    PF_ISA::resident,      PF_ISA::batch_fits,
-    PF_ISA::surface_loss,  PF_ISA::surface_moments,
-    PF_ISA::class_loss,    PF_ISA::extended_moments,
+    PF_ISA_NAME,
+    PF_ISA::loss,
+    PF_ISA::moments,
+    PF_ISA::evaluate,
+    PF_ISA::project,
+    PF_ISA::count_nonfinite,
+    PF_ISA::resident,
+    PF_ISA::batch_fits,
+    PF_ISA::surface_loss,
+    PF_ISA::surface_moments,
+    PF_ISA::stacked_loss,
+    PF_ISA::class_loss,
+    PF_ISA::extended_moments,
     PF_ISA::extended_gram,
 };
 

@@ -6,7 +6,7 @@
 namespace polyfuse {
 
 struct BatchPlan;
-struct Classes;
+struct Stacked;
 struct Surface;
 
 constexpr int kResidentSamples = 64;
@@ -56,8 +56,12 @@ struct Passes {
   // out: [sum w r^2, sum of w, K sums of w phi r, M sums of w phi phi]
   void (*surface_moments)(const Surface&, const double* coef, int64_t begin, int64_t end,
                           double* out);
+  // Outputs [first, last) of those stacked. out: [K, C] sums of w slope phi, [C] of w value, [C] of
+  // w
+  void (*stacked_loss)(const Stacked&, const double* coef, int64_t first, int64_t last,
+                       int64_t begin, int64_t end, double* out);
   // out: [value, what samples count, K C sums of slope phi]
-  void (*class_loss)(const Classes&, const double* coef, int64_t begin, int64_t end, double* out);
+  void (*class_loss)(const Stacked&, const double* coef, int64_t begin, int64_t end, double* out);
   // As moments, in double-double arithmetic: hi and lo of each.
   void (*extended_moments)(const Data&, const double* coef, int n_terms, int64_t begin, int64_t end,
                            double* out);

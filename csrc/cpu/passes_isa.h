@@ -13,7 +13,9 @@ void resident(const Data&, int n_terms, const LinearStep* step, bool with_moment
 void batch_fits(const BatchPlan&, int64_t begin, int64_t end);
 void surface_loss(const Surface&, const double* coef, int64_t begin, int64_t end, double* out);
 void surface_moments(const Surface&, const double* coef, int64_t begin, int64_t end, double* out);
-void class_loss(const Classes&, const double* coef, int64_t begin, int64_t end, double* out);
+void stacked_loss(const Stacked&, const double* coef, int64_t first, int64_t last, int64_t begin,
+                  int64_t end, double* out);
+void class_loss(const Stacked&, const double* coef, int64_t begin, int64_t end, double* out);
 void extended_moments(const Data&, const double* coef, int n_terms, int64_t begin, int64_t end,
                       double* out);
 void extended_gram(const Columns&, const double* coef, int64_t begin, int64_t end, double* out);

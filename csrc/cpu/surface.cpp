@@ -158,18 +158,8 @@ void add_all_products(const Surface& s, const Pack* phi, const Pack* w, Pack* su
 
 // out: [value, sum of w, K sums of w slope phi]
 void surface_loss(const Surface& s, const double* coef, int64_t begin, int64_t end, double* out) {
-  switch (s.criterion.kind) {
-    case CriterionKind::SquaredError: return loss_of<SquaredError>(s, coef, begin, end, out);
-    case CriterionKind::AbsoluteError: return loss_of<AbsoluteError>(s, coef, begin, end, out);
-    case CriterionKind::SmoothL1: return loss_of<SmoothL1>(s, coef, begin, end, out);
-    case CriterionKind::Huber: return loss_of<Huber>(s, coef, begin, end, out);
-    case CriterionKind::SoftMargin: return loss_of<SoftMargin>(s, coef, begin, end, out);
-    case CriterionKind::BCEWithLogits: return loss_of<BCEWithLogits>(s, coef, begin, end, out);
-    case CriterionKind::PoissonNLL: return loss_of<PoissonNLL>(s, coef, begin, end, out);
-    case CriterionKind::KLDiv: return loss_of<KLDiv>(s, coef, begin, end, out);
-    case CriterionKind::GaussianNLL: return loss_of<GaussianNLL>(s, coef, begin, end, out);
-    case CriterionKind::CrossEntropy: return;  // of several outputs
-  }
+  with_criterion(s.criterion.kind,
+                 [&](auto rho) { loss_of<decltype(rho)>(s, coef, begin, end, out); });
 }
 
 // out: [sum w r^2, sum w, K sums of w phi r, M sums of w phi phi]

@@ -74,12 +74,12 @@ class SurfaceMoments:
     square: float
     weight: float
 
-class Classes:
+class Stacked:
     def __init__(
-        self, n_terms: int, n_classes: int, shift: float, scale: float, basis: tuple
+        self, n_terms: int, n_outputs: int, shift: float, scale: float, basis: tuple
     ) -> None: ...
     def read(
-        self, x: Any, index: int, share: Any, n: int, criterion: Criterion, mean: bool
+        self, x: Any, y: Any, w: Any, index: int, n: int, criterion: Criterion, mean: bool
     ) -> None: ...
     def descend(self, engine: int, moments: None, *args: Any) -> Any: ...
 
@@ -93,7 +93,7 @@ class Plan:
         surface: tuple[list, list, list, list, list] | None,
     ) -> None: ...  # fmt: skip
     def set_rule(self, options: list) -> None: ...
-    def set_classes(self, classes: Classes) -> None: ...
+    def set_stacked(self, many: Stacked) -> None: ...
 
 class Moments:
     n_terms: int
@@ -218,7 +218,7 @@ class Loop:
     covers_owner: bool
     tensors: list
     def __init__(
-        self, plan: Plan, tensors: tuple, slots: list, float64: bool, watched: list,
+        self, plan: Plan, tensors: tuple, stretches: list, float64: bool, watched: list,
         of_y: tuple[int, ...] | None,
     ) -> None: ...  # fmt: skip
     def unchanged(self) -> bool: ...

@@ -215,13 +215,7 @@ def read_fits(
     if given and x.ndim == 1 and all(w.shape == x.shape for w in given):
         weight = _check.weight(x, weights[0], weights[1], weights[2], name=name)
     else:
-        spread = [
-            w.reshape(-1, *(1 for _ in batch)).expand_as(y)
-            if isinstance(w, torch.Tensor) and w.shape == (n,)
-            else w
-            for w in weights
-        ]
-        weight = _check.weight(y, spread[0], spread[1], spread[2], name=name)
+        weight = _check.weight(y, *spread(weights, y), name=name)
     x, y, w = (None if t is None else _columns(t, n) for t in (x, y, weight))
     x, w = (t if t is None or t.stride(1) else t[:, :1] for t in (x, w))  # expanded: shared
     omit = nan_policy == "omit"
@@ -232,6 +226,17 @@ def read_fits(
         x, y, w = x[keep], y[keep], None if w is None else w[keep]
     ((shift, scale),) = model.variable
     return Fits(p.detach().reshape(p.shape[0], -1), x, y, w, omit, shift, scale, model.basis)
+
+
+def spread(weights: Any, y: torch.Tensor) -> tuple[Any, Any, Any]:
+    """Weights, masks and sigmas [N] as those of all fits, in the shape of y."""
+    sample_weight, mask, sigma = (
+        w.reshape(-1, *(1 for _ in y.shape[1:])).expand_as(y)
+        if isinstance(w, torch.Tensor) and w.shape == y.shape[:1]
+        else w
+        for w in weights
+    )
+    return sample_weight, mask, sigma
 
 
 def _columns(t: torch.Tensor, n: int) -> torch.Tensor:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from . import _C, _check
-from .backends.native import make_classes
-from .criteria import CROSS_ENTROPY, Criterion, build, kind_of, options_of
-from .logits import Logits, logits
+from .backends.native import make_stacked
+from .criteria import Criterion, build, options_of
 from .nn.criterion import is_torchs
 from .nn.polynomial import Polynomial
 from .problem import Wanted
@@ -19,6 +18,7 @@ from .recognise import refuse_optimizer, refuse_own
 from .result import FitResult
 from .rules import options_held
 from .runs import descend
+from .stacked import Stacked
 
 MAX_PARAMETERS = 4096
 
@@ -47,15 +47,16 @@ def fit_classes(
     if nan_policy == "raise" and not finite:
         raise ValueError("x, y: expected finite data, or nan_policy='propagate'")
     p, xs, ys = model.coefficients, _check.flat(x), y.detach().resolve_neg()
-    kernels = make_classes(_logits(model))
+    kernels = make_stacked(_stacked(model))
     index = ys.contiguous() if ys.ndim == 1 else None
     share = None
     if index is None:
         share = ys.data_ptr(), *ys.stride(), ys.dtype is torch.float64
     kernels.read(
         (xs.data_ptr(), xs.stride(0), 0, xs.dtype is torch.float64),
-        0 if index is None else index.data_ptr(),
         share,
+        None,
+        0 if index is None else index.data_ptr(),
         len(xs),
         read,
         mean,
@@ -76,9 +77,7 @@ def check_classes(
         raise ValueError(f"criterion: {found}")
     if reason := refuse_own(model):
         raise ValueError(f"model: {reason}")
-    for name, value in zip(("sample_weight", "mask", "sigma"), weights, strict=True):
-        if value is not None:
-            raise ValueError(f"{name}: not with CrossEntropyLoss; its ignore_index leaves out")
+    refuse_weights(weights)
     p = model.coefficients
     if p.numel() > MAX_PARAMETERS:
         raise ValueError(f"model: expected at most {MAX_PARAMETERS} coefficients, got {p.numel()}")
@@ -114,23 +113,26 @@ def check_classes(
     _check.memory(y=y)
     if y.shape != expected:
         raise ValueError(f"y: expected shape {expected}, got {tuple(y.shape)}")
-    if (bad := _logits(model).out_of_range(y, read)) is not None:
+    if (bad := _stacked(model).out_of_range(y, read)) is not None:
         raise ValueError(f"y: expected classes from 0 to {model.outputs - 1}, got {bad}")
     return read, mean
 
 
-def _logits(model: Polynomial) -> Logits:
-    ((shift, scale),) = model.variable
-    return logits(model.coefficients, model.basis, shift, scale)
+def refuse_weights(weights: Any) -> None:
+    for name, value in zip(("sample_weight", "mask", "sigma"), weights, strict=True):
+        if value is not None:
+            raise ValueError(f"{name}: not with CrossEntropyLoss; its ignore_index leaves out")
+
+
+def _stacked(model: Polynomial) -> Stacked:
+    stacked = model.trace_stacked()
+    assert stacked is not None  # refuse_own has been asked
+    return stacked
 
 
 def read_classes(criterion: Any) -> tuple[Criterion, bool] | str:
-    """What `recognise.read_criterion` gives, for several outputs."""
-    name = type(criterion).__name__
-    if not isinstance(criterion, torch.nn.Module) or kind_of(type(criterion)) is not CROSS_ENTROPY:
-        hint = "independent curves are a batch (batch_shape=)"
-        return f"expected CrossEntropyLoss for several outputs, got {name}; {hint}"
+    """What `recognise.read_criterion` gives, of `CrossEntropyLoss`."""
     if not is_torchs(criterion):
-        return f"{name} has hooks or a forward of its own"
+        return f"{type(criterion).__name__} has hooks or a forward of its own"
     found = options_of(criterion)
     return found if isinstance(found, str) else build(*found)

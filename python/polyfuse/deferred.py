@@ -201,7 +201,7 @@ def _known(module: Any, x: Any) -> Fused | None:
     ):
         return None
     known = fused(module, x.dtype, x.device, of_sample(x))
-    if known.runner is None or known.traced is None or known.traced.ndim > x.ndim:
+    if known.runner is None or known.traced is None or not known.traced.takes(x):
         return None
     object.__setattr__(module, "_loop", known.loop if known.cheap else None)
     return known

@@ -35,7 +35,7 @@ class DeviceLoop(_C.Loop):
     def __init__(self, plan: Any, traced: Traced, runner: Any, watched: list):
         first = traced.tensors[0]
         super().__init__(
-            plan, traced.tensors, list(traced.slots), first.dtype == torch.float64, watched, None
+            plan, traced.tensors, traced.stretches, first.dtype == torch.float64, watched, None
         )
         self.traced, self.runner, self.device = traced, runner, first.device
         self.map = DeviceMap.of(traced, first.device)

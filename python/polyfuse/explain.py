@@ -9,9 +9,11 @@ import torch
 from .backends import choose
 from .batch import is_batch
 from .classes import has_outputs, read_classes
+from .criteria import CROSS_ENTROPY, kind_of
 from .fused import fused, of_sample
 from .prepare import choose_for, prepare, refuse
 from .recognise import refuse_criterion, refuse_optimizer
+from .stacked import Stacked
 from .surface import is_surface
 
 
@@ -51,8 +53,8 @@ def explain(
         dtype, device = like.dtype, like.device
     known = fused(model, dtype, device, of_sample(x) if isinstance(x, torch.Tensor) else None)
     lines = []
-    if has_outputs(model) and known.traced is not None:
-        lines.append(f"model: fused with CrossEntropyLoss, {len(known.traced.slots)} coefficients")
+    if isinstance(known.traced, Stacked):
+        lines.append(f"model: fused, {known.traced.formula()}")
     elif is_batch(model) or is_surface(model) or has_outputs(model):
         lines.append(f"model: fused in fit and solve; a loop over it runs as torch: {known.reason}")
     elif known.traced is None:
@@ -64,8 +66,9 @@ def explain(
             f"model: fused, degree {known.traced.degree}, coefficients {kind} {count} parameters"
         )
         lines.append(f"  {known.traced.formula()}")
+    classes = has_outputs(model) and kind_of(type(criterion)) is CROSS_ENTROPY
     for name, value, refused in (
-        ("criterion", criterion, read_classes if has_outputs(model) else refuse_criterion),
+        ("criterion", criterion, read_classes if classes else refuse_criterion),
         ("optimizer", optimizer, refuse_optimizer),
     ):
         if value is not None:

@@ -8,14 +8,18 @@ import torch
 
 from . import _check
 from .backends import choose
-from .classes import check_classes, has_outputs
+from .batch import is_batch, spread
+from .classes import has_outputs, refuse_weights
+from .criteria import CROSS_ENTROPY
 from .device_loop import DeviceLoop
 from .fused import Fused, fused
 from .optim.owners import Holding
+from .outputs import check_stacked
 from .prepare import prepare
 from .problem import Problem, Schedule
 from .recognise import read_criterion, refuse_parameters
 from .records import Forward, Objective
+from .stacked import Stacked
 
 
 class FusedStep:
@@ -37,9 +41,7 @@ class FusedStep:
                 checked at every call.
         """
         known, criterion, optimizer = self._known, self.criterion, self.optimizer
-        weights = sample_weight, mask, sigma
-        if has_outputs(self.model) and any(value is not None for value in weights):
-            check_classes(self.model, criterion, optimizer, x, y, weights)  # refuses them
+        weights: Any = sample_weight, mask, sigma
         if (
             known is None
             or not known.loop.sees(x)
@@ -48,8 +50,8 @@ class FusedStep:
             or not known.loop.sees_criterion(criterion)
             or refuse_parameters(known.tensors)
         ):
-            if has_outputs(self.model):
-                read: Any = check_classes(self.model, criterion, optimizer, x, y, weights)
+            if is_batch(self.model) or has_outputs(self.model):
+                read: Any = check_stacked(self.model, criterion, optimizer, x, y, weights)
                 known = fused(self.model, x.dtype, x.device)
                 if known.traced is None:
                     raise ValueError(f"model: Polynomial is not fused: {known.reason}")
@@ -66,6 +68,10 @@ class FusedStep:
             known.see_criterion(criterion, *read)
             self._known = known
         assert known.criterion is not None
+        if isinstance(known.traced, Stacked):
+            if known.criterion[0].kind is CROSS_ENTROPY:
+                refuse_weights(weights)
+            weights = spread(weights, y)
         weight = _check.weight(y, *weights)
         weight = None if weight is None else weight.view(y.shape)
         objective = Objective(Forward(known, x), y, y._version, *known.criterion, weight)

@@ -20,12 +20,12 @@ from .backends.reference import coefficients
 from .backends.resident import Resident, resident
 from .criteria import SQUARED, Criterion
 from .device_loop import DeviceLoop
-from .logits import Logits
 from .optim.kept import read_kept, write_kept
 from .optim.owners import Holding
 from .polynomials import NotPolynomial
 from .problem import State
 from .rules import Rule, rows_of
+from .stacked import Stacked
 from .symbolic import Traced
 from .tracing import trace
 from .watching import Contents, watched
@@ -60,10 +60,10 @@ class Fused:
                 break
         if self.traced is None:
             logger.info("%s is not fused: %s", type(module).__name__, self.reason)
-        if isinstance(self.traced, Logits):
-            self.reason = "it has several outputs"
+        if isinstance(self.traced, Stacked):
+            self.reason = "it is a batch" if self.traced.batch else "it has several outputs"
         self.tensors = self.traced.tensors if self.traced else ()
-        slots = list(self.traced.slots) if self.traced else []
+        stretches = self.traced.stretches if self.traced else []
         self.plan = make_plan(self.traced) if self.traced else _C.Plan(0, 1, [], 0.0, 1.0, None)
         self.contents = contents = Contents(module)
         for b in self.traced.buffers if self.traced else ():
@@ -71,15 +71,16 @@ class Fused:
         # Whether the checks of the loop are all that a call needs.
         self.cheap = not contents.copies and not contents.tensors
         # None: torch runs what is on this device.
-        self.runner: Any = backend_of(device, len(slots))
+        self.runner: Any = backend_of(device, len(self.traced.slots) if self.traced else 0)
         if self.on_host or self.runner is None or self.traced is None:
             is64 = dtype == torch.float64
-            of_y = self.traced.of_y if self.traced and self.traced.of_x is not None else None
-            self.loop = _C.Loop(self.plan, self.tensors, slots, is64, contents.cheap, of_y)
+            of_y = self.traced.rows_of_y if self.traced else None
+            self.loop = _C.Loop(self.plan, self.tensors, stretches, is64, contents.cheap, of_y)
         else:
             self.loop = DeviceLoop(self.plan, self.traced, self.runner, contents.cheap)
-        where = [(t, e, i) for i, (t, e) in enumerate(slots)]
-        self.order = np.array([i for _, _, i in sorted(where)], dtype=np.int64)
+        starts = np.cumsum([0, *(count for _, _, count in stretches)]).tolist()
+        parts = sorted(zip(stretches, pairwise(starts), strict=True))
+        self.order = np.concatenate([np.zeros(0, np.int64), *(np.arange(*at) for _, at in parts)])
         self.sizes = [t.numel() for t in self.tensors]
         ends = np.cumsum([0, *self.sizes])
         # The slots of each tensor, by element.
@@ -100,7 +101,7 @@ class Fused:
     @property
     def polynomial(self) -> Traced | None:
         """What was traced, where it is a single polynomial."""
-        return None if isinstance(self.traced, Logits) else self.traced
+        return None if isinstance(self.traced, Stacked) else self.traced
 
     def holds_for(self, of_x: tuple[int, ...] | None) -> bool:
         """Whether it says of samples of this shape all that there is to say."""
@@ -181,14 +182,14 @@ class Fused:
             return False
         w = criterion.samples
         if w is not None and not (
-            self.on_host and w.shape == x.shape and w.dtype is x.dtype and self.reads(w)
+            self.on_host and w.shape == y.shape and w.dtype is x.dtype and self.reads(w)
         ):
             return False
         if self.loop.sees(x) and self.loop.sees_target(y):
             return True
         if x.dtype is not self.dtype or not (self.reads(x) and self.reads(y)) or y.requires_grad:
             return False
-        if isinstance(self.traced, Logits) and self.traced.out_of_range(y, criterion) is not None:
+        if isinstance(self.traced, Stacked) and self.traced.out_of_range(y, criterion) is not None:
             return False
         self.loop.see(x, y)
         return True
@@ -249,7 +250,7 @@ class Fused:
 
     def evaluate(self, forward: Any) -> torch.Tensor:
         """The output at x, of the parameters as they were at model(x)."""
-        if isinstance(self.traced, Logits):
+        if isinstance(self.traced, Stacked):
             return self.traced.of(self.gather(forward.params)[0], forward.x)
         assert self.traced is not None
         x = forward.x
@@ -258,7 +259,7 @@ class Fused:
 
     def project(self, forward: Any, grad: torch.Tensor) -> list[torch.Tensor]:
         """Gradient of that output -> of every parameter tensor."""
-        if isinstance(self.traced, Logits):
+        if isinstance(self.traced, Stacked):
             (p,) = self.gather(forward.params)
             with torch.enable_grad():
                 y = self.traced.of(p.requires_grad_(), forward.x)

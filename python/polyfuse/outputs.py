@@ -5,22 +5,26 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from . import _C, _check
-from .backends.batched import Cpu, Run
+from ._check import OR_ELSE
+from .backends.batched import Cpu, Fits, Run
+from .backends.native import make_stacked
 from .batch import read_fits
 from .batch_result import FitStatus, ways_of
-from .classes import fit_classes
+from .classes import check_classes, fit_classes, has_outputs
 from .criteria import CROSS_ENTROPY, Criterion, kind_of
 from .engines import choose_engine, refuse_engine
 from .problem import Wanted
 from .recognise import read_criterion, refuse_optimizer
 from .result import FitResult
 from .rules import SgdOptions, options_held
+from .runs import descend
 
 
 def fit_outputs(
@@ -37,32 +41,39 @@ def fit_outputs(
     start = time.perf_counter()
     epochs, engine, backend, record_every, tol, nan_policy, weights, _ = wanted
     _check.one_of("backend", backend, ("auto", "cpu"))
-    if tol >= 0:
-        raise ValueError(f"tol: expected None for several outputs, got {tol!r}")
-    read = read_criterion(criterion, y)
-    if isinstance(read, str):
-        raise ValueError(f"criterion: {read}")
-    kind, mean = read
-    fits = read_fits(model, x, y, nan_policy, weights)
+    fits, kind, mean = _read(model, criterion, optimizer, x, y, weights, nan_policy)
     if fits.x.device.type != "cpu":
         raise ValueError(f"x: expected data on a CPU for several outputs, got {fits.x.device}")
-    weight = None if fits.w is None else fits.w.expand_as(fits.y)
-    if reason := kind.refuse_targets(fits.y, weight):
-        raise ValueError(f"y: {reason}")
-    if reason := refuse_optimizer(optimizer):
-        raise ValueError(f"optimizer: {reason}")
     p = model.coefficients
     options = options_held(p, optimizer)
     linear = isinstance(options, SgdOptions | None)
-    engine = choose_engine(
-        engine, lambda e: refuse_engine(e, kind, tol, linear=linear, shared=fits.shared)
-    )
+
+    def refused(engine: str) -> str | None:
+        reason = refuse_engine(engine, kind, tol, linear=linear, shared=fits.shared)
+        if reason is None and engine == "moments" and tol >= 0:
+            return "tol is of the loss of all outputs; use stream"
+        return reason
+
+    engine = choose_engine(engine, refused)
     kind = kind.over_rows_of(y)
+    counted = None if fits.w is None else fits.w.expand_as(fits.y)
+    if fits.omit:
+        finite = fits.x.isfinite() & fits.y.isfinite()
+        counted = torch.where(finite, 1.0 if counted is None else counted, 0.0).to(fits.y.dtype)
+    if engine == "stream":
+        if nan_policy == "raise":
+            bad = ~(fits.x.isfinite() & fits.y.isfinite())
+            _check.finite(int((bad if counted is None else bad & (counted != 0)).sum()), OR_ELSE)
+        data = [None if t is None else t.contiguous() for t in (fits.x, fits.y, counted)]
+        kernels = make_stacked(model.trace_stacked())
+        kernels.read(*map(_series, data), 0, len(fits.y), kind, mean)
+        return descend(
+            partial(kernels.descend, 0, None), engine, p, options, optimizer, epochs,
+            record_every, tol, start, _C.launches(),
+        )  # fmt: skip
     if mean:  # over the outputs too, where the kernels know each one alone
-        counted = torch.ones_like(fits.y) if weight is None else weight
-        if fits.omit:
-            counted = torch.where(fits.x.isfinite() & fits.y.isfinite(), counted, 0.0)
-        kind = Criterion(kind.kind, kind.options, kind.factor / float(counted.double().sum()))
+        total = fits.y.numel() if counted is None else float(counted.double().sum())
+        kind = Criterion(kind.kind, kind.options, kind.factor / total)
     run = Run(fits, p, kind, False, options, optimizer, engine, epochs, record_every, tol)
     before = _C.launches()
     out = Cpu().descend(run)
@@ -85,3 +96,36 @@ def fit_outputs(
         history_epochs=np.append(at, epochs),
         history=np.append(out.recorded.sum(1).numpy(), loss),
     )
+
+
+def check_stacked(
+    model: Any, criterion: Any, optimizer: Any, x: Any, y: Any, weights: Any
+) -> tuple[Criterion, bool]:
+    """The criterion of a batch, or of outputs, under one loss, and whether its reduction is a mean;
+    raises what `fuse` documents."""
+    if has_outputs(model) and kind_of(type(criterion)) is CROSS_ENTROPY:
+        return check_classes(model, criterion, optimizer, x, y, weights)
+    return _read(model, criterion, optimizer, x, y, weights, "propagate")[1:]
+
+
+def _read(
+    model: Any, criterion: Any, optimizer: Any, x: Any, y: Any, weights: Any, nan_policy: str
+) -> tuple[Fits, Criterion, bool]:
+    """The data, the criterion, and whether its reduction is a mean; checked."""
+    fits = read_fits(model, x, y, nan_policy, weights)
+    read = read_criterion(criterion, y)
+    if isinstance(read, str):
+        raise ValueError(f"criterion: {read}")
+    weight = None if fits.w is None else fits.w.expand_as(fits.y)
+    if reason := read[0].refuse_targets(fits.y, weight):
+        raise ValueError(f"y: {reason}")
+    if reason := refuse_optimizer(optimizer):
+        raise ValueError(f"optimizer: {reason}")
+    return fits, *read
+
+
+def _series(t: torch.Tensor | None) -> tuple[int, int, int, bool] | None:
+    """[N, C], or [N, 1] of what all outputs share, as the kernels are told of it."""
+    if t is None:
+        return None
+    return t.data_ptr(), t.stride(0), int(t.shape[1] > 1), t.dtype is torch.float64

@@ -37,7 +37,7 @@ class Forward(_C.Forward):
 
     def __init__(self, known: Fused, x: torch.Tensor):
         assert known.traced is not None
-        super().__init__(len(known.traced.slots))
+        super().__init__(known.traced.n_params)
         self.fused, self.view = known, None
         known.loop.begin(self, x)
 

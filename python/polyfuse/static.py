@@ -81,7 +81,13 @@ def _kept(t: torch.Tensor) -> bool:
 
 def moments_of(known: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
     """The moments of promised data, computed once; None for any other."""
-    if known.traced.exponents or not _promises or not _kept(x) or not _kept(y):
+    if (
+        known.polynomial is None
+        or known.traced.exponents
+        or not _promises
+        or not _kept(x)
+        or not _kept(y)
+    ):
         return None
     promises = (_promises[id(x)], _promises[id(y)])
     cached = known.moments

@@ -46,6 +46,30 @@ class Traced:
         """Coefficients: of a degree each, or those of `exponents`."""
         return len(self.exponents) or self.degree + 1
 
+    @property
+    def n_params(self) -> int:
+        return len(self.slots)
+
+    @property
+    def stretches(self) -> list[tuple[int, int, int]]:
+        """(tensor, element, count) of scalar parameters that follow one another there."""
+        found: list[tuple[int, int, int]] = []
+        for t, e in self.slots:
+            if found and (t, e) == (found[-1][0], sum(found[-1][1:])):
+                found[-1] = (*found[-1][:2], found[-1][2] + 1)
+            else:
+                found.append((t, e, 1))
+        return found
+
+    @property
+    def rows_of_y(self) -> tuple[int, ...] | None:
+        """The shape of a row of the output; None where the output has the shape of x."""
+        return None if self.of_x is None else self.of_y
+
+    def takes(self, x: torch.Tensor) -> bool:
+        """Whether the output at such x is what was traced."""
+        return self.ndim <= x.ndim
+
     def shape_of(self, x: torch.Tensor) -> tuple[int, ...]:
         """The shape of the output at x."""
         return x.shape if self.of_x is None else torch.Size((x.shape[0], *self.of_y))

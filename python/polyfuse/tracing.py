@@ -10,11 +10,13 @@ import torch
 from . import _C
 from .chance import Chance
 from .exponents import MAX_TERMS, MAX_VARIABLES, with_parents
-from .logits import Logits
-from .polynomials import PLAIN, NotPolynomial, Powers
+from .polynomials import MAX_DEGREE, PLAIN, NotPolynomial, Powers
 from .shapes import ShapedRecorder
-from .symbolic import MAX_PARAMS, Recorder, Symbol, Traced
+from .stacked import Stacked
+from .symbolic import Recorder, Symbol, Traced
 from .watching import Contents, has_hooks
+
+MAX_STACKED = 1 << 20  # coefficients: the loop keeps some copies of them
 
 
 def trace(
@@ -29,13 +31,13 @@ def trace(
     """
     if of_x is not None and math.prod(of_x) > MAX_VARIABLES:
         raise NotPolynomial(f"x has more than {MAX_VARIABLES} columns")
+    if hooked := next((m for m in module.modules() if has_hooks(m)), None):
+        raise NotPolynomial(f"{type(hooked).__name__} has hooks")
+    if (stacked := getattr(module, "trace_stacked", lambda: None)()) is not None:
+        return _checked(stacked, dtype, device)
     for m in module.modules():
-        if has_hooks(m):
-            raise NotPolynomial(f"{type(m).__name__} has hooks")
         if reason := getattr(m, "refuse_powers", lambda: None)():
             raise NotPolynomial(reason)
-    if (outputs := getattr(module, "trace_outputs", lambda: None)()) is not None:
-        return _logits(outputs, dtype, device)
     recorder = (
         Recorder(module, dtype, device)
         if of_x is None
@@ -78,15 +80,17 @@ def trace(
     return _polynomial_of(recorder, out)
 
 
-def _logits(outputs: Logits, dtype: torch.dtype, device: torch.device) -> Logits:
-    (p,) = outputs.tensors
+def _checked(stacked: Stacked, dtype: torch.dtype, device: torch.device) -> Stacked:
+    (p,) = stacked.tensors
     if device.type != "cpu" or p.device.type != "cpu":
-        raise NotPolynomial(f"several outputs are fused on CPUs, x is on {device}")
+        raise NotPolynomial(f"batches and several outputs are fused on CPUs, x is on {device}")
     if type(p) is not torch.nn.Parameter or p.dtype != dtype or not p.is_contiguous():
         raise NotPolynomial(f"expected a parameter of x's dtype {dtype}, got {p.dtype}")
-    if p.numel() > MAX_PARAMS:
-        raise NotPolynomial(f"more than {MAX_PARAMS} coefficients, {p.numel()}")
-    return outputs
+    if stacked.degree > MAX_DEGREE:
+        raise NotPolynomial(f"expected a degree of at most {MAX_DEGREE}, got {stacked.degree}")
+    if p.numel() > MAX_STACKED:
+        raise NotPolynomial(f"more than {MAX_STACKED} coefficients, {p.numel()}")
+    return stacked
 
 
 def _polynomial_of(recorder: Recorder, out: Symbol) -> Traced:

@@ -10,9 +10,9 @@ import torch
 from .. import _C
 from ..bases import recurrence_of
 from ..exponents import layout
-from ..logits import Logits
 from ..problem import Problem, Report, Schedule, State
 from ..rules import Rule, rows_of
+from ..stacked import Stacked
 from ..symbolic import MAX_PARAMS, Traced
 from .reference import design, finite
 
@@ -20,9 +20,9 @@ ENGINE = {"stream": 0, "moments": 1, "closed_form": 2}
 
 
 def make_plan(model: Traced) -> Any:
-    if isinstance(model, Logits):
-        plan = _C.Plan(len(model.slots), 1, [], model.shift, model.scale, None)
-        plan.set_classes(make_classes(model))
+    if isinstance(model, Stacked):
+        plan = _C.Plan(1, 1, [], model.shift, model.scale, None)
+        plan.set_stacked(make_stacked(model))
         return plan
     surface = None
     if model.exponents:
@@ -33,10 +33,11 @@ def make_plan(model: Traced) -> Any:
     )
 
 
-def make_classes(model: Logits) -> Any:
-    terms = model.degree + 1
-    rows = tuple(row.ctypes.data for row in recurrence_of(model.basis, terms))
-    return _C.Classes(terms, model.outputs, model.shift, model.scale, rows)
+def make_stacked(model: Stacked) -> Any:
+    rows = (0, 0, 0)  # powers
+    if model.basis != "monomial":
+        rows = tuple(row.ctypes.data for row in recurrence_of(model.basis, model.n_terms))
+    return _C.Stacked(model.n_terms, model.outputs, model.shift, model.scale, rows)
 
 
 def borrow_plan(model: Traced, rule: Rule) -> Any:

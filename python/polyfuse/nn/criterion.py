@@ -32,7 +32,7 @@ class Criterion(torch.nn.Module):
         if is_compiling():
             return super().__call__(*args, **kwargs)
         if len(args) > 1 and not kwargs and type(args[0]) is Prediction and is_torchs(self):
-            found = of_module(self, args[0]._record.x, *args[2:])
+            found = of_module(self, args[0], *args[2:])
             if not isinstance(found, str):
                 criterion, mean = found
                 module = self if len(args) == 2 else None

@@ -12,7 +12,7 @@ import torch
 
 from ..bases import BASES, name_of, series, terms
 from ..exponents import parent_of
-from ..logits import Logits, logits
+from ..stacked import Stacked, stacked
 from .module import Module
 
 MOST_EXPANDED = 8  # degree of a series in another basis whose powers of u keep its digits
@@ -170,13 +170,15 @@ class Polynomial(Module):
         u = x if self.domain is None else (x - shift) * scale
         return series(self.basis, self.coefficients, u)
 
-    def trace_outputs(self) -> Logits | None:
-        """What kernels compute of a model of several outputs; None for any other."""
+    def trace_stacked(self) -> Stacked | None:
+        """What kernels compute of a batch, of several outputs, or of a series that is not expanded
+        in powers; None for any other."""
         own = type(self).forward is Polynomial.forward and "forward" not in self.__dict__
-        if self.outputs is None or not own or "coefficients" not in self._parameters:
+        several = self.outputs is not None or self.batch_shape or self.refuse_powers()
+        if not several or not own or "coefficients" not in self._parameters:
             return None
         ((shift, scale),) = self.variable
-        return logits(self.coefficients, self.basis, shift, scale)
+        return stacked(self.coefficients, self.basis, shift, scale, batch=self.outputs is None)
 
     def refuse_powers(self) -> str | None:
         """None, or why powers of u would not serve this model."""

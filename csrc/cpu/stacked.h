@@ -1,0 +1,29 @@
+// Polynomials of one degree side by side, under one loss: several outputs of one x, such as the
+// logits of classes, or the fits of a batch in a training loop.
+#pragma once
+
+#include "batch.h"
+#include "run.h"
+
+namespace polyfuse {
+
+struct Stacked {
+  int32_t n_terms = 0, n_outputs = 0;
+  double shift = 0.0, scale = 1.0;
+  Recurrence basis;
+
+  Series x;                        // [N], or [N, C] of neighbours
+  Series y, w;                     // [N, C], neighbours; w.at null: 1 everywhere
+  const int64_t* index = nullptr;  // [N], classes in place of y
+  int64_t index_stride = 1;
+  int64_t n = 0;
+  Criterion criterion;
+  bool mean = true;
+};
+
+// Parameters are [K, C]. The loss is nan where a class is out of range.
+double objective(const Stacked&, int threads, const double* params, double* grad);
+const int64_t* class_out_of_range(const Stacked&);  // the first; null: none
+Report descend(const Stacked&, const UpdateRule* rule, const Schedule&, int threads, State);
+
+}  // namespace polyfuse

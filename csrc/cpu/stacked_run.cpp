@@ -1,0 +1,70 @@
+#include "blocks.h"
+#include "stacked.h"
+#include "stepping.h"
+
+namespace polyfuse {
+namespace {
+
+constexpr int64_t kShare = 64;  // of the outputs, that a thread takes
+
+double class_objective(const Stacked& s, int threads, const double* params, double* grad) {
+  const int n_params = s.n_terms * s.n_outputs;
+  std::vector<double> sums(static_cast<size_t>(2 + n_params));
+  reduce(s.n, 2 + n_params, threads, sums.data(), [&](int64_t begin, int64_t end, double* out) {
+    passes_for(s.n).class_loss(s, params, begin, end, out);
+  });
+  const double weight = s.mean ? 1.0 / sums[1] : 1.0;
+  for (int j = 0; j < n_params; ++j) grad[j] = sums[1] > 0.0 ? weight * sums[2 + j] : 0.0;
+  return weight * sums[0];
+}
+
+}  // namespace
+
+// Threads take shares of the outputs and blocks of the samples, whose sums are added in order.
+double objective(const Stacked& s, int threads, const double* params, double* grad) {
+  if (s.criterion.kind == CriterionKind::CrossEntropy)
+    return class_objective(s, threads, params, grad);
+  const int64_t outputs = s.n_outputs, n_params = s.n_terms * outputs;
+  const int64_t n_sums = n_params + 2 * outputs, shares = (outputs + kShare - 1) / kShare;
+  const int64_t block = block_size(s.n), n_blocks = (s.n + block - 1) / block;
+  const auto pass = passes_for(s.n * outputs).stacked_loss;
+  std::vector<double> sums(static_cast<size_t>(n_blocks * n_sums));
+  const bool parallel = threads > 1 && s.n * outputs >= kParallelFrom;
+#pragma omp parallel for num_threads(threads) schedule(static) if (parallel)
+  for (int64_t task = 0; task < n_blocks * shares; ++task) {
+    const int64_t b = task / shares, first = task % shares * kShare;
+    pass(s, params, first, std::min(outputs, first + kShare), b * block,
+         std::min(s.n, (b + 1) * block), &sums[static_cast<size_t>(b * n_sums)]);
+  }
+  for (int64_t b = 1; b < n_blocks; ++b)
+    for (int64_t j = 0; j < n_sums; ++j) sums[j] += sums[b * n_sums + j];
+  double value = 0.0, counted = 0.0;
+  for (int64_t c = 0; c < outputs; ++c) {
+    value += sums[n_params + c];
+    counted += sums[n_params + outputs + c];
+  }
+  const double weight = s.criterion.weight / (s.mean ? counted : 1.0);
+  for (int64_t j = 0; j < n_params; ++j) grad[j] = weight * sums[j];
+  return weight * value;
+}
+
+const int64_t* class_out_of_range(const Stacked& s) {
+  for (int64_t i = 0; s.index && i < s.n; ++i) {
+    const int64_t* at = s.index + i * s.index_stride;
+    if ((*at < 0 || *at >= s.n_outputs) && *at != s.criterion.ignore) return at;
+  }
+  return nullptr;
+}
+
+Report descend(const Stacked& s, const UpdateRule* rule, const Schedule& schedule, int threads,
+               State state) {
+  const auto look = [&](Alone, const double* params, double* grad) {
+    return objective(s, threads, params, grad);
+  };
+  return with_clock(s.n_terms * s.n_outputs, rule, schedule,
+                    [&](auto& descent, auto& out, auto& record, auto& pause) {
+                      step_by_step(Alone{}, look, descent, out, state, record, pause);
+                    });
+}
+
+}  // namespace polyfuse
