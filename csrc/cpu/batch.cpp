@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <utility>
 #include <vector>
 
@@ -82,16 +81,6 @@ Pack project(int64_t n, int n_terms, const double* q, Pack* y, Pack* along) {
 struct Workspace {
   std::vector<Pack> x, y, w, now, before, residual, factor;
 };
-
-// As select_degree has it, up to what all degrees share: n samples, k terms; total: of squares of
-// y, whose rounding bounds what a polynomial leaves.
-double degree_score(DegreeBy by, double n, int k, double squares, double total) {
-  constexpr double rounding = 0x1p-55;
-  const double least = std::max(rounding * rounding * total, std::numeric_limits<double>::min());
-  const double fit = n * std::log(std::max(squares, least) / n);
-  if (by == DegreeBy::Bic) return fit + k * std::log(n);
-  return n > k + 1 ? fit + 2 * k * n / (n - k - 1) : INFINITY;
-}
 
 // Of the points that count: their mean, and how far they are on average from the first of them.
 std::pair<Pack, Pack> centre_and_spread(int64_t n, const Pack* x, const Pack* w, Pack counted) {
@@ -198,12 +187,8 @@ class EightFits {
     lanes_.loss = rest_ * optimum.weight + there;
     for (int j = 0; j < terms; ++j) p[j] += there;
     if (batch_.determination) {
-      Pack explained{};
-      for (int k = 1; k < terms; ++k) explained += along_[k] * along_[k];
-      // the rounding of y, whose squares they are parts of, is not explained
-      const Pack about_mean = rest_ + explained, least = 1e-30 * along_[0] * along_[0];
-      explained = if_less(least - about_mean, 0.0, explained, Pack::all(NAN));
-      store_row(1.0 - rest_ / (rest_ + explained) + there, batch_.determination + fit_, count_);
+      const Pack share = determination(terms, along_, rest_);
+      store_row(share + there, batch_.determination + fit_, count_);
     }
     if (batch_.covariance) leave_covariance(optimum, there);
     store_row(counted_, batch_.counted + fit_, count_);
@@ -224,21 +209,11 @@ class EightFits {
     for (int k = 0; k < terms; ++k) along_[k].store(along[k]);
     rest_.store(rest);
     for (int i = 0; i < kLanes; ++i) {
-      const double n = counted_.lane(i);
-      double total = rest[i], squares[kMaxTerms];
-      for (int k = terms - 1; k >= 0; --k) {
-        squares[k] = total;
-        total += along[k][i] * along[k][i];
-      }
-      int best = 0;
-      double lowest = INFINITY;
-      for (int k = 0; k < static_cast<int>(rank_.lane(i)); ++k) {
-        const double score = degree_score(batch_.degree_by, n, k + 1, squares[k], total);
-        if (score < lowest) lowest = score, best = k;
-      }
-      for (int k = best + 1; k < terms; ++k) along[k][i] = 0.0;
-      rest[i] = squares[best];
-      degree[i] = best;
+      double of_fit[kMaxTerms];
+      for (int k = 0; k < terms; ++k) of_fit[k] = along[k][i];
+      degree[i] = choose_degree<kMaxTerms>(batch_.degree_by, terms, counted_.lane(i),
+                                           static_cast<int>(rank_.lane(i)), of_fit, rest[i]);
+      for (int k = 0; k < terms; ++k) along[k][i] = of_fit[k];
     }
     for (int k = 0; k < terms; ++k) along_[k] = Pack::load(along[k]);
     rest_ = Pack::load(rest);
@@ -246,24 +221,15 @@ class EightFits {
     store_row(degree_, batch_.degree + fit_, count_);
   }
 
-  // The inverse of factor^T factor, whose columns' roots are solved for one by one; nan where the
-  // rank is less than full.
+  // nan where the rank is less than full
   template <class F>
   void leave_covariance(const AtOptimum<F, K>& optimum, Pack there) {
     const int terms = K ? K : batch_.n_terms;
-    Pack root[kMaxTerms][kMaxTerms];
-    for (int c = 0; c < terms; ++c) {
-      Pack unit[kMaxTerms] = {};
-      unit[c] = if_less(degree_ - Pack::all(c), 0.0, Pack{}, Pack::all(1.0));
-      back_substitute(terms, optimum.factor, unit, root[c]);
-    }
     there += if_less(rank_ - Pack::all(terms), 0.0, Pack::all(NAN), Pack{});
-    for (int i = 0; i < terms; ++i)
-      for (int j = 0; j < terms; ++j) {
-        Pack sum = there;
-        for (int c = 0; c < terms; ++c) sum += root[c][i] * root[c][j];
-        store_row(sum, batch_.covariance + (i * terms + j) * batch_.fits + fit_, count_);
-      }
+    covariance<kMaxTerms>(terms, optimum.factor, degree_, [&](int i, int j, Pack value) {
+      double* const row = batch_.covariance + (i * terms + j) * batch_.fits;
+      store_row(value + there, row + fit_, count_);
+    });
   }
 
   void start() {
