@@ -75,7 +75,8 @@ PF_HD double degree_score(DegreeBy by, double n, int k, double squares, double t
   constexpr double rounding = 0x1p-55, smallest = 0x1p-1022;
   double least = rounding * rounding * total;
   if (least < smallest) least = smallest;
-  const double fit = n * log(larger(squares, least) / n);
+  if (squares < least) squares = least;
+  const double fit = n * log(squares / n);
   if (by == DegreeBy::Bic) return fit + k * log(n);
   return n > k + 1 ? fit + 2 * k * n / (n - k - 1) : INFINITY;
 }

@@ -167,6 +167,20 @@ PF_HD void orthogonalise(int n_terms, double total, Orthogonal<double, M>& q, Pa
   q.rest = rest[0];
 }
 
+// f(k, q_k(t)) for the orthonormal polynomials; 0 where the points do not determine them.
+template <int M, class F>
+PF_HD void orthonormal(int n_terms, const Orthogonal<double, M>& q, double t, F&& f) {
+  double now = if_zero(q.first, 0.0, 1.0 / q.first), before = 0.0;
+  PF_UNROLL
+  for (int k = 0; k < n_terms; ++k) {
+    f(k, now);
+    if (k + 1 == n_terms) return;
+    const double next = (t - q.mean[k]) * now - q.size[k] * before;
+    before = now;
+    now = if_zero(q.size[k + 1], 0.0, next / q.size[k + 1]);
+  }
+}
+
 // factor[k, j] = <q_k, phi_j(u)> with t = slope u + offset, upper triangular: the QR factorisation
 // of the design matrix.
 template <class V, int M>

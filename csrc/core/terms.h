@@ -1,7 +1,6 @@
 // Loops over the terms of a polynomial.
 #pragma once
 
-#include <type_traits>
 #include <utility>
 
 #include "macros.h"
@@ -9,10 +8,15 @@
 namespace polyfuse {
 inline namespace PF_ISA {
 
+template <int I>
+struct Constant {
+  PF_HD constexpr operator int() const { return I; }
+};
+
 // f(0), f(1), ..., f(N - 1) with constant arguments: arrays indexed by them live in registers.
 template <class F, int... I>
 PF_HD void unroll(F&& f, std::integer_sequence<int, I...>) {
-  (f(std::integral_constant<int, I>{}), ...);
+  (f(Constant<I>{}), ...);
 }
 template <int N, class F>
 PF_HD void unroll(F&& f) {

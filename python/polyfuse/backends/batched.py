@@ -375,6 +375,13 @@ def _whole(fits: Fits) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.where(w > 0, x, 0.0), torch.where(w > 0, y, 0.0), w
 
 
+def _cuda() -> Any:
+    from . import REGISTRY
+    from .batched_cuda import BatchedCuda
+
+    return BatchedCuda(REGISTRY["cuda"])  # type: ignore[arg-type]
+
+
 def _triton() -> Any:
     from .batched_triton import BatchedTriton
 
@@ -404,7 +411,8 @@ def least_norm(fits: Fits, lost: torch.Tensor) -> torch.Tensor:
     return torch.cat(found, 1)
 
 
-HOMES = {"cpu": Cpu, "triton": _triton, "reference": Reference}  # by name, what makes them
+# By name, what makes them.
+HOMES = {"cpu": Cpu, "cuda": _cuda, "triton": _triton, "reference": Reference}
 
 
 @cache
