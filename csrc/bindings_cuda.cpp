@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bindings_cuda_fits.h"
 #include "cuda/launch.h"
 
 namespace py = pybind11;
@@ -106,6 +107,7 @@ PYBIND11_MODULE(_cuda, m) {
       .def(py::init<int32_t, int64_t>())
       .def_readonly("processors", &pf::Device::processors)
       .def_readonly("shared", &pf::Device::shared);
+  pf::bind_cuda_fits(m);
   m.def("device", &pf::device);
   m.def("missing", &pf::missing);
   m.def("kernels", &pf::kernels);

@@ -12,7 +12,8 @@ import pybind11
 from polyfuse.backends.cuda import Cuda
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("bindings_cuda.cpp", "cuda/geometry.cpp", "cuda/device.cu", "cuda/moments.cu",
+SOURCES = ("bindings_cuda.cpp", "bindings_cuda_fits.cpp", "cuda/fits.cpp", "cuda/geometry.cpp",
+           "cuda/descend_fits.cu", "cuda/device.cu", "cuda/moments.cu", "cuda/solve_fits.cu",
            "cuda/step.cu", "cuda/stream.cu", "cuda/verbs.cu")  # fmt: skip
 FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wno-unknown-pragmas", "-fPIC", "-fvisibility=hidden",
          "-pthread", "-U_FORTIFY_SOURCE", "-Werror")  # fmt: skip
@@ -24,7 +25,7 @@ def build():
         p for d in ("csrc/core", "csrc/cuda", "tests/emulation") for p in (ROOT / d).iterdir()
     ]
     digest = hashlib.sha256("".join(FLAGS).encode())
-    for path in sorted([*inputs, ROOT / "csrc/bindings_cuda.cpp"]):
+    for path in sorted([*inputs, *(ROOT / "csrc").glob("bindings_cuda*")]):
         digest.update(path.read_bytes())
     folder = ROOT / "build/emulation" / digest.hexdigest()[:16]
     library = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"

@@ -203,7 +203,7 @@ def test_bad_input_changes_nothing():
         ({"sigma": 0 * y}, "sigma: expected finite standard deviations > 0"),
         ({"engine": "closed_form", "x": x[:, None] + 0 * y}, "engine: closed_form cannot"),
         ({"engine": "magic"}, "engine: expected one of"),
-        ({"backend": "cuda"}, "backend: expected one of auto, cpu, triton, reference for a batch"),
+        ({"backend": "tpu"}, "backend: expected one of auto, cpu, cuda, triton, reference for a"),
         ({"callback": print}, "callback: needs record_every"),
         ({"scheduler": lr_scheduler.StepLR(optimizer, 3), "engine": "closed_form"}, "a scheduler"),
         ({"criterion": nn.KLDivLoss(reduction="batchmean"), "y": y.abs()}, "criterion: expected"),

@@ -3,11 +3,14 @@
 
 #if defined(__CUDACC__)
 #define PF_HD __host__ __device__ __forceinline__
+#define PF_ALWAYS_INLINE
 #define PF_UNROLL _Pragma("unroll")
 #define PF_ROLLED _Pragma("unroll 1")  // few rounds, seldom run: a device's code stays small
 #elif defined(__GNUC__)
-#define PF_HD inline __attribute__((always_inline))
+#define PF_ALWAYS_INLINE __attribute__((always_inline))  // of a lambda
+#define PF_HD inline PF_ALWAYS_INLINE
 #else
+#define PF_ALWAYS_INLINE
 #define PF_HD inline
 #endif
 #if !defined(PF_UNROLL)

@@ -20,18 +20,51 @@ using std::sqrt;
 // deviation, are rounding alone: the points are fewer than the terms.
 constexpr double kDetermined = 1e-26;
 
-template <class V>
+template <class V, int M = kMaxTerms>
 struct Orthogonal {
   V origin, middle, scale;  // t = ((x - origin) - middle) scale has mean zero, and size one
-  V mean[kMaxTerms];        // t q_k = size[k + 1] q_{k+1} + mean[k] q_k + size[k] q_{k-1}
-  V size[kMaxTerms];        // 0 where the points do not determine q_k
-  V along[kMaxTerms];       // <q_k, y>
+  V mean[M];                // t q_k = size[k + 1] q_{k+1} + mean[k] q_k + size[k] q_{k-1}
+  V size[M];                // 0 where the points do not determine q_k
+  V along[M];               // <q_k, y>
   V first;                  // norm of the constant 1
   V weight;                 // sum of the weights
   V rest;                   // sum of squared residuals
   V rank;
   // t = slope u + offset of u = (x - shift) / slope * scale
   PF_HD V offset(double shift) const { return ((like(origin, shift) - origin) - middle) * scale; }
+};
+
+// From one monic polynomial p_k to the next, p_{k+1} = (t - mean) p_k - step p_{k-1}; slope p_k is
+// what it explains.
+template <class V>
+struct Recursion {
+  V total;  // sum of the weights
+  V determined = like(total, 1.0), least{}, variance{}, norm{}, former{};
+  V mean{}, step{}, slope{};
+
+  // Given <p_k, p_k>, <t p_k, p_k> and <r, p_k>; k from 0 on.
+  template <int M>
+  PF_HD void take(int k, V square, V weighted, V along, Orthogonal<V, M>& q) {
+    if (k == 1) {
+      const V centre = q.mean[0];
+      variance = square * former;
+      least = kDetermined * (square + centre * centre * total);
+    } else if (k > 1) {
+      least = (k == 2 ? kDetermined * total * variance : least) * variance;
+    }
+    determined = if_less(least - square, 0.0, determined, V{});
+    const V per_square = if_zero(determined, V{}, 1.0 / square);
+    step = square * former;
+    const V size = sqrt(k == 0 ? square : step);
+    norm = if_zero(determined, V{}, k == 0 ? size : norm * size);
+    if (k == 0) q.first = norm;
+    q.mean[k] = mean = weighted * per_square;
+    q.size[k] = k == 0 ? V{} : if_zero(determined, V{}, size);
+    q.along[k] = along * norm * per_square;
+    q.rank += determined;
+    slope = along * per_square;
+    former = per_square;
+  }
 };
 
 // Points x, which become t, with weights w (null if not kWeighted: 1) and values r, which become
@@ -53,27 +86,14 @@ PF_HD void orthogonalise(int64_t n, int n_terms, V* x, const V* w, V* r, V* now,
     keep(0, i, like(t, 1.0));
   }
   if (!kWeighted) square = like(square, static_cast<double>(n));
-  const V total = square, each = if_zero(total, V{}, 1.0 / total), middle = shifted * each;
+  const V total = square, middle = if_zero(total, V{}, shifted / total);
   const V scale = if_zero(spread, like(spread, 1.0), total / spread);
   result.origin = origin, result.middle = middle, result.scale = scale, result.weight = total;
-  V determined = like(square, 1.0), least{}, variance{}, norm{}, former{};
   result.rank = result.rest = V{};
+  Recursion<V> recursion{total};
   for (int k = 0; k < n_terms; ++k) {
-    if (k == 1)
-      variance = square * former, least = kDetermined * total;
-    else if (k > 1)
-      least = (k == 2 ? least * variance : least) * variance;
-    determined = if_less(least - square, 0.0, determined, V{});
-    const V per_square = if_zero(determined, V{}, 1.0 / square), step = square * former;
-    const V size = sqrt(k == 0 ? square : step);
-    norm = if_zero(determined, V{}, k == 0 ? size : norm * size);
-    if (k == 0) result.first = norm;
-    const V mean = weighted * per_square, slope = along * per_square;
-    result.mean[k] = mean;
-    result.size[k] = k == 0 ? V{} : if_zero(determined, V{}, size);
-    result.along[k] = along * norm * per_square;
-    result.rank += determined;
-    former = per_square;
+    recursion.take(k, square, weighted, along, result);
+    const V mean = recursion.mean, step = recursion.step, slope = recursion.slope;
     if (k + 1 == n_terms) {
       V rest{};
       for (int64_t i = 0; i < n; ++i) {
@@ -118,14 +138,76 @@ PF_HD void orthogonalise(int64_t n, int n_terms, V* x, const V* w, V* r, V* now,
   }
 }
 
+// The same for one fit, with no memory of its points: every pass computes polynomials and residuals
+// anew. pass(f, sums) calls f(t, y, w) for the points, and has the sums of all who share them.
+template <int M, class Pass>
+PF_HD void orthogonalise(int n_terms, double total, Orthogonal<double, M>& q, Pass&& pass) {
+  Recursion<double> recursion{total};
+  q.rank = 0.0;
+  double step[M], slope[M];
+  // p_k at t, and what those below it leave of y
+  const auto at = [&](int k, double t, double& p, double& y) {
+    double before = 0.0;
+    p = 1.0;
+    PF_UNROLL
+    for (int j = 0; j < k; ++j) {
+      y -= slope[j] * p;
+      const double next = (t - q.mean[j]) * p - step[j] * before;
+      before = p;
+      p = next;
+    }
+  };
+  PF_UNROLL
+  for (int k = 0; k < n_terms; ++k) {
+    double sums[3] = {};
+    const auto add = [&](double t, double y, double w) {
+      double p;
+      at(k, t, p, y);
+      const double of_p = w * p;
+      sums[0] += of_p * p;
+      sums[1] += of_p * (p * t);
+      sums[2] += of_p * y;
+    };
+    pass(add, sums);
+    recursion.take(k, sums[0], sums[1], sums[2], q);
+    step[k] = recursion.step;
+    slope[k] = recursion.slope;
+  }
+  double rest[1] = {};
+  const auto add = [&](double t, double y, double w) {
+    double p;
+    at(n_terms, t, p, y);
+    rest[0] += w * y * y;
+  };
+  pass(add, rest);
+  q.rest = rest[0];
+}
+
+// f(k, q_k(t)) for the orthonormal polynomials; 0 where the points do not determine them.
+template <int M, class F>
+PF_HD void orthonormal(int n_terms, const Orthogonal<double, M>& q, double t, F&& f) {
+  double now = if_zero(q.first, 0.0, 1.0 / q.first), before = 0.0;
+  PF_UNROLL
+  for (int k = 0; k < n_terms; ++k) {
+    f(k, now);
+    if (k + 1 == n_terms) return;
+    const double next = (t - q.mean[k]) * now - q.size[k] * before;
+    before = now;
+    now = if_zero(q.size[k + 1], 0.0, next / q.size[k + 1]);
+  }
+}
+
 // factor[k, j] = <q_k, phi_j(u)> with t = slope u + offset, upper triangular: the QR factorisation
 // of the design matrix.
-template <class V>
-PF_HD void factorise(int n_terms, const Recurrence& basis, const Orthogonal<V>& q, V per_slope,
+template <class V, int M>
+PF_HD void factorise(int n_terms, const Recurrence& basis, const Orthogonal<V, M>& q, V per_slope,
                      V offset, V* factor) {
   const auto at = [&](int k, int j) -> V& { return factor[k * n_terms + j]; };
+  PF_UNROLL
   for (int k = 0; k < n_terms; ++k) at(k, 0) = k == 0 ? q.first : V{};
-  for (int j = 0; j + 1 < n_terms; ++j)
+  PF_UNROLL
+  for (int j = 0; j + 1 < n_terms; ++j) {
+    PF_UNROLL
     for (int k = 0; k < n_terms; ++k) {
       V sum = (q.mean[k] - offset) * at(k, j);
       if (k > 0) sum += q.size[k] * at(k - 1, j);
@@ -137,14 +219,17 @@ PF_HD void factorise(int n_terms, const Recurrence& basis, const Orthogonal<V>& 
       }
       at(k, j + 1) = k <= j + 1 ? sum : V{};
     }
+  }
 }
 
 // The coefficients in u of the optimum, 0 where it is not determined.
 template <class F, class V>
 PF_HD void back_substitute(int n_terms, const F* factor, const V* along, V* coef) {
+  PF_UNROLL
   for (int k = n_terms - 1; k >= 0; --k) {
     const F pivot = factor[k * n_terms + k];
     V rest = along[k];
+    PF_UNROLL
     for (int j = k + 1; j < n_terms; ++j) rest = rest - factor[k * n_terms + j] * coef[j];
     coef[k] = rest * if_zero(pivot, like(pivot, 0.0), 1.0 / pivot);
   }

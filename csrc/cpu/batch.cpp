@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <utility>
 #include <vector>
 
@@ -82,16 +81,6 @@ FitPack project(int64_t n, int n_terms, const double* q, FitPack* y, FitPack* al
 struct Workspace {
   std::vector<FitPack> x, y, w, t, nothing, now, before, factor;
 };
-
-// As select_degree has it, up to what all degrees share: n samples, k terms; total: of squares of
-// y, whose rounding bounds what a polynomial leaves.
-double degree_score(DegreeBy by, double n, int k, double squares, double total) {
-  constexpr double rounding = 0x1p-55;
-  const double least = std::max(rounding * rounding * total, std::numeric_limits<double>::min());
-  const double fit = n * std::log(std::max(squares, least) / n);
-  if (by == DegreeBy::Bic) return fit + k * std::log(n);
-  return n > k + 1 ? fit + 2 * k * n / (n - k - 1) : INFINITY;
-}
 
 // One pack of fits: from y (and x, w where they are its own) to what the run leaves behind.
 template <int K>
@@ -189,12 +178,8 @@ class FitsAbreast {
     lanes_.loss = rest_ * optimum.weight + there;
     for (int j = 0; j < terms; ++j) p[j] += there;
     if (batch_.determination) {
-      FitPack explained{};
-      for (int k = 1; k < terms; ++k) explained += along_[k] * along_[k];
-      // the rounding of y, whose squares they are parts of, is not explained
-      const FitPack about_mean = rest_ + explained, least = 1e-30 * along_[0] * along_[0];
-      explained = if_less(least - about_mean, 0.0, explained, FitPack::all(NAN));
-      store_row(1.0 - rest_ / (rest_ + explained) + there, batch_.determination + fit_, count_);
+      const FitPack share = determination(terms, along_, rest_);
+      store_row(share + there, batch_.determination + fit_, count_);
     }
     if (batch_.covariance) leave_covariance(optimum, there);
     store_row(counted_, batch_.counted + fit_, count_);
@@ -215,21 +200,11 @@ class FitsAbreast {
     for (int k = 0; k < terms; ++k) along_[k].store(along[k]);
     rest_.store(rest);
     for (int i = 0; i < kFitLanes; ++i) {
-      const double n = counted_.lane(i);
-      double total = rest[i], squares[kMaxTerms];
-      for (int k = terms - 1; k >= 0; --k) {
-        squares[k] = total;
-        total += along[k][i] * along[k][i];
-      }
-      int best = 0;
-      double lowest = INFINITY;
-      for (int k = 0; k < static_cast<int>(rank_.lane(i)); ++k) {
-        const double score = degree_score(batch_.degree_by, n, k + 1, squares[k], total);
-        if (score < lowest) lowest = score, best = k;
-      }
-      for (int k = best + 1; k < terms; ++k) along[k][i] = 0.0;
-      rest[i] = squares[best];
-      degree[i] = best;
+      double of_fit[kMaxTerms];
+      for (int k = 0; k < terms; ++k) of_fit[k] = along[k][i];
+      degree[i] = choose_degree<kMaxTerms>(batch_.degree_by, terms, counted_.lane(i),
+                                           static_cast<int>(rank_.lane(i)), of_fit, rest[i]);
+      for (int k = 0; k < terms; ++k) along[k][i] = of_fit[k];
     }
     for (int k = 0; k < terms; ++k) along_[k] = FitPack::load(along[k]);
     rest_ = FitPack::load(rest);
@@ -237,24 +212,15 @@ class FitsAbreast {
     store_row(degree_, batch_.degree + fit_, count_);
   }
 
-  // The inverse of factor^T factor, whose columns' roots are solved for one by one; nan where the
-  // rank is less than full.
+  // nan where the rank is less than full
   template <class F>
   void leave_covariance(const AtOptimum<F, K>& optimum, FitPack there) {
     const int terms = K ? K : batch_.n_terms;
-    FitPack root[kMaxTerms][kMaxTerms];
-    for (int c = 0; c < terms; ++c) {
-      FitPack unit[kMaxTerms] = {};
-      unit[c] = if_less(degree_ - FitPack::all(c), 0.0, FitPack{}, FitPack::all(1.0));
-      back_substitute(terms, optimum.factor, unit, root[c]);
-    }
     there += if_less(rank_ - FitPack::all(terms), 0.0, FitPack::all(NAN), FitPack{});
-    for (int i = 0; i < terms; ++i)
-      for (int j = 0; j < terms; ++j) {
-        FitPack sum = there;
-        for (int c = 0; c < terms; ++c) sum += root[c][i] * root[c][j];
-        store_row(sum, batch_.covariance + (i * terms + j) * batch_.fits + fit_, count_);
-      }
+    covariance<kMaxTerms>(terms, optimum.factor, degree_, [&](int i, int j, FitPack value) {
+      double* const row = batch_.covariance + (i * terms + j) * batch_.fits;
+      store_row(value + there, row + fit_, count_);
+    });
   }
 
   void start() {

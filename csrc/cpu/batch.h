@@ -4,23 +4,11 @@
 #include <algorithm>
 #include <vector>
 
-#include "../core/basis.h"
+#include "../core/batch.h"
 #include "../core/descent.h"
 #include "passes.h"
 
 namespace polyfuse {
-
-// Numbers [N, B], strides in elements; a stride of 0 between fits where all share them.
-struct Series {
-  const void* at = nullptr;
-  int64_t sample = 1, fit = 0;
-  Dtype dtype = Dtype::Float64;
-};
-
-// By which the degree of every fit is chosen, and where not by n_terms.
-enum class DegreeBy : int32_t { Terms, Aicc, Bic };
-
-enum class FitStatus : int32_t { Converged, StepLimit, RankDeficient, NonFinite, Diverged };
 
 // The rule from an epoch of the launch on.
 struct Change {

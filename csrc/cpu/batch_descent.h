@@ -4,36 +4,15 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../core/orthogonal.h"
+#include "../core/optimum.h"
 #include "lanes.h"
 
 namespace polyfuse {
 inline namespace PF_ISA {
 
-// What the epochs of one fit, or the optimum, are computed from: with e = factor p - along, the
-// sum of squared residuals is rest + e^2 and its derivative 2 factor^T e, free of cancellation.
-// F is double where all fits share the factor; K terms, 0: n_terms of them.
+// What the epochs of eight fits, or their optima, are computed from.
 template <class F, int K>
-struct AtOptimum {
-  static constexpr int kTerms = K;
-  int n_terms;
-  const F* factor;
-  const FitPack* along;
-  FitPack rest, weight;
-
-  PF_INLINE FitPack operator()(const FitPack* p, FitPack* grad) const {
-    const int terms = K ? K : n_terms;
-    FitPack value = rest, sum[K ? K : kMaxTerms] = {};
-    for_terms<K>(terms, [&](int k) PF_ALWAYS_INLINE {
-      FitPack e = -along[k];
-      for (int j = k; j < terms; ++j) e += p[j] * factor[k * terms + j];
-      value += e * e;
-      for (int j = k; j < terms; ++j) sum[j] += e * factor[k * terms + j];
-    });
-    for_terms<K>(terms, [&](int j) PF_ALWAYS_INLINE { grad[j] = sum[j] * (2.0 * weight); });
-    return value * weight;
-  }
-};
+using AtOptimum = Quadratic<FitPack, F, K>;
 
 // Any criterion, from the data in every epoch. u[i] are doubles where all fits share x; w is false
 // where all samples count alike.

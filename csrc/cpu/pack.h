@@ -8,9 +8,8 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
-#include <utility>
 
-#include "../core/macros.h"
+#include "../core/terms.h"
 
 namespace polyfuse {
 inline namespace PF_ISA {
@@ -26,18 +25,7 @@ constexpr int kRegister = 32;
 constexpr int kRegister = 16;
 #endif
 
-#define PF_ALWAYS_INLINE __attribute__((always_inline))
 #define PF_INLINE inline PF_ALWAYS_INLINE
-
-// f(0), f(1), ..., f(N - 1) with constant arguments: arrays indexed by them live in registers.
-template <class F, int... I>
-PF_INLINE void unroll(F&& f, std::integer_sequence<int, I...>) {
-  (f(std::integral_constant<int, I>{}), ...);
-}
-template <int N, class F>
-PF_INLINE void unroll(F&& f) {
-  unroll(f, std::make_integer_sequence<int, N>{});
-}
 
 // Vectors of N numbers S, and of unsigned integers as wide.
 template <class S, int N>

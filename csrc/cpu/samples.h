@@ -57,15 +57,6 @@ PF_INLINE void load_neighbours(const Data& data, int64_t i, Pack& x, Pack& y, Pa
   y = if_zero(w, Pack{}, Pack::load(static_cast<const T*>(data.y) + i));
 }
 
-// f(k) for every k < n, unrolled where the number N is known at compile time.
-template <int N, class F>
-PF_INLINE void for_terms(int n, F&& f) {
-  if constexpr (N > 0)
-    unroll<N>(f);
-  else
-    for (int k = 0; k < n; ++k) f(k);
-}
-
 // Whether samples are neighbours in memory; and count alike.
 inline bool are_neighbours(const Data& data) {
   return data.x_stride == 1 && data.y_stride == 1 && data.w_stride == 1;

@@ -1,4 +1,5 @@
 // What the CUDA runtime says of the devices, and the list of the kernels.
+#include "fits.h"
 #include "launch.cuh"
 #include "launch.h"
 
@@ -37,6 +38,9 @@ std::vector<std::pair<std::string, int>> kernels() {
         found.emplace_back("step" + arguments + criterion, kPassThreads);
       }
     }
+    for (const int terms : {1, 2, 3, 4, 5, kMaxFitTerms})
+      for (const char* name : {"solve_each", "solve_alike", "descend_moments", "descend_stream"})
+        found.emplace_back(name + ("<" + of + ", " + std::to_string(terms) + ">"), kFitThreads);
   }
   found.emplace_back("epochs", kPassThreads);
   found.emplace_back("store", kMaxParams);

@@ -1,4 +1,4 @@
-// One way to launch: every kernel takes a Run by value.
+// One way to launch: every kernel takes a Run, or what else tells it of its grid, by value.
 #pragma once
 
 #include <stdexcept>
@@ -15,7 +15,8 @@ inline void check(cudaError_t status) {
   if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
 }
 
-inline void launch(void (*kernel)(Run), const Run& run, void* stream) {
+template <class Told>
+void launch(void (*kernel)(Told), const Told& run, void* stream) {
   const Geometry& grid = run.grid;
   check(cudaSetDevice(run.device));  // the runtime linked here has a current device of its own
   if (grid.shared > kSharedByDefault)

@@ -1,6 +1,11 @@
 """The compiled module of CUDA kernels. Addresses are ints, of device memory."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 MAX_TERMS: int
+MAX_FIT_TERMS: int
 MAX_PARAMS: int
 LOAD: int
 STORE: int
@@ -41,6 +46,52 @@ class Run:
         grid: Geometry,
     ) -> None: ...  # fmt: skip
 
+class Fits:
+    """Many fits in one launch; see csrc/cuda/fits.h."""
+
+    # address, and strides between samples and between fits
+    x: tuple[int, int, int]
+    y: tuple[int, int, int]
+    w: tuple[int, int, int]
+    basis: int
+    degree_by: int
+    engine: int
+    criterion: int
+    mean: bool
+    schedule: tuple[int, int, float]
+    rule: Sequence[float]
+    low: int
+    high: int
+    params: int
+    grad: int
+    loss: int
+    recorded: int
+    determination: int
+    covariance: int
+    counted: int
+    weight_sum: int
+    epochs: int
+    degree: int
+    rank: int
+    status: int
+    grid: Geometry
+    def __init__(
+        self, n: int, count: int, n_terms: int, is64: bool, omit: bool, shift: float,
+        scale: float, device: int,
+    ) -> None: ...  # fmt: skip
+    @property
+    def on_chip(self) -> bool: ...
+    @property
+    def alike(self) -> bool: ...
+    def keep(self, row: int, all: int) -> None: ...
+    def keep_once(self, kept: Sequence[float], paced: int, rates: int) -> None: ...
+    def lay_out(self, solve: bool, device: Device) -> None: ...
+    def solve(self, stream: int) -> None: ...
+    def descend(self, stream: int) -> None: ...
+
+def pace(
+    rule: Sequence[float], epochs: int, kept: Sequence[float]
+) -> tuple[np.ndarray, list[float]]: ...
 def step(run: Run, stream: int) -> None: ...
 def stream(run: Run, stream: int) -> None: ...
 def moments(run: Run, stream: int) -> None: ...

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from . import _check
+from .backends import AUTO
 from .backends.batched import DEGREE_BY, HOMES, Fits, Run, backend_called, least_norm
 from .batch_result import BatchResult, FitStatus, ways_of
 from .bounds import read_bounds
@@ -248,8 +249,11 @@ def _backend(name: str, fits: Fits) -> Any:
     if name != "auto" and name not in HOMES:
         known = ", ".join(("auto", *HOMES))
         raise ValueError(f"backend: expected one of {known} for a batch of fits, got {name!r}")
-    on_gpu = fits.x.device.type == "cuda"
-    runner = backend_called(("triton" if on_gpu else "cpu") if name == "auto" else name)
-    if reason := runner.refuse(fits):
-        raise ValueError(f"backend: {runner.name} cannot serve this batch: {reason}")
-    return runner
+    reasons = []
+    for candidate in AUTO.get(fits.x.device.type, ()) if name == "auto" else (name,):
+        runner = backend_called(candidate)
+        reason = runner.refuse(fits)
+        if reason is None:
+            return runner
+        reasons.append(f"{candidate} cannot serve this batch: {reason}")
+    raise ValueError(f"backend: {'; '.join(reasons) or f'none serves {fits.x.device}'}")

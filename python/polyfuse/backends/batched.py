@@ -418,6 +418,13 @@ def _designs(fits: Fits) -> tuple[torch.Tensor, ...]:
     return terms, terms * root / size, root, size
 
 
+def _cuda() -> Any:
+    from . import REGISTRY
+    from .batched_cuda import BatchedCuda
+
+    return BatchedCuda(REGISTRY["cuda"])  # type: ignore[arg-type]
+
+
 def _triton() -> Any:
     from .batched_triton import BatchedTriton
 
@@ -447,7 +454,8 @@ def least_norm(fits: Fits, lost: torch.Tensor) -> torch.Tensor:
     return torch.cat(found, 1)
 
 
-HOMES = {"cpu": Cpu, "triton": _triton, "reference": Reference}  # by name, what makes them
+# By name, what makes them.
+HOMES = {"cpu": Cpu, "cuda": _cuda, "triton": _triton, "reference": Reference}
 
 
 @cache

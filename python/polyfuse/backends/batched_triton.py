@@ -105,12 +105,12 @@ def _launch(kernel: Any, fits: Fits, *arguments: Any, **constants: Any) -> None:
         kernel, -(-count // BLOCK), WARPS, *samples, fits.y.shape[0], count,
         *(t.stride(0) for t in samples),
         *(0 if t.shape[1] == 1 else t.stride(1) for t in samples),
-        fits.shift, fits.scale, _recurrence(fits.basis, terms, fits.x.device), *arguments,
+        fits.shift, fits.scale, recurrence_on(fits.basis, terms, fits.x.device), *arguments,
         K=terms, BLOCK=BLOCK, OMIT=fits.omit, WEIGHTED=fits.w is not None, **constants,
     )  # fmt: skip
 
 
 @lru_cache(maxsize=64)
-def _recurrence(basis: str, terms: int, device: torch.device) -> torch.Tensor:
+def recurrence_on(basis: str, terms: int, device: torch.device) -> torch.Tensor:
     """alpha, beta, gamma [3, K]."""
     return torch.tensor(recurrence_of(basis, terms), device=device)

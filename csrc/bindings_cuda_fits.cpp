@@ -1,0 +1,122 @@
+#include "bindings_cuda_fits.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "cuda/fits.h"
+
+namespace py = pybind11;
+
+namespace polyfuse {
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+UpdateRule rule_of(const std::vector<double>& row) {
+  UpdateRule rule;
+  if (row.empty()) return rule;
+  rule.method = static_cast<Method>(static_cast<int>(row[0]));
+  std::copy(row.begin() + 1, row.end(), rule.option);
+  return rule;
+}
+
+}  // namespace
+
+void bind_cuda_fits(py::module_& m) {
+  m.attr("MAX_FIT_TERMS") = kMaxFitTerms;
+  const auto address = [](auto Fits::* member) {
+    return [member](Fits& fits, Address value) {
+      fits.*member = reinterpret_cast<std::remove_reference_t<decltype(fits.*member)>>(value);
+    };
+  };
+  const auto series = [](Series Fits::* member) {
+    return [member](Fits& fits, std::tuple<Address, int64_t, int64_t> value) {
+      const auto [at_, sample, fit] = value;
+      fits.*member = {at<const void>(at_), sample, fit, fits.dtype};
+    };
+  };
+  const auto unread = [](const Fits&) { return py::none(); };
+  py::class_<Fits>(m, "Fits", py::module_local())
+      .def(py::init([](int64_t n, int64_t count, int n_terms, bool is64, bool omit, double shift,
+                       double scale, int device) {
+        Fits fits;
+        fits.n = n;
+        fits.fits = count;
+        fits.n_terms = n_terms;
+        fits.dtype = is64 ? Dtype::Float64 : Dtype::Float32;
+        fits.omit = omit;
+        fits.shift = shift;
+        fits.scale = scale;
+        fits.device = device;
+        return fits;
+      }))
+      .def_property("x", unread, series(&Fits::x))
+      .def_property("y", unread, series(&Fits::y))
+      .def_property("w", unread, series(&Fits::w))
+      .def_property("basis", unread,
+                    [](Fits& fits, Address rows) {  // [3, K]
+                      const double* const alpha = at<const double>(rows);
+                      const int64_t k = fits.n_terms;
+                      fits.basis = {alpha, alpha + k, alpha + 2 * k};
+                    })
+      .def_property("degree_by", unread,
+                    [](Fits& fits, int by) { fits.degree_by = static_cast<DegreeBy>(by); })
+      .def_property("engine", unread,
+                    [](Fits& fits, int engine) { fits.engine = static_cast<Engine>(engine); })
+      .def_property(
+          "criterion", unread,
+          [](Fits& fits, Address criterion) { fits.criterion = *at<const Criterion>(criterion); })
+      .def_readwrite("mean", &Fits::mean)
+      .def_property("schedule", unread,
+                    [](Fits& fits, std::tuple<int64_t, int64_t, double> value) {
+                      const auto [epochs, record_every, tol] = value;
+                      fits.schedule = {0, epochs, record_every, tol, 0.0, NAN};
+                    })
+      .def_property("rule", unread,
+                    [](Fits& fits, const std::vector<double>& row) { fits.rule = rule_of(row); })
+      .def("keep", [](Fits& fits, int row, Address all) { fits.kept[row] = at<void>(all); })
+      .def("keep_once",
+           [](Fits& fits, const std::vector<double>& kept, int64_t paced, Address rates) {
+             std::copy(kept.begin(), kept.end(), fits.kept_once);
+             fits.paced = paced;
+             fits.rates = at<const double>(rates);
+           })
+      .def_property("low", unread, address(&Fits::low))
+      .def_property("high", unread, address(&Fits::high))
+      .def_property("params", unread, address(&Fits::params))
+      .def_property("grad", unread, address(&Fits::grad))
+      .def_property("loss", unread, address(&Fits::loss))
+      .def_property("recorded", unread, address(&Fits::recorded))
+      .def_property("determination", unread, address(&Fits::determination))
+      .def_property("covariance", unread, address(&Fits::covariance))
+      .def_property("counted", unread, address(&Fits::counted))
+      .def_property("weight_sum", unread, address(&Fits::weight_sum))
+      .def_property("epochs", unread, address(&Fits::epochs))
+      .def_property("degree", unread, address(&Fits::degree))
+      .def_property("rank", unread, address(&Fits::rank))
+      .def_property("status", unread, address(&Fits::status))
+      .def_readonly("on_chip", &Fits::on_chip)
+      .def_readonly("alike", &Fits::alike)
+      .def_readwrite("grid", &Fits::grid)
+      .def("lay_out", &lay_out, py::arg("solve"), py::arg("device"))
+      .def("solve",
+           [](const Fits& fits, Address stream) { launch_solve_fits(fits, at<void>(stream)); })
+      .def("descend",
+           [](const Fits& fits, Address stream) { launch_descend_fits(fits, at<void>(stream)); });
+  m.def("pace", [](const std::vector<double>& row, int64_t epochs, std::vector<double> kept) {
+    py::array_t<double> rates({epochs, static_cast<int64_t>(kRates)});
+    std::fill_n(rates.mutable_data(), rates.size(), 0.0);
+    pace(rule_of(row), epochs, kept.data(), rates.mutable_data());
+    return std::make_tuple(rates, kept);
+  });
+}
+
+}  // namespace polyfuse

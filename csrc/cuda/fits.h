@@ -1,0 +1,67 @@
+// Many small fits on a device: what a launch is told, and how it is laid out.
+#pragma once
+
+#include "../core/batch.h"
+#include "../core/run.h"
+#include "geometry.h"
+
+namespace polyfuse {
+
+constexpr int kMaxFitTerms = 16;
+constexpr int kUnrolledTerms = 5;  // so many, and fewer, have kernels of their own
+constexpr int kFitThreads = 128;   // and as many fits of a block
+// Blocks that a processor has registers for.
+constexpr int fit_blocks(int n_terms) { return n_terms <= 3 ? 5 : n_terms == 4 ? 4 : 3; }
+
+// B fits of N samples and K terms; addresses are the device's.
+struct Fits {
+  Series x, y, w;  // of one dtype; w: none negative, a sample of weight 0 is left out; null: 1
+  int64_t n = 0, fits = 0;
+  Dtype dtype = Dtype::Float64;  // of the data, of params, grad and kept
+  bool omit = false;             // leave out samples with a nan or inf
+  int32_t n_terms = 0;
+  double shift = 0.0, scale = 1.0;  // of the model's variable u
+  Recurrence basis;
+
+  DegreeBy degree_by = DegreeBy::Terms;  // of solve
+
+  Engine engine = Engine::Moments;  // of descend, with what follows
+  bool mean = true;
+  Criterion criterion;
+  Schedule schedule;
+  UpdateRule rule;
+  double kept_once[kKept] = {};                  // rows of the rule's state that all fits share,
+  int64_t paced = 0;                             // after so many epochs,
+  const double* rates = nullptr;                 // whose rates [paced, kRates] these are
+  void* kept[kKept] = {};                        // [K, B], the other rows; null: not kept
+  const double *low = nullptr, *high = nullptr;  // [K, B], of params; null: nowhere
+
+  void* params = nullptr;           // [K, B]
+  void* grad = nullptr;             // [K, B], of the last step
+  double* loss = nullptr;           // [B], at params
+  double* recorded = nullptr;       // [M, B]
+  double* determination = nullptr;  // [B], R^2
+  double* covariance = nullptr;     // [K, K, B], of unit variance of y; null: not wanted
+  int32_t* counted = nullptr;       // [B], samples that are not left out; of solve
+  double* weight_sum = nullptr;     // [B], of their weights; of solve
+  int64_t* epochs = nullptr;        // [B], done by each
+  int32_t* degree = nullptr;        // [B]; null where n_terms say it
+  int32_t* rank = nullptr;          // [B]
+  FitStatus* status = nullptr;      // [B]
+
+  bool on_chip = false;  // blocks keep the samples of their fits in shared memory
+  bool alike = false;    // one design for all, which every block computes
+  int32_t device = 0;
+  Geometry grid;
+};
+
+// Lays out a launch.
+void lay_out(Fits&, bool solve, const Device&);
+
+// Rates [epochs, kRates] of a rule's first epochs; kept [kKept] as they leave it.
+void pace(const UpdateRule&, int64_t epochs, double* kept, double* rates);
+
+void launch_solve_fits(const Fits&, void* stream);
+void launch_descend_fits(const Fits&, void* stream);
+
+}  // namespace polyfuse
