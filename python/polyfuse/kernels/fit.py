@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .affine import jumps
+from .data import kernel
 from .moments import load_fit, objective_of_moments, pilot, store_moments, thinned
 from .optimizer import follow, load_rule
 from .passes import add_moments, tile_pass, zero_sums
@@ -30,13 +31,13 @@ def descend(
     return run
 
 
-@triton.jit
+@kernel
 def moments_kernel(
-    x_ptr, y_ptr, n_points: tl.int64, x_stride: tl.int64, y_stride: tl.int64,
+    x_ptr, y_ptr, n_points: tl.int64, x_stride, y_stride,
     shift: tl.float64, scale: tl.float64,
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, rule_ptr, state_ptr,
     first_epoch: tl.int64, epochs: tl.int64, record_every: tl.int64, tol: tl.float64,
-    moments_ptr, scratch_ptr, work_ptr, counters_ptr, tables_ptr, w_ptr, w_stride: tl.int64,
+    moments_ptr, scratch_ptr, work_ptr, counters_ptr, tables_ptr, w_ptr, w_stride,
     changes_ptr,
     P: tl.constexpr, K: tl.constexpr, PW: tl.constexpr, KW: tl.constexpr, SW: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr, BAND: tl.constexpr,

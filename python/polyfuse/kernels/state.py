@@ -88,6 +88,7 @@ def leave(
 ):  # fmt: skip
     """Writes what a run leaves behind, but its outcome; keep: to the tables as well."""
     inside = lane < P
+    tl.debug_barrier()  # every thread has read what is written here, whichever holds which lanes
     tl.store(state_ptr + lane, run[0], inside)
     for r in tl.static_range(4):
         tl.store(state_ptr + (3 + r) * P + lane, run[1 + r], inside)

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .coefficients import coefficients, pull_back
 from .criterion import SQUARED_ERROR
-from .data import held, read, weigh
+from .data import held, kernel, read, weigh
 from .optimizer import follow, load_rule
 from .passes import add_loss, tile_pass, zero_sums
 from .reduce import collect, is_last, leave_barrier, publish, wait_for_all
@@ -34,14 +34,14 @@ def objective_of_sums(
     return loss, grad
 
 
-@triton.jit
+@kernel
 def step_kernel(
-    x_ptr, y_ptr, n_points: tl.int64, x_stride: tl.int64, y_stride: tl.int64,
+    x_ptr, y_ptr, n_points: tl.int64, x_stride, y_stride,
     shift: tl.float64, scale: tl.float64,
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, rule_ptr, state_ptr,
     first_epoch: tl.int64, record_every: tl.int64, tol: tl.float64,
     work_ptr, counters_ptr, tables_ptr, weight: tl.float64, number: tl.float64,
-    w_ptr, w_stride: tl.int64,
+    w_ptr, w_stride,
     P: tl.constexpr, K: tl.constexpr, PW: tl.constexpr, KW: tl.constexpr, SW: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr,
     IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
@@ -76,13 +76,13 @@ def step_kernel(
         leave_outcome(state_ptr, run[6], run[7], loss, run[8], float("nan"), P)
 
 
-@triton.jit
+@kernel
 def stream_kernel(
-    x_ptr, y_ptr, n_points: tl.int64, x_stride: tl.int64, y_stride: tl.int64,
+    x_ptr, y_ptr, n_points: tl.int64, x_stride, y_stride,
     shift: tl.float64, scale: tl.float64,
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, rule_ptr, state_ptr,
     first_epoch: tl.int64, epochs: tl.int64, record_every: tl.int64, tol: tl.float64,
-    work_ptr, counters_ptr, weight: tl.float64, number: tl.float64, w_ptr, w_stride: tl.int64,
+    work_ptr, counters_ptr, weight: tl.float64, number: tl.float64, w_ptr, w_stride,
     changes_ptr, tables_ptr,
     P: tl.constexpr, K: tl.constexpr, PW: tl.constexpr, KW: tl.constexpr, SW: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr, RESIDENT: tl.constexpr,
