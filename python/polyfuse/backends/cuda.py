@@ -14,8 +14,6 @@ from ..problem import Problem, Report, Schedule
 from ..symbolic import Traced
 from .device import (
     MAX_CHANGES,
-    OUTCOME,
-    ROWS,
     DeviceMap,
     DeviceMoments,
     DeviceRule,
@@ -23,6 +21,7 @@ from .device import (
     loss_and_gradient,
     n_recorded,
     rule_of,
+    state_size,
 )
 from .native import ENGINE
 from .tables import Tables
@@ -152,10 +151,12 @@ class Cuda:
         self, map: DeviceMap, rule: DeviceRule, table: Tables, x: torch.Tensor,
         y: torch.Tensor, model: Traced, mean: bool, moments: DeviceMoments | None,
         criterion: Criterion = SQUARED, weight: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """The fused step from what the table points at; returns its state buffer."""
-        module, size = self.module, len(ROWS) * map.n_params + len(OUTCOME)
-        state = torch.empty(size, dtype=torch.float64, device=x.device)
+        """The fused step from what the table points at; returns `state`, or a new buffer."""
+        module = self.module
+        if state is None:
+            state = torch.empty(state_size(map.n_params), dtype=torch.float64, device=x.device)
         self.launch(
             "step" if moments is None else "epochs", model, x, y, map=map, rule=rule, state=state,
             moments=None if moments is None else moments.buffer, tables=table, engine="moments",

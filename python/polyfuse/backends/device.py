@@ -120,6 +120,10 @@ def n_recorded(schedule: Schedule) -> int:
     return (first + schedule.epochs - 1) // every - (first - 1) // every
 
 
+def state_size(n_params: int, recorded: int = 0) -> int:
+    return len(ROWS) * n_params + len(OUTCOME) + recorded
+
+
 def loss_in(state: torch.Tensor, n_params: int) -> torch.Tensor:
     """The loss in a state buffer, a view of shape ()."""
     return state[len(ROWS) * n_params + OUTCOME.index("loss")]

@@ -48,6 +48,11 @@ def tables(
     key = (device, *rows)
     found = _tables.get(key)
     if found is None:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a CUDA graph captures a step like the last two before it: on tensors that lie "
+                "where they lay, with gradients that nobody else holds"
+            )
         found = _tables[key] = torch.tensor(rows, dtype=torch.int64, device=device)
         if len(_tables) > _KEPT_TABLES:
             _tables.popitem(last=False)

@@ -15,8 +15,6 @@ from ..symbolic import Traced
 from . import geometry, launch
 from .device import (
     MAX_CHANGES,
-    OUTCOME,
-    ROWS,
     DeviceMap,
     DeviceMoments,
     DeviceRule,
@@ -24,6 +22,7 @@ from .device import (
     loss_and_gradient,
     n_recorded,
     rule_of,
+    state_size,
 )
 from .launch import Run, Samples
 from .tables import Tables
@@ -139,10 +138,11 @@ class Triton:
         self, map: DeviceMap, rule: DeviceRule, table: Tables, x: torch.Tensor,
         y: torch.Tensor, model: Traced, mean: bool, moments: DeviceMoments | None,
         criterion: Criterion = SQUARED, weight: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """The fused step from what the table points at; returns its state buffer."""
-        size = len(ROWS) * map.n_params + len(OUTCOME)
-        state = torch.empty(size, dtype=torch.float64, device=x.device)
+        """The fused step from what the table points at; returns `state`, or a new buffer."""
+        if state is None:
+            state = torch.empty(state_size(map.n_params), dtype=torch.float64, device=x.device)
         run = Run(map, rule, state, table, load=True, mean=mean, criterion=criterion)
         samples = Samples(x, y, model.shift, model.scale, weight=weight)
         if moments is None:
