@@ -31,6 +31,7 @@ RUNS = {
     "criteria": ["interpreted_criteria.py"],
     "weights": ["test_device_weights.py"],
     "resident": ["test_resident.py"],
+    "bounds": ["test_bounds.py", "-k", "on_a_device"],
     "batches": ["interpreted_batch.py"],
     "schedules": ["test_schedulers.py", "-k", "on_a_device"],
 }

@@ -202,7 +202,7 @@ def fit(
         bounds: a pair (lower, upper) of numbers or tensors that broadcast to every parameter, or a
             dict of such pairs by a parameter's name; infinite where there is none. Parameters are
             moved to the nearest value within before the first epoch and after every update;
-            parameters that no optimizer holds stay. On CPUs, for one variable.
+            parameters that no optimizer holds stay. For one variable.
 
     Returns:
         FitResult: final loss, history, engine, launches and why the run stopped; for a
@@ -351,8 +351,8 @@ def fit(
 
 
 def begin(known: Fused, held: Holding, problem: Problem, runner: Any) -> Any:
-    """Where a run begins: at the parameters as they are, moved into their bounds."""
-    state = known.state(held, runner)
+    """Where a run begins: at the parameters as they are, moved into their bounds, in a copy."""
+    state = known.state(held, runner if problem.bounds is None else None)
     if problem.bounds is not None:
         np.clip(state.params, *problem.bounds, out=state.params)
     return state

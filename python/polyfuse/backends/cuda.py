@@ -18,6 +18,7 @@ from .device import (
     DeviceMoments,
     DeviceRule,
     begin,
+    bounds_of,
     loss_and_gradient,
     n_recorded,
     rule_of,
@@ -69,8 +70,6 @@ class Cuda:
             return f"the data is on {problem.x.device}"
         if len(problem.model.slots) > MAX_PARAMS:
             return f"{len(problem.model.slots)} scalar parameters, more than {MAX_PARAMS}"
-        if problem.bounds is not None:
-            return "bounds are taken by cpu and reference alone"
         return None
 
     def evaluate(
@@ -125,7 +124,7 @@ class Cuda:
             rule=rule_of(problem), state=held.buffer, moments=buffer, tables=held.tables,
             flags=flags,
             engine=engine, mean=problem.reduction == "mean", omit=problem.omit, schedule=schedule,
-            criterion=problem.criterion, weight=problem.weight,
+            criterion=problem.criterion, weight=problem.weight, bounds=bounds_of(problem),
         )  # fmt: skip
         held.launched(schedule, engine)
         held.finish()
@@ -190,6 +189,7 @@ class Cuda:
         out: torch.Tensor | None = None, engine: str = "stream", mean: bool = True,
         omit: bool = False, schedule: Schedule = NO_SCHEDULE, flags: int = 0,
         criterion: Criterion = SQUARED, weight: torch.Tensor | None = None,
+        bounds: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         """One kernel on the current stream, with what `device` lays out; waits for nothing."""
         module, device = self.module, x.device
@@ -206,6 +206,7 @@ class Cuda:
                 module.Schedule(first, epochs, every, tol, previous), flags, *map.told,
                 rule.rows.data_ptr() if rule else 0,
                 0 if rule is None or rule.changes is None else rule.changes.data_ptr(),
+                0 if bounds is None else bounds.data_ptr(),
                 0 if state is None else state.data_ptr(),
                 0 if moments is None else moments.data_ptr(), kernel == "epochs",
                 tables.addresses.data_ptr() if tables else 0, tables.single if tables else 0,

@@ -60,6 +60,7 @@ class Run:
     epochs: int = 1
     record_every: int = 0
     tol: float = -math.inf
+    bounds: torch.Tensor | None = None  # [2, P], low and high
 
     def addresses(self) -> tuple[Any, ...]:
         return *model_arguments(self.map), self.rule.rows, self.state
@@ -72,6 +73,10 @@ class Run:
         changes = self.rule.changes
         there = changes is not None
         return {"changes_ptr": changes if there else self.state, "CHANGES": there}
+
+    def of_bounds(self) -> dict[str, Any]:
+        there = self.bounds is not None
+        return {"bounds_ptr": self.bounds if there else self.state, "BOUNDED": there}
 
     def of_tables(self) -> dict[str, Any]:
         tables = self.tables
@@ -243,7 +248,7 @@ def stream(samples: Samples, run: Run) -> None:
             SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(sums),
             RESIDENT=cut.resident, ALONE=alone, launch_cooperative_grid=not alone,
             registers=cut.registers, **criterion_arguments(run.criterion), **run.of_tables(),
-            **run.of_changes(), **run.constants(samples),
+            **run.of_changes(), **run.of_bounds(), **run.constants(samples),
         )  # fmt: skip
 
     def trial(share: geometry.Share) -> None:
@@ -289,7 +294,7 @@ def moments(
         CHUNK=geometry.chunk(sums), BAND=geometry.band(jump), JUMP=geometry.width(jump),
         GIVEN=given, RUN=run_epochs, CLOSED=closed, STEP=step,
         ROUND=step and run.rounds(samples), **run.of_tables(), **run.of_changes(),
-        **run.constants(samples),
+        **run.of_bounds(), **run.constants(samples),
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from .device import (
     DeviceMoments,
     DeviceRule,
     begin,
+    bounds_of,
     loss_and_gradient,
     n_recorded,
     rule_of,
@@ -58,8 +59,6 @@ class Triton:
             return f"the data is on {device}"
         if len(problem.model.slots) > geometry.MAX_PARAMS:
             return f"{len(problem.model.slots)} parameters, above {geometry.MAX_PARAMS}"
-        if problem.bounds is not None:
-            return "bounds are taken by cpu and reference alone"
         return None
 
     def evaluate(self, model: Traced, coef: Any, x: torch.Tensor) -> torch.Tensor:
@@ -106,7 +105,7 @@ class Triton:
             load=held.load,
             mean=problem.reduction == "mean", criterion=problem.criterion,
             first_epoch=schedule.first_epoch, epochs=schedule.epochs,
-            record_every=schedule.record_every, tol=schedule.tol,
+            record_every=schedule.record_every, tol=schedule.tol, bounds=bounds_of(problem),
         )  # fmt: skip
         if engine == "stream":
             launch.stream(samples, run)
