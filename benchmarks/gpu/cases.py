@@ -19,7 +19,7 @@ from polyfuse.fused import fused
 from polyfuse.rules import SgdOptions
 
 DEVICE = torch.device("cuda")
-BACKENDS = ("cuda", "triton")
+BACKENDS: tuple[str, ...] = ("cuda", "triton")
 
 
 def waited(call: Callable[[], Any]) -> Callable[[], Any]:
@@ -319,6 +319,26 @@ def batch(quick: bool) -> Case:
     return Case(f"{fits:,} fits of {points} points, degree 2, own x, solved", contestants,
                 {"all": check}, bytes=8 * points * fits, target="80 % of copy bandwidth",
                 )  # fmt: skip
+
+
+class Alone:
+    """A case of one backend alone."""
+
+    def __init__(self, make: Callable[[], Case], backend: str):
+        self.make, self.backend = make, backend
+
+    def __call__(self) -> Case:
+        global BACKENDS
+        before, BACKENDS = BACKENDS, (self.backend,)
+        try:
+            return self.make()
+        finally:
+            BACKENDS = before
+
+
+def apart(make: Any) -> list[Alone]:
+    """The case of each backend, where that of all has failed."""
+    return [] if isinstance(make, Alone) else [Alone(make, name) for name in BACKENDS]
 
 
 def cases(quick: bool) -> list[Callable[[], Case]]:
