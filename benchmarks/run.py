@@ -161,9 +161,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8, help="budget of a case")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     args = parser.parse_args()
-    chosen = all_cases
+    makers: list[Any] = []
     if args.gpu:
-        from gpu.cases import cases as chosen
+        from gpu import cases as on_gpu
+
+        makers += on_gpu.cases(args.quick)
+    else:
+        makers += all_cases(args.quick)
     report: dict[str, Any] = {
         **header(args.quick, args.gpu),
         "memory_growth_mib": memory_growth(args.quick),
@@ -171,7 +175,8 @@ def main() -> None:
         "cases": [],
     }  # fmt: skip
     failures = 0
-    for make in chosen(args.quick):
+    while makers:
+        make = makers.pop(0)
         try:
             case = make()
             if args.only not in case.name:
@@ -181,6 +186,7 @@ def main() -> None:
             failures += 1
             entry = {"failed": traceback.format_exc()}
             print(entry["failed"])
+            makers[:0] = on_gpu.apart(make) if args.gpu else []
         report["cases"].append(entry)
         if args.out:
             args.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -62,9 +62,10 @@ PYBIND11_MODULE(_cuda, m) {
       .def(py::init([](const pf::Data& data, uintptr_t criterion, bool mean, int engine,
                        const pf::Schedule& schedule, int flags, int n_params, int n_coefficients,
                        int n_terms, int n_slots, bool identity, uintptr_t factor, uintptr_t spans,
-                       uintptr_t slots, uintptr_t rule, uintptr_t changes, uintptr_t state,
-                       uintptr_t moments, bool has_moments, uintptr_t tables, int single,
-                       uintptr_t out, uintptr_t workspace, int device, const pf::Geometry& grid) {
+                       uintptr_t slots, uintptr_t rule, uintptr_t changes, uintptr_t bounds,
+                       uintptr_t state, uintptr_t moments, bool has_moments, uintptr_t tables,
+                       int single, uintptr_t out, uintptr_t workspace, int device,
+                       const pf::Geometry& grid) {
         pf::Run run;
         run.data = data;
         run.criterion = *at<const pf::Criterion>(criterion);
@@ -82,6 +83,7 @@ PYBIND11_MODULE(_cuda, m) {
         run.slots = at<const int32_t>(slots);
         run.rule = at<const double>(rule);
         run.changes = at<const int64_t>(changes);
+        run.bounds = at<const double>(bounds);
         run.state = at<double>(state);
         run.moments = at<double>(moments);
         run.has_moments = has_moments;

@@ -92,7 +92,8 @@ class FakeDevice(Cpu):
         engine = "stream" if moments is None else "moments"
         return self.descend(problem, engine, moments, Schedule(0, 1, 1), state)
 
-    def step(self, map, rule, table, x, y, model, mean, moments, criterion=SQUARED, weight=None):
+    def step(self, map, rule, table, x, y, model, mean, moments, criterion=SQUARED, weight=None,
+             into=None):  # fmt: skip
         self.counted += 1
         state = self.state_of(table, rule, x.dtype)
         before = state.params.copy()
@@ -102,7 +103,9 @@ class FakeDevice(Cpu):
         self.write_next(table, rule, state.params, state.kept, x.dtype)
         rows = [state.params, state.grad, before, *state.kept]
         outcome = dict.fromkeys(OUTCOME, 0.0) | {"loss": float(run.recorded[0])}
-        return torch.tensor(np.concatenate([*rows, [outcome[name] for name in OUTCOME]]))
+        numbers = np.concatenate([*rows, [outcome[name] for name in OUTCOME]])
+        left = torch.tensor(numbers, device="cpu")
+        return left if into is None else into.copy_(left)
 
     def store(self, map, rule, table, state, dtype):
         self.counted += 1

@@ -7,13 +7,14 @@ import polyfuse as pf
 import pytest
 import torch
 from polyfuse import workload
-from polyfuse.backends import REGISTRY, launch, tuning
+from polyfuse.backends import REGISTRY, geometry, launch, tuning
 from polyfuse.backends.device import DeviceMap, device_rule
 from polyfuse.backends.tables import nothing, tables
 from polyfuse.fused import fused
 from polyfuse.problem import Problem, Schedule, State
 from polyfuse.rules import SgdOptions
 
+from .fake_device import take_for_a_device
 from .test_kernels import make, state_of
 from .test_optimizers import CASES as OPTIMIZERS
 from .test_optimizers import numbers, side
@@ -60,16 +61,66 @@ def test_measuring_the_fastest_pass_changes_nothing(monkeypatch):
         report = TRITON.descend(problem, "moments", None, Schedule(0, 9, 1), state)
         return [state.params, state.kept, state.grad, report.recorded]
 
-    def occupancy(x, kernel, run):
-        run(2)
-        return 3
-
     expected = descend()
-    monkeypatch.setattr(tuning, "occupancy", occupancy)
+    ran = measure_everything(monkeypatch)
     before = TRITON.launches()
     for found, truth in zip(descend(), expected, strict=True):
         assert_relative(found, truth, 1e-12)
-    assert TRITON.launches() == before + 2
+    assert ran == [*tuning.OCCUPANCIES] and TRITON.launches() == before + 1
+
+
+def measure_everything(monkeypatch):
+    """Has every launch tried by every choice, of which the last is taken; gives those tried."""
+    ran = []
+
+    def fastest(x, kernel, choices, run):
+        for choice in choices:
+            run(choice)
+            ran.append(choice)
+        return choices[-1]
+
+    monkeypatch.setattr(tuning, "fastest", fastest)
+    monkeypatch.setattr(tuning, "LARGE", 0)
+    monkeypatch.setattr(tuning, "LONG", 0)
+    return ran
+
+
+def test_measuring_the_fastest_step_changes_nothing(monkeypatch):
+    take_for_a_device(monkeypatch, TRITON)
+    ran = measure_everything(monkeypatch)
+    options = {"lr": 1e-5, "momentum": 0.9}
+    mine, truth = (side(torch.nn, torch.optim, "SGD", torch.float64, options) for _ in range(2))
+    step = pf.fuse(*mine[:3])
+    for _ in range(4):
+        step(*mine[3:])
+        workload.loop(*truth, 1)
+        for found, expected in zip(*(numbers(s[0], s[2]).values() for s in (mine, truth)),
+                                   strict=True):  # fmt: skip
+            assert_like_torch(found, expected)
+    assert ran == [*tuning.OCCUPANCIES] * 4
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize(("name", "options"), [
+    ("SGD", {"lr": 1e-5, "momentum": 0.9}), ("Adam", {"lr": 0.01}),
+], ids=str)  # fmt: skip
+def test_measuring_the_fastest_stream_run_changes_nothing(name, options, resident, monkeypatch):
+    if resident:
+        take_for_a_device(monkeypatch, TRITON)
+
+    def run():
+        fitted = side(torch.nn, torch.optim, name, torch.float64, options)
+        for epochs in (7, 5):
+            result = pf.fit(*fitted, epochs=epochs, engine="stream", record_every=2,
+                            backend="triton", nan_policy="propagate")  # fmt: skip
+            assert result.launches == 1
+        return [*numbers(fitted[0], fitted[2]).values(), torch.tensor(result.history)]
+
+    expected = run()
+    ran = measure_everything(monkeypatch)
+    for found, truth in zip(run(), expected, strict=True):
+        assert_relative(found.detach(), truth.detach(), 1e-12)
+    assert ran == [*geometry.shares(launch.machine(torch.device("cpu")))] * 2
 
 
 def offset_problem(affine, reduction):

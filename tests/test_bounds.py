@@ -6,6 +6,7 @@ import polyfuse.optim as optim
 import pytest
 import torch
 
+from .fake_device import take_for_a_device
 from .test_batch import DATA, OPTIMIZERS, make, model_of
 
 LOW = torch.tensor([-torch.inf, -0.01, 0.2], dtype=torch.float64)
@@ -38,6 +39,17 @@ def parabola():
 ])  # fmt: skip
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_run_is_a_loop_that_clamps(name, backend, engine):
+    assert_clamps(name, backend, engine)
+
+
+@pytest.mark.parametrize("engine", ["stream", "moments"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_run_on_a_device_is_a_loop_that_clamps(name, engine, on_device, monkeypatch):
+    take_for_a_device(monkeypatch, on_device)
+    assert_clamps(name, on_device.name, engine)
+
+
+def assert_clamps(name, backend, engine):
     x, y = data()
     fitted, looped = parabola(), parabola()
     with torch.no_grad():

@@ -3,7 +3,9 @@
 import polyfuse as pf
 import pytest
 import torch
+from polyfuse import workload
 from polyfuse.backends import REGISTRY, tables
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from .criteria import BY_REDUCTION, CASES, KL_MEAN_WARNS
 from .emulated import Emulated
@@ -69,6 +71,56 @@ def test_a_weighted_fused_step_is_one_launch(device, reduction):
         other.step()
         assert_like_torch(loss, expected.detach())
     assert_like_torch(model.coefficients.detach(), truth.coefficients.detach())
+
+
+class Recorded(TorchDispatchMode):
+    """The names of torch's operations but views, and but those within a launch."""
+
+    def __init__(self, device, monkeypatch):
+        super().__init__()
+        self.names = []
+        launch = device.step
+
+        def step(*args):
+            with _disable_current_modes():
+                return launch(*args)
+
+        monkeypatch.setattr(device, "step", step)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view:
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS, ids=str)
+def test_a_fused_step_goes_on_in_the_same_memory(name, options, device, dtype, monkeypatch):
+    """So that a graph can replay it: nothing is copied, and a loss is all that is new."""
+    model, criterion, optimizer, xs, ys = side_of(pf.nn, pf.optim, name, dtype, options)
+    truth = side_of(torch.nn, torch.optim, name, dtype, options)
+    step, recorded = pf.fuse(model, criterion, optimizer), Recorded(device, monkeypatch)
+    for epoch in range(5):
+        before, calls = device.launches(), len(recorded.names)
+        with recorded:
+            step(xs, ys)
+        workload.loop(*truth, 1)
+        assert_same(numbers(model, optimizer), numbers(truth[0], truth[2]))
+        if epoch > 2:
+            assert device.launches() - before == 1
+            assert recorded.names[calls:] == ["_to_copy"]
+
+
+def test_a_gradient_that_somebody_holds_stays_through_fused_steps(sides):
+    mine, truth = sides
+    fused_step, held = pf.fuse(mine.model, mine.criterion, mine.optimizer), [[], []]
+    for _ in range(6):
+        fused_step(mine.xs, mine.ys)
+        step(truth)
+        for side, of in zip(sides, held, strict=True):
+            of.append(side.model.a.grad)
+            of.append(side.model.b.grad.view(-1))
+    for found, expected in zip(*held, strict=True):
+        assert_like_torch(found, expected)
 
 
 def test_whoever_holds_an_alias_of_a_parameter_sees_every_step(device, sides):

@@ -31,6 +31,7 @@ RUNS = {
     "criteria": ["interpreted_criteria.py"],
     "weights": ["test_device_weights.py"],
     "resident": ["test_resident.py"],
+    "bounds": ["test_bounds.py", "-k", "on_a_device"],
     "batches": ["interpreted_batch.py"],
     "schedules": ["test_schedulers.py", "-k", "on_a_device"],
 }
@@ -110,15 +111,29 @@ def test_what_is_fastest_is_measured_once():
         asked.append(choice)
         return abs(choice - 4)
 
-    found = [tuning.fastest(("a test", 1), tuning.OCCUPANCIES, seconds) for _ in range(3)]
-    assert found == [4, 4, 4] and asked == list(tuning.OCCUPANCIES)
+    key, choices = ("a test", 1), tuning.OCCUPANCIES
+    found = [tuning.index_of_fastest(key, choices, seconds) for _ in range(3)]
+    assert found == [2, 2, 2] and asked == list(choices) and choices[2] == 4
     for occupancy in tuning.OCCUPANCIES:
         assert geometry.reduction(10**8, 4, 5, H100, occupancy).programs == 132 * occupancy
 
 
 def test_nothing_is_measured_where_there_is_no_gpu():
     run = []
-    assert tuning.occupancy(torch.zeros(tuning.LARGE // 8), 5, run.append) is None and not run
+    assert tuning.fastest(torch.zeros(9), "a kernel", tuning.OCCUPANCIES, run.append) is None
+    assert not run
+
+
+def test_programs_of_every_share_are_on_the_device_at_once():
+    assert geometry.shares(Machine(132, 64)) == geometry.SHARES[:1]
+    for share in geometry.shares(H100):
+        assert share.warps * share.programs * 32 * share.registers <= 65536
+        for n in (9, 10**4, 10**6, 2**33):
+            cut = geometry.stream(n, 4, 3, H100, share=share)
+            assert 1 <= cut.programs <= share.programs * H100.processors
+            assert cut.resident <= share.resident and cut.registers == share.registers * (
+                cut.programs > 1
+            ) + geometry.REGISTERS * (cut.programs == 1)
 
 
 def test_workspaces_hold_every_partial_sum():

@@ -17,6 +17,7 @@ from polyfuse.rules import METHODS, AdamOptions, RAdamOptions, SgdOptions
 
 triton = pytest.importorskip("triton")
 
+from polyfuse.kernels.stream import stream_kernel  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -40,6 +41,7 @@ FLAGS = {
         {"ALONE": False, "WEIGHTED": True},
         {"ALONE": False, "WEIGHTED": True, "KIND": BCE.tag},
         {"ALONE": False, "CHANGES": True},
+        {"ALONE": False, "BOUNDED": True},
         {"ALONE": True, "LOAD": True, "STORE": True, "SINGLE": 1},
         {"ALONE": False, "LOAD": True, "STORE": True, "SINGLE": 1},
     ],
@@ -53,6 +55,7 @@ FLAGS = {
         {"RUN": True, "CLOSED": True, "IDENTITY": False, "OMIT": True},
         {"RUN": True, "GIVEN": True, "STEP": True, "LOAD": True, "STORE": True},
         {"RUN": True, "GIVEN": True, "CHANGES": True},
+        {"RUN": True, "GIVEN": True, "BOUNDED": True},
         {"RUN": True, "CLOSED": True, "LOAD": True, "STORE": True, "SINGLE": 1},
         *({"RUN": True, "GIVEN": True, "METHOD": m.number} for m in METHODS.values()),
     ],
@@ -105,20 +108,20 @@ def kernels():
                 yield from ((name, member, flags) for flags in FLAGS.get(name, [{}]))
 
 
-def cut_of(name, flags, terms, itemsize, target):
+def cut_of(name, flags, terms, itemsize, target, share):
     machine = geometry.Machine(100, target.warp_size)
     if name == "stream_kernel":
         n = 1000 if flags["ALONE"] else N_SAMPLES
         others = flags.get("KIND") in [kind.tag for kind in ELEMENTARY]
         others += flags.get("WEIGHTED", False) + (flags.get("METHOD", 0) > SGD)
-        return geometry.stream(n, itemsize, terms, machine, others)
+        return geometry.stream(n, itemsize, terms, machine, others, share)
     return geometry.reduction(N_SAMPLES, itemsize, terms, machine)
 
 
-def compiled(name, kernel, flags, degree, dtype, target):
+def compiled(name, kernel, flags, degree, dtype, target, share=geometry.SHARES[0]):
     terms, itemsize = degree + 1, 4 if dtype == "fp32" else 8
     sums = terms + 2 if name in ("step_kernel", "stream_kernel") else 3 * terms
-    cut = cut_of(name, flags, terms, itemsize, target)
+    cut = cut_of(name, flags, terms, itemsize, target, share)
     jump = 2 * terms + 1
     constants = {
         "P": terms, "K": terms, "PW": geometry.width(terms), "KW": geometry.width(terms),
@@ -148,7 +151,7 @@ def compiled(name, kernel, flags, degree, dtype, target):
     warps = WARPS if "fits" in name else cut.warps
     options = {"num_warps": warps, "enable_fp_fusion": True}
     if target.backend == "cuda":
-        options["maxnreg"] = geometry.REGISTERS
+        options["maxnreg"] = cut.registers
     return triton.compile(source, target=target, options=options), cut
 
 
@@ -180,8 +183,28 @@ def test_compiles_and_keeps_everything_in_registers(name, kernel, flags, target,
     if name in READS_WIDE and not flags.get("GIVEN"):
         assert re.search(r"ld\.global\.(v4\.b32|v2\.b64)", binary.asm["ptx"])  # 16 bytes
     if name == "stream_kernel" and not flags["ALONE"]:
-        together = cut.programs // 100 * cut.warps * 32
-        assert registers * together <= 65536  # all programs are on the device at once
+        assert_all_there_at_once(registers, cut)
+
+
+def assert_all_there_at_once(registers, cut):
+    assert registers * (cut.programs // 100) * cut.warps * 32 <= 65536
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+@pytest.mark.parametrize("degree", [1, 2, 4])
+@pytest.mark.parametrize("share", geometry.SHARES[1:], ids=str)
+def test_every_share_of_a_stream_run_keeps_everything_in_registers(
+    share, degree, dtype, target, tmp_path
+):
+    flags = {"ALONE": False}
+    binary, cut = compiled(
+        "stream_kernel", stream_kernel, flags, degree, dtype, TARGETS[target], share
+    )
+    registers, stack = resources(binary.asm["cubin"], tmp_path)
+    print(share, degree, dtype, target, registers, stack)
+    assert stack == 0 and cut.programs == 100 * share.programs
+    assert_all_there_at_once(registers, cut)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -19,7 +19,7 @@ from polyfuse.fused import fused
 from polyfuse.rules import SgdOptions
 
 DEVICE = torch.device("cuda")
-BACKENDS = ("cuda", "triton")
+BACKENDS: tuple[str, ...] = ("cuda", "triton")
 
 
 def waited(call: Callable[[], Any]) -> Callable[[], Any]:
@@ -47,6 +47,23 @@ def new(nn: Any, optim: Any, lr: float, **options: Any) -> tuple[Any, Any, Any]:
     return model, nn.MSELoss(), optim.SGD(model.parameters(), lr=lr, **options)
 
 
+def replays(step: Callable[[], Any], count: int) -> Callable[[], None]:
+    """A step, taken a few times and then captured in a CUDA graph, so many times."""
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        step()
+
+    def replay() -> None:
+        for _ in range(count):
+            graph.replay()
+
+    return replay
+
+
 def whole_workload(quick: bool) -> Case:
     """100,000 epochs on nine points that lie on the device."""
     xs, ys = nine_on_device()
@@ -72,20 +89,9 @@ def whole_workload(quick: bool) -> Case:
     contestants[f"eager PyTorch ({steps:,} steps, scaled)"] = per(
         steps / epochs, waited(lambda: workload.loop(*eager, xs, ys, steps))
     )
-    captured, graph = new(torch.nn, torch.optim, workload.LR), torch.cuda.CUDAGraph()
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        workload.loop(*captured, xs, ys, 3)
-    torch.cuda.current_stream().wait_stream(side)
-    with torch.cuda.graph(graph):
-        workload.loop(*captured, xs, ys, 1)
-
-    def replay() -> None:
-        for _ in range(steps):
-            graph.replay()
-
+    graphed = new(torch.nn, torch.optim, workload.LR)
     contestants[f"CUDA graph of the eager step ({steps:,} replays, scaled)"] = per(
-        steps / epochs, waited(replay)
+        steps / epochs, waited(replays(lambda: workload.loop(*graphed, xs, ys, 1), steps))
     )
     if find_spec("jax"):
         import jax
@@ -170,6 +176,26 @@ def loop_iteration(quick: bool, optimizer: str, **options: Any) -> Case:
 
     return Case(f"import-swap loop, {optimizer}, one iteration, n = 9", contestants,
                 {"all": check}, target="1 launch, under 20 us, 10 x eager")  # fmt: skip
+
+
+def step_in_a_graph(quick: bool) -> Case:
+    """A step that a CUDA graph replays, per replay."""
+    xs, ys = nine_on_device()
+    steps = 200 if quick else 2000
+    mine, eager = (new(torch.nn, torch.optim, workload.LR) for _ in range(2))
+    fused_step = pf.fuse(*mine)
+    graphs = {
+        "polyfuse.fuse step": replays(lambda: fused_step(xs, ys), steps),
+        "eager PyTorch": replays(lambda: workload.loop(*eager, xs, ys, 1), steps),
+    }
+
+    def check() -> None:
+        for replay in graphs.values():
+            replay()
+        expect(parameters(mine[0]), parameters(eager[0]), 1e-4)
+
+    contestants = {name: per(steps, waited(replay)) for name, replay in graphs.items()}
+    return Case("one step in a CUDA graph, n = 9", contestants, {"all": check})
 
 
 def large(
@@ -295,6 +321,26 @@ def batch(quick: bool) -> Case:
                 )  # fmt: skip
 
 
+class Alone:
+    """A case of one backend alone."""
+
+    def __init__(self, make: Callable[[], Case], backend: str):
+        self.make, self.backend = make, backend
+
+    def __call__(self) -> Case:
+        global BACKENDS
+        before, BACKENDS = BACKENDS, (self.backend,)
+        try:
+            return self.make()
+        finally:
+            BACKENDS = before
+
+
+def apart(make: Any) -> list[Alone]:
+    """The case of each backend, where that of all has failed."""
+    return [] if isinstance(make, Alone) else [Alone(make, name) for name in BACKENDS]
+
+
 def cases(quick: bool) -> list[Callable[[], Case]]:
     return [
         lambda: whole_workload(quick),
@@ -304,6 +350,7 @@ def cases(quick: bool) -> list[Callable[[], Case]]:
                      "3 x the rate of reading the data every epoch"),
         lambda: runs(quick, "1,000 epochs", 100_000_000, 1000, "auto", "1.3 x one read"),
         lambda: loop_iteration(quick, "Adam", lr=0.01),
+        lambda: step_in_a_graph(quick),
         lambda: one_step(quick, True),
         lambda: batch(quick),
         lambda: compiled_loop(quick),

@@ -5,30 +5,33 @@ set -uo pipefail
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")/../.."
 failed=""
-step() {  # name, seconds, command...
+step() {  # name, seconds, command...; interrupted, pytest still reports what it has run
   local name=$1 limit=$2 start=$SECONDS status=0
   shift 2
-  timeout --kill-after 5 "$limit" "$@" >"$out/$name.log" 2>&1 || { status=$?; failed+=" $name"; }
-  echo "== $name: $((SECONDS - start)) s" | tee -a "$out/steps.txt"
+  timeout --signal INT --kill-after 5 "$limit" "$@" >"$out/$name.log" 2>&1 ||
+    { status=$?; failed+=" $name"; }
+  echo "== $name: $((SECONDS - start)) s, status $status" | tee -a "$out/steps.txt"
   tail -n "${lines:-15}" "$out/$name.log"
   return $status
 }
-pytest=(python3 -m pytest -m gpu -W default -p no:cacheprovider --durations 5)
+pytest=(python3 -m pytest -m gpu -W default -p no:cacheprovider --tb short --durations 5)
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv | tee "$out/gpu.txt"
 # Machine code for this GPU alone; without it a build takes several times as long.
 install=(python3 -m pip install --no-build-isolation --no-deps .)
 export CMAKE_ARGS="-DCMAKE_CUDA_ARCHITECTURES=native"
-step build 140 "${install[@]}" ||
-  CMAKE_ARGS="-DPOLYFUSE_CUDA=off" step build_without_cuda 60 "${install[@]}"
-step info 30 polyfuse info
-# Most of the tests' time is Triton's compiler.
+cuda=yes
+step build 140 "${install[@]}" || cuda=""
+[ "$cuda" ] || CMAKE_ARGS="-DPOLYFUSE_CUDA=off" step build_without_cuda 60 "${install[@]}"
+step info 20 polyfuse info
+[ "$cuda" ] && step tests_but_triton 50 "${pytest[@]}" -k "not triton" tests/gpu
+# Most of the time of Triton's tests is its compiler's.
 python3 -c "import xdist" 2>/dev/null && workers=(-n 8) || workers=()
-step tests 110 "${pytest[@]}" "${workers[@]}" tests/gpu
+step tests_of_triton 100 "${pytest[@]}" "${workers[@]}" -k "triton" tests/gpu
 # Written after every case, so that what was measured is there even where time runs out.
-lines=80 step benchmark 160 python3 benchmarks/run.py --gpu --seconds 2 --out "$out/gpu.json"
+lines=80 step benchmark 140 python3 benchmarks/run.py --gpu --seconds 2 --out "$out/gpu.json"
 for tool in memcheck racecheck; do
-  if command -v compute-sanitizer >/dev/null; then
-    step "$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+  if [ "$cuda" ] && command -v compute-sanitizer >/dev/null; then
+    step "$tool" 40 compute-sanitizer --tool "$tool" --error-exitcode 1 \
       "${pytest[@]}" -k "small and not large and not triton" tests/gpu
   fi
 done

@@ -51,6 +51,7 @@ struct Run {
   // Epochs of the launch, ascending, from which on the next rule holds, and one that never comes;
   // null: there is one rule.
   const int64_t* changes = nullptr;  // [C + 1]
+  const double* bounds = nullptr;    // [2, P], low and high, for engines that step; null: none
   double* state = nullptr;           // [7 P + 5 + M]; [P] for evaluate and project
   double* moments = nullptr;         // [4 K + 2]: shift, scale, square, reference, power, cross
   bool has_moments = false;          // they are there; else the launch computes them

@@ -47,7 +47,9 @@ struct Desk {
   Span spans[kMaxParams];
   int32_t slots[kMaxParams];
 
-  PF_DEVICE State state() { return {params, kept, grad}; }
+  PF_DEVICE State state(const Run& run) {
+    return {params, kept, grad, run.bounds, run.bounds ? run.bounds + run.n_params : nullptr};
+  }
 
   PF_DEVICE Descent descent(const Run& run) {
     const bool step = (run.flags & kLoad) && (run.flags & kStep);

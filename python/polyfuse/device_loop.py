@@ -12,7 +12,8 @@ from torch.autograd.graph import increment_version
 
 from . import _C
 from ._check import GONE
-from .backends.device import DeviceMap, DeviceRule, device_rule
+from .backends.device import DeviceMap, DeviceRule, device_rule, state_size
+from .backends.resident import unheld
 from .backends.tables import OnDevice, tables
 from .rules import Options, Rule
 from .symbolic import Traced
@@ -27,6 +28,7 @@ class Launched(NamedTuple):
     state: torch.Tensor  # as `backends.device` lays it out
     grads: list[torch.Tensor]
     versions: list[int]  # of parameters, gradients and what is kept
+    in_place: bool  # the parameters are the next ones already
 
 
 class DeviceLoop(_C.Loop):
@@ -42,11 +44,15 @@ class DeviceLoop(_C.Loop):
         self.rule: DeviceRule | None = None
         self.options: dict[int, Options] = {}  # of the tensors that an optimizer holds
         self.kept = OnDevice(len(traced.tensors), {}, first.device)
-        self.updates, self.owner = False, None
+        self.updates, self.owner, self.held = False, None, frozenset[int]()
         self.moments: Any = None
         # Where the next parameters go: they take each other's place in `install`.
         self.spares: list[Any] = []
         self.last: Launched | None = None
+        # Where launches leave gradients and all else, while nobody else holds what was there.
+        self.own_grads: list[torch.Tensor] = []
+        self.states: list[torch.Tensor] = []
+        self.captured: list[Any] = []  # what graphs read and write
 
     # -- the optimizer and the data
 
@@ -61,6 +67,7 @@ class DeviceLoop(_C.Loop):
         self.owner = owner
         number = {id(t): i for i, t in enumerate(self.traced.tensors)}
         mine = {number[id(t)]: of for t, of in zip(held, kept, strict=True) if self.updates}
+        self.held = frozenset(mine)
         self.kept = OnDevice(len(number), mine, self.device)
         self.kept.make_spares()
         tensors = enumerate(self.traced.tensors)
@@ -110,24 +117,69 @@ class DeviceLoop(_C.Loop):
             return False
         if not self.unchanged_since(forward):
             raise RuntimeError(GONE.format("a parameter"))
-        grads = [torch.empty_like(t, requires_grad=False) for t in self.traced.tensors]
+        if capturing := self.capturing():
+            self.refuse_capture()
+        in_place = objective.in_step and self.steps_alone()
         self.kept.refresh()
-        table = tables(
-            self.traced, self.traced.tensors, grads, self.kept.rows, self.spares, self.kept.spares
-        )
+        next_ones = (None, None) if in_place else (self.spares, self.kept.spares)
+        tensors, grads = self.traced.tensors, self.gradients_of_launch(in_place)
+        table = tables(self.traced, tensors, grads, self.kept.rows, *next_ones)
         criterion = objective.criterion.over_rows_of(forward.x)
         weight = None if objective.weight is None else objective.weight.reshape(-1)
         moments = self.moments if criterion.squared and weight is None else None
         state = self.runner.step(
             self.map, self.rule, table, forward.x.reshape(-1), objective.y.reshape(-1),
-            self.traced, objective.mean, moments, criterion, weight,
+            self.traced, objective.mean, moments, criterion, weight, self.buffer(capturing),
         )  # fmt: skip
         objective.state = state
         n_params = len(self.traced.slots)
         forward.before = state[2 * n_params : 3 * n_params]
-        self.last = Launched(objective, state, grads, [])
+        self.last = Launched(objective, state, grads, [], in_place)
         self.last.versions.extend(self._versions(self.last))
+        if capturing:
+            self.captured.append((table, self.rule, grads))
         return True
+
+    def steps_alone(self) -> bool:
+        """Whether nothing comes between a launch that zero_grad, backward and step follow at once,
+        and what they make of it."""
+        return (
+            self.updates
+            and "zero_grad" not in vars(self.owner)
+            and self.as_trainable()
+            and all(t.grad is None or i in self.held for i, t in enumerate(self.traced.tensors))
+        )
+
+    def gradients_of_launch(self, cleared: bool) -> list[torch.Tensor]:
+        """Where it leaves them; cleared: what the parameters have now is given up before anybody
+        looks."""
+        tensors, grads = self.traced.tensors, self.own_grads
+        if not grads or not all(
+            unheld(grads, i, cleared and t.grad is grads[i]) for i, t in enumerate(tensors)
+        ):
+            self.own_grads = [torch.empty_like(t, requires_grad=False) for t in tensors]
+        return self.own_grads
+
+    def buffer(self, capturing: bool) -> torch.Tensor:
+        """Where a launch leaves all else; a graph's own is among what the graph keeps."""
+        if capturing or not (self.states and unheld(self.states, 0, False)):
+            size = state_size(len(self.traced.slots))
+            new = torch.empty(size, dtype=torch.float64, device=self.device)
+            if capturing:
+                return new
+            self.states = [new]
+        return self.states[0]
+
+    def capturing(self) -> bool:
+        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+    def refuse_capture(self) -> None:
+        """Raises where a graph could not replay what the launch rests on."""
+        if self.kept.copied:
+            raise RuntimeError(
+                f"optimizer: {type(self.owner).__name__} counts its steps in the host's memory, "
+                "where a CUDA graph does not; expected one made with fused=True"
+            )
 
     def _versions(self, launched: Launched) -> list[int]:
         of = (*self.traced.tensors, *launched.grads, *self.kept.originals)
@@ -168,18 +220,22 @@ class DeviceLoop(_C.Loop):
         if any(t.grad is not g for t, g in pairs):
             return False
         unchanged = last.versions == self._versions(last)
-        capturing = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        kept_spares = self.kept.exchangeable()
-        if not capturing and unchanged and self.exchange(self.spares, kept_spares):
-            self.kept.exchanged(kept_spares)
-        else:
-            self.kept.refresh()
-            table = tables(self.traced, tensors, last.grads, self.kept.rows)
-            dtype = tensors[0].dtype
-            if unchanged:
-                self.runner.store(self.map, self.rule, table, last.state, dtype)
-            else:
-                self.runner.update(self.map, self.rule, table, dtype)
+        if not last.in_place:
+            self.move_on(last, unchanged)
         self.kept.advance(self.options)
         increment_version([*(t for t, _ in pairs), *self.kept.on_device()])
         return True
+
+    def move_on(self, last: Launched, unchanged: bool) -> None:
+        """To the next parameters: by an exchange of memory, or a launch."""
+        spares = self.kept.exchangeable()
+        if not self.capturing() and unchanged and self.exchange(self.spares, spares):
+            self.kept.exchanged(spares)
+            return
+        self.kept.refresh()
+        tensors = self.traced.tensors
+        table = tables(self.traced, tensors, last.grads, self.kept.rows)
+        if unchanged:
+            self.runner.store(self.map, self.rule, table, last.state, tensors[0].dtype)
+        else:
+            self.runner.update(self.map, self.rule, table, tensors[0].dtype)

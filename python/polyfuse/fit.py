@@ -93,7 +93,7 @@ def fit(
         bounds: a pair (lower, upper) of numbers or tensors that broadcast to every parameter, or a
             dict of such pairs by a parameter's name; infinite where there is none. Parameters are
             moved to the nearest value within before the first epoch and after every update;
-            parameters that no optimizer holds stay. On CPUs, not for several outputs.
+            parameters that no optimizer holds stay. Not for several outputs.
 
     Returns:
         FitResult: final loss, history, engine, launches and why the run stopped; for a

@@ -144,13 +144,15 @@ class Difference:
 class Objective(_C.Objective):
     """One call criterion(model(x), y): its number and gradient once launched."""
 
-    __slots__ = ("state",)
+    __slots__ = ("in_step", "state")
     forward: Forward
     criterion: Criterion
+    in_step: bool  # whether zero_grad, backward and step follow the launch at once
     state: torch.Tensor  # what a launch on a device left there
 
     def launch(self, optimizer: Any = None) -> bool:
         """Loss, gradient and the next parameters, in one launch; False for data of another kind."""
+        self.in_step = optimizer is not None
         forward = self.forward
         known, x, y = forward.fused, forward.x, self.y
         if x._version != forward.x_version or x.data_ptr() == 0:

@@ -38,8 +38,8 @@ class Single:
         self.state = self._begin()
 
     def _begin(self) -> Any:
-        """The parameters as they are, moved into their bounds."""
-        state = self.known.state(self.held, self.home)
+        """The parameters as they are; or a copy of them, moved into their bounds."""
+        state = self.known.state(self.held, self.home if self.problem.bounds is None else None)
         if self.problem.bounds is not None:
             np.clip(state.params, *self.problem.bounds, out=state.params)
         return state

@@ -180,6 +180,20 @@ def test_small_schedules(backend, engine):
         assert_relative(p.detach().cpu(), q.detach().cpu(), 1e-9)
 
 
+@pytest.mark.parametrize("engine", ["stream", "moments"])
+@pytest.mark.parametrize("n", [9, 100_003])
+def test_small_runs_within_bounds(backend, engine, n, dtype):
+    far, near, start = make(2, n, dtype, {"lr": 0.05, "momentum": 0.5})
+    bounds = np.array([-np.inf, -0.1, 0.2]), np.array([0.0, 0.1, np.inf])
+    start = start.clip(*bounds)
+    found, truth = state_of(start), state_of(start)
+    mine = backend.descend(far._replace(bounds=bounds), engine, None, Schedule(0, 40, 7), found)
+    near = near._replace(bounds=bounds)
+    exact = REFERENCE.descend(near, "stream", None, Schedule(0, 40, 7), truth)
+    assert_relative(found.params, truth.params, 1e-9)
+    assert_relative(mine.recorded, exact.recorded, 1e-9)
+
+
 @pytest.mark.parametrize("n", [70_001, 2_000_003])
 def test_small_and_large_stream_runs_agree_with_moments(backend, n):
     far, _, start = make(2, n, torch.float32, {"lr": 0.05})

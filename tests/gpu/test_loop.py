@@ -4,7 +4,7 @@ import polyfuse as pf
 import pytest
 import torch
 from polyfuse import workload
-from polyfuse.backends import backend_of
+from polyfuse.backends import AUTO, backend_of
 from polyfuse.backends.device import DeviceMap, device_rule
 from polyfuse.backends.tables import nothing, tables
 
@@ -96,3 +96,48 @@ def test_small_step_in_a_graph(backend):  # noqa: F811
         graph.replay()
         torch.cuda.synchronize()
         assert torch.equal(spares[0], expected) and torch.equal(state[:-5], truth[:-5])
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="CUDA graphs")
+@pytest.mark.parametrize(("name", "options"), [
+    ("SGD", {"lr": 1e-5}), ("SGD", {"lr": 1e-5, "momentum": 0.9}),
+    ("Adam", {"lr": 1e-2, "fused": True}),
+])  # fmt: skip
+def test_small_fused_step_in_a_graph(backend, name, options, dtype, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(AUTO, "cuda", (backend.name,))
+    sides = [on_device(*side(torch.nn, torch.optim, name, dtype, options), DEVICE)
+             for _ in range(2)]  # fmt: skip
+    (model, criterion, optimizer, xs, ys), truth = sides
+    step, apart = pf.fuse(model, criterion, optimizer), torch.cuda.Stream()
+    apart.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(apart):
+        for _ in range(3):
+            step(xs, ys)
+    torch.cuda.current_stream().wait_stream(apart)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step(xs, ys)
+    workload.loop(*truth, 3)
+    for _ in range(5):
+        graph.replay()
+        expected = workload.loop(*truth, 1)
+        assert_like_torch(loss.cpu() / 100, expected.detach().cpu() / 100)
+        assert_same(*(numbers(s[0], s[2]) for s in sides))
+    step(xs, ys)
+    workload.loop(*truth, 1)
+    assert_same(*(numbers(s[0], s[2]) for s in sides))
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="CUDA graphs")
+def test_small_steps_that_a_graph_cannot_replay():
+    if backend_of(DEVICE, 3) is None:
+        pytest.skip("no device backend is available")
+    model, criterion, optimizer, xs, ys = on_device(
+        *side(torch.nn, torch.optim, "Adam", torch.float32, {"lr": 1e-2}), DEVICE
+    )
+    step = pf.fuse(model, criterion, optimizer)
+    for _ in range(3):
+        step(xs, ys)
+    refused = pytest.raises(RuntimeError, match="Adam counts its steps in the host's memory")
+    with refused, torch.cuda.graph(torch.cuda.CUDAGraph()):
+        step(xs, ys)

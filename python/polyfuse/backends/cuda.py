@@ -14,15 +14,15 @@ from ..problem import Problem, Report, Schedule
 from ..symbolic import Traced
 from .device import (
     MAX_CHANGES,
-    OUTCOME,
-    ROWS,
     DeviceMap,
     DeviceMoments,
     DeviceRule,
     begin,
+    bounds_of,
     loss_and_gradient,
     n_recorded,
     rule_of,
+    state_size,
 )
 from .native import ENGINE
 from .tables import Tables
@@ -70,8 +70,6 @@ class Cuda:
             return f"the data is on {problem.x.device}"
         if len(problem.model.slots) > MAX_PARAMS:
             return f"{len(problem.model.slots)} scalar parameters, more than {MAX_PARAMS}"
-        if problem.bounds is not None:
-            return "bounds are taken by cpu and reference alone"
         return None
 
     def evaluate(
@@ -126,7 +124,7 @@ class Cuda:
             rule=rule_of(problem), state=held.buffer, moments=buffer, tables=held.tables,
             flags=flags,
             engine=engine, mean=problem.reduction == "mean", omit=problem.omit, schedule=schedule,
-            criterion=problem.criterion, weight=problem.weight,
+            criterion=problem.criterion, weight=problem.weight, bounds=bounds_of(problem),
         )  # fmt: skip
         held.launched(schedule, engine)
         held.finish()
@@ -152,10 +150,12 @@ class Cuda:
         self, map: DeviceMap, rule: DeviceRule, table: Tables, x: torch.Tensor,
         y: torch.Tensor, model: Traced, mean: bool, moments: DeviceMoments | None,
         criterion: Criterion = SQUARED, weight: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """The fused step from what the table points at; returns its state buffer."""
-        module, size = self.module, len(ROWS) * map.n_params + len(OUTCOME)
-        state = torch.empty(size, dtype=torch.float64, device=x.device)
+        """The fused step from what the table points at; returns `state`, or a new buffer."""
+        module = self.module
+        if state is None:
+            state = torch.empty(state_size(map.n_params), dtype=torch.float64, device=x.device)
         self.launch(
             "step" if moments is None else "epochs", model, x, y, map=map, rule=rule, state=state,
             moments=None if moments is None else moments.buffer, tables=table, engine="moments",
@@ -189,6 +189,7 @@ class Cuda:
         out: torch.Tensor | None = None, engine: str = "stream", mean: bool = True,
         omit: bool = False, schedule: Schedule = NO_SCHEDULE, flags: int = 0,
         criterion: Criterion = SQUARED, weight: torch.Tensor | None = None,
+        bounds: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         """One kernel on the current stream, with what `device` lays out; waits for nothing."""
         module, device = self.module, x.device
@@ -205,6 +206,7 @@ class Cuda:
                 module.Schedule(first, epochs, every, tol, previous), flags, *map.told,
                 rule.rows.data_ptr() if rule else 0,
                 0 if rule is None or rule.changes is None else rule.changes.data_ptr(),
+                0 if bounds is None else bounds.data_ptr(),
                 0 if state is None else state.data_ptr(),
                 0 if moments is None else moments.data_ptr(), kernel == "epochs",
                 tables.addresses.data_ptr() if tables else 0, tables.single if tables else 0,

@@ -112,12 +112,23 @@ def _rows(rules: Sequence[Rule], device: torch.device) -> torch.Tensor:
     return torch.from_numpy(rows).to(device)
 
 
+def bounds_of(problem: Problem) -> torch.Tensor | None:
+    """[2, P] float64, low and high; None where there are none."""
+    if problem.bounds is None:
+        return None
+    return torch.from_numpy(np.stack(problem.bounds)).to(problem.x.device)
+
+
 def n_recorded(schedule: Schedule) -> int:
     """How many epochs of the schedule are recorded."""
     every, first = schedule.record_every, schedule.first_epoch
     if not every or not schedule.epochs:
         return 0
     return (first + schedule.epochs - 1) // every - (first - 1) // every
+
+
+def state_size(n_params: int, recorded: int = 0) -> int:
+    return len(ROWS) * n_params + len(OUTCOME) + recorded
 
 
 def loss_in(state: torch.Tensor, n_params: int) -> torch.Tensor:

@@ -15,6 +15,19 @@ ALONE_TILES = 8  # one program takes so many tiles faster than many programs mee
 LAUNCH_SECONDS = 0.2
 
 
+class Share(NamedTuple):
+    """What a program of the stream run has of a processor, all of which are there at once."""
+
+    warps: int
+    programs: int  # of one processor
+    resident: int  # tiles, at most
+    registers: int = REGISTERS  # of a thread
+
+
+# Which is fastest is measured: much of the data in registers, or many threads that wait for it.
+SHARES = (Share(MAX_WARPS, 1, 3), Share(MAX_WARPS // 2, 2, 3), Share(MAX_WARPS // 2, 3, 1, 168))
+
+
 @dataclass(frozen=True)
 class Machine:
     processors: int
@@ -30,6 +43,7 @@ class Pass(NamedTuple):
     vec: int
     warps: int
     resident: int = 0  # tiles of every program that stay in its registers
+    registers: int = REGISTERS
 
     @property
     def tile(self) -> int:
@@ -55,12 +69,12 @@ def tiles(n: int, tile: int) -> int:
     return -(-n // tile)
 
 
-def shape(n: int, itemsize: int, machine: Machine) -> tuple[int, int, int]:
+def shape(n: int, itemsize: int, machine: Machine, most: int = MAX_WARPS) -> tuple[int, int, int]:
     """Rows, elements a thread reads at once (16 bytes), warps: one tile where n is small."""
     vec = 16 // itemsize
     if machine.interpreted:
         return min(width(tiles(n, vec)), 4096), vec, 1
-    warps = min(MAX_WARPS, width(tiles(n, machine.warp * vec)))
+    warps = min(most, width(tiles(n, machine.warp * vec)))
     return machine.warp * warps, vec, warps
 
 
@@ -74,20 +88,29 @@ def reduction(
     return Pass(programs, rows, vec, warps)
 
 
-def stream(n: int, itemsize: int, terms: int, machine: Machine, others: int = 0) -> Pass:
+def shares(machine: Machine) -> tuple[Share, ...]:
+    """Those of which all programs are sure to be there at once; AMD's compiler has no limit to the
+    registers of a thread but that of a program of its own."""
+    return SHARES if machine.warp == 32 else SHARES[:1]
+
+
+def stream(
+    n: int, itemsize: int, terms: int, machine: Machine, others: int = 0, share: Share = SHARES[0]
+) -> Pass:
     """All epochs in one launch, whose programs must all be on the device at once.
 
     others: what else takes the registers of a resident tile: exp and log, weights, an optimizer
     that keeps much.
     """
-    rows, vec, warps = shape(n, itemsize, machine)
+    rows, vec, warps = shape(n, itemsize, machine, share.warps)
     count = tiles(n, rows * vec)
     most = 3 if terms <= 5 else 2 if terms <= 8 else 1
-    most = max(1, most - others)
-    if machine.interpreted or count <= ALONE_TILES:
+    most = min(share.resident, max(1, most - others))
+    if machine.interpreted or n <= ALONE_TILES * MAX_WARPS * machine.warp * vec:
         return Pass(1, rows, vec, warps, min(count, most))
-    programs = min(tiles(count, 2), machine.processors)
-    return Pass(programs, rows, vec, warps, min(tiles(count, programs), most))
+    programs = min(tiles(count, 2), share.programs * machine.processors)
+    resident = min(tiles(count, programs), most)
+    return Pass(programs, rows, vec, warps, resident, share.registers)
 
 
 def elementwise(n: int, itemsize: int, machine: Machine) -> Pass:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -16,7 +17,9 @@ from . import geometry, tuning
 from .device import DeviceMap, DeviceRule
 from .geometry import Machine
 from .tables import Tables
+from .tuning import Choice
 
+TRIAL_EPOCHS = 64
 NUMBERS = ("beta", "delta", "pos_weight", "eps", "variance")  # a criterion has one at most
 launches = 0
 
@@ -57,6 +60,7 @@ class Run:
     epochs: int = 1
     record_every: int = 0
     tol: float = -math.inf
+    bounds: torch.Tensor | None = None  # [2, P], low and high
 
     def addresses(self) -> tuple[Any, ...]:
         return *model_arguments(self.map), self.rule.rows, self.state
@@ -69,6 +73,10 @@ class Run:
         changes = self.rule.changes
         there = changes is not None
         return {"changes_ptr": changes if there else self.state, "CHANGES": there}
+
+    def of_bounds(self) -> dict[str, Any]:
+        there = self.bounds is not None
+        return {"bounds_ptr": self.bounds if there else self.state, "BOUNDED": there}
 
     def of_tables(self) -> dict[str, Any]:
         tables = self.tables
@@ -83,6 +91,19 @@ class Run:
         """What takes registers besides the samples; see `geometry.stream`."""
         rich = self.rule.method > METHODS[SgdOptions].number
         return (self.criterion.kind in ELEMENTARY) + (samples.weight is not None) + rich
+
+    def compiled_for(self, samples: Samples) -> tuple[Any, ...]:
+        """What a kernel's speed rests on."""
+        weighted = samples.weight is not None
+        return self.map.n_terms, self.criterion.kind, self.rule.method, weighted
+
+    def on_trial(self) -> Run:
+        """A short run that leaves everything in memory of its own."""
+        elsewhere = None if self.tables is None else self.tables.elsewhere()
+        return replace(
+            self, state=self.state.clone(), tables=elsewhere, tol=-math.inf,
+            epochs=min(self.epochs, TRIAL_EPOCHS),
+        )  # fmt: skip
 
     def rounds(self, samples: Samples) -> bool:
         """Whether a step is one in float32."""
@@ -146,7 +167,27 @@ def workspace(device: torch.device, count: int) -> tuple[torch.Tensor, torch.Ten
     return held
 
 
-def launch(kernel: Any, programs: int, warps: int, *arguments: Any, **options: Any) -> None:
+def fastest(
+    samples: Samples, kernel: Hashable, choices: Sequence[Choice], run: Callable[[Choice], None],
+    enough: int, epochs: int = 1,
+) -> Choice | None:  # fmt: skip
+    """See `tuning.fastest`; None where the samples of all epochs are less than `enough` bytes.
+
+    Launches to measure do not count as such.
+    """
+    global launches
+    before = launches
+    if 2 * samples.x.nbytes * epochs < enough:
+        return None
+    found = tuning.fastest(samples.x, kernel, choices, run)
+    launches = before
+    return found
+
+
+def launch(
+    kernel: Any, programs: int, warps: int, *arguments: Any,
+    registers: int = geometry.REGISTERS, **options: Any,
+) -> None:  # fmt: skip
     global launches
     launches += 1
     device = arguments[0].device
@@ -156,7 +197,7 @@ def launch(kernel: Any, programs: int, warps: int, *arguments: Any, **options: A
             kernel[(programs,)](*arguments, **options)
         return
     if torch.version.hip is None:
-        options["maxnreg"] = geometry.REGISTERS
+        options["maxnreg"] = registers
     with torch.cuda.device(device):
         kernel[(programs,)](*arguments, **options)
 
@@ -167,7 +208,7 @@ def step(samples: Samples, run: Run) -> None:
 
     x, sums = samples.x, run.map.n_terms + 2
 
-    def once(occupancy: int | None) -> None:
+    def once(run: Run, occupancy: int | None) -> None:
         cut = geometry.reduction(
             x.numel(), x.element_size(), sums, machine(x.device), occupancy
         )  # fmt: skip
@@ -181,28 +222,41 @@ def step(samples: Samples, run: Run) -> None:
         )  # fmt: skip
 
     kernel = ("step", run.map.n_terms, run.criterion.kind, samples.weight is not None)
-    once(tuning.occupancy(x, kernel, once))
+
+    def trial(occupancy: int) -> None:
+        once(run.on_trial(), occupancy)
+
+    once(run, fastest(samples, kernel, tuning.OCCUPANCIES, trial, tuning.LARGE))
 
 
 def stream(samples: Samples, run: Run) -> None:
     """All epochs, from the samples."""
     from ..kernels.stream import stream_kernel
 
-    terms, sums = run.map.n_terms, run.map.n_terms + 2
-    cut = geometry.stream(
-        samples.x.numel(), samples.x.element_size(), terms, machine(samples.x.device),
-        run.others(samples),
-    )  # fmt: skip
-    work, counters = workspace(samples.x.device, geometry.partial_sums(cut, sums))
-    alone = cut.programs == 1
-    launch(
-        stream_kernel, cut.programs, cut.warps, *samples.arguments(), *run.addresses(),
-        run.first_epoch, run.epochs, run.record_every, run.tol, work, counters,
-        SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(sums),
-        RESIDENT=cut.resident, ALONE=alone, launch_cooperative_grid=not alone,
-        **criterion_arguments(run.criterion), **run.of_tables(), **run.of_changes(),
-        **run.constants(samples),
-    )  # fmt: skip
+    x, terms, sums = samples.x, run.map.n_terms, run.map.n_terms + 2
+    on = machine(x.device)
+
+    def once(run: Run, share: geometry.Share) -> None:
+        cut = geometry.stream(
+            x.numel(), x.element_size(), terms, on, run.others(samples), share
+        )  # fmt: skip
+        work, counters = workspace(x.device, geometry.partial_sums(cut, sums))
+        alone = cut.programs == 1
+        launch(
+            stream_kernel, cut.programs, cut.warps, *samples.arguments(), *run.addresses(),
+            run.first_epoch, run.epochs, run.record_every, run.tol, work, counters,
+            SW=geometry.width(sums), ROWS=cut.rows, VEC=cut.vec, CHUNK=geometry.chunk(sums),
+            RESIDENT=cut.resident, ALONE=alone, launch_cooperative_grid=not alone,
+            registers=cut.registers, **criterion_arguments(run.criterion), **run.of_tables(),
+            **run.of_changes(), **run.of_bounds(), **run.constants(samples),
+        )  # fmt: skip
+
+    def trial(share: geometry.Share) -> None:
+        once(run.on_trial(), share)
+
+    kernel = ("stream", x.numel().bit_length(), run.compiled_for(samples))
+    shares = geometry.shares(on)
+    once(run, fastest(samples, kernel, shares, trial, tuning.LONG, run.epochs) or shares[0])
 
 
 def moments(
@@ -224,7 +278,7 @@ def moments(
 
     if not given and occupancy is None:
         kernel = ("moments", map.n_terms, samples.weight is not None)
-        occupancy = tuning.occupancy(x, kernel, read)
+        occupancy = fastest(samples, kernel, tuning.OCCUPANCIES, read, tuning.LARGE)
     cut = geometry.reduction(x.numel(), x.element_size(), sums, machine(device), occupancy)
     warps = max(cut.warps, geometry.vector_warps(map.n_terms, map.n_params))
     if given:
@@ -240,7 +294,7 @@ def moments(
         CHUNK=geometry.chunk(sums), BAND=geometry.band(jump), JUMP=geometry.width(jump),
         GIVEN=given, RUN=run_epochs, CLOSED=closed, STEP=step,
         ROUND=step and run.rounds(samples), **run.of_tables(), **run.of_changes(),
-        **run.constants(samples),
+        **run.of_bounds(), **run.constants(samples),
     )  # fmt: skip
 
 

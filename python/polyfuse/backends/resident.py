@@ -12,7 +12,7 @@ from torch.autograd.graph import increment_version
 
 from ..problem import Schedule
 from ..rules import SgdOptions, kept_of, scalar_place
-from .device import OUTCOME, ROWS, StateBuffer, n_recorded
+from .device import StateBuffer, n_recorded, state_size
 from .tables import OnDevice, has_place, of_one_dtype, tables
 
 
@@ -64,7 +64,7 @@ class Resident(StateBuffer):
         )
 
     def begin(self, schedule: Schedule) -> None:
-        size = len(ROWS) * self.n_params + len(OUTCOME) + n_recorded(schedule)
+        size = state_size(self.n_params, n_recorded(schedule))
         self.load, self.first = self.first, False
         if self.buffer is None or self.buffer.numel() < size:
             buffer = torch.empty(size, dtype=torch.float64, device=self.device)

@@ -22,6 +22,14 @@ Rows = Sequence[Sequence[Any]]  # [KEPT][T]: tensors, or None
 class Tables(NamedTuple):
     addresses: torch.Tensor  # [11, P] int64
     single: int  # bit r: number r of what is kept lies there as float32
+    memory: torch.Tensor | None = None  # that the addresses lie in, where nobody else keeps it
+
+    def elsewhere(self) -> Tables:
+        """The same of other memory, which holds 0."""
+        at = self.addresses
+        memory = torch.zeros(at.numel(), dtype=torch.float64, device=at.device)
+        places = memory.data_ptr() + 8 * torch.arange(at.numel(), device=at.device).view_as(at)
+        return Tables(torch.where(at == 0, 0, places), self.single, memory)
 
 
 _tables: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
@@ -48,6 +56,11 @@ def tables(
     key = (device, *rows)
     found = _tables.get(key)
     if found is None:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a CUDA graph captures a step like the last two before it: on tensors that lie "
+                "where they lay, with gradients that nobody else holds"
+            )
         found = _tables[key] = torch.tensor(rows, dtype=torch.int64, device=device)
         if len(_tables) > _KEPT_TABLES:
             _tables.popitem(last=False)

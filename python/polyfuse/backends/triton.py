@@ -15,15 +15,15 @@ from ..symbolic import Traced
 from . import geometry, launch
 from .device import (
     MAX_CHANGES,
-    OUTCOME,
-    ROWS,
     DeviceMap,
     DeviceMoments,
     DeviceRule,
     begin,
+    bounds_of,
     loss_and_gradient,
     n_recorded,
     rule_of,
+    state_size,
 )
 from .launch import Run, Samples
 from .tables import Tables
@@ -59,8 +59,6 @@ class Triton:
             return f"the data is on {device}"
         if len(problem.model.slots) > geometry.MAX_PARAMS:
             return f"{len(problem.model.slots)} parameters, above {geometry.MAX_PARAMS}"
-        if problem.bounds is not None:
-            return "bounds are taken by cpu and reference alone"
         return None
 
     def evaluate(self, model: Traced, coef: Any, x: torch.Tensor) -> torch.Tensor:
@@ -107,7 +105,7 @@ class Triton:
             load=held.load,
             mean=problem.reduction == "mean", criterion=problem.criterion,
             first_epoch=schedule.first_epoch, epochs=schedule.epochs,
-            record_every=schedule.record_every, tol=schedule.tol,
+            record_every=schedule.record_every, tol=schedule.tol, bounds=bounds_of(problem),
         )  # fmt: skip
         if engine == "stream":
             launch.stream(samples, run)
@@ -139,10 +137,11 @@ class Triton:
         self, map: DeviceMap, rule: DeviceRule, table: Tables, x: torch.Tensor,
         y: torch.Tensor, model: Traced, mean: bool, moments: DeviceMoments | None,
         criterion: Criterion = SQUARED, weight: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """The fused step from what the table points at; returns its state buffer."""
-        size = len(ROWS) * map.n_params + len(OUTCOME)
-        state = torch.empty(size, dtype=torch.float64, device=x.device)
+        """The fused step from what the table points at; returns `state`, or a new buffer."""
+        if state is None:
+            state = torch.empty(state_size(map.n_params), dtype=torch.float64, device=x.device)
         run = Run(map, rule, state, table, load=True, mean=mean, criterion=criterion)
         samples = Samples(x, y, model.shift, model.scale, weight=weight)
         if moments is None:

@@ -9,6 +9,12 @@ import triton.language as tl
 
 from .vectors import is_finite
 
+# Strides are left to Triton, which compiles a stride of 1 as such: only then are loads wide. What
+# changes from launch to launch is not, or 1 and multiples of 16 would each have a kernel compiled.
+kernel = triton.jit(
+    do_not_specialize=["n_points", "n_products", "first_epoch", "epochs", "record_every"]
+)
+
 
 @triton.jit
 def inside_of(ROWS: tl.constexpr, VEC: tl.constexpr):
@@ -30,7 +36,7 @@ def read(
 ):
     """x, y and w as they lie in memory; y or w is x again where there is none."""
     first = tl.cast(tile, tl.int64) * (ROWS * VEC)
-    at = inside_of(ROWS, VEC)
+    at = inside_of(ROWS, VEC).to(tl.int64)
     x_at = data[0] + first * data[3] + at * data[3]
     y_at = data[1] + first * data[4] + at * data[4]
     w_at = data[7] + first * data[8] + at * data[8]

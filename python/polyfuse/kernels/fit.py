@@ -4,18 +4,20 @@ import triton
 import triton.language as tl
 
 from .affine import jumps
+from .data import kernel
 from .moments import load_fit, objective_of_moments, pilot, store_moments, thinned
 from .optimizer import follow, load_rule
 from .passes import add_moments, tile_pass, zero_sums
 from .reduce import collect, is_last, publish
-from .state import advance, enter, leave, leave_outcome, remember, start_of
+from .state import advance, enter, leave, leave_outcome, load_bounds, remember, start_of
 from .vectors import is_finite, totals, unpack
 
 
 @triton.jit
 def descend(
-    until, run, fit, rule, rules, schedule, state_ptr, model, p_lane, k_lane, P: tl.constexpr,
-    IDENTITY: tl.constexpr, ROUND: tl.constexpr, METHOD: tl.constexpr, CHANGES: tl.constexpr,
+    until, run, fit, rule, rules, bounds, schedule, state_ptr, model, p_lane, k_lane,
+    P: tl.constexpr, IDENTITY: tl.constexpr, ROUND: tl.constexpr, METHOD: tl.constexpr,
+    CHANGES: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
     """Epochs one by one, until so many are done or the run converged.
 
@@ -24,26 +26,27 @@ def descend(
     row = tl.full([], 0, tl.int64)
     while (run[6] < until) & (run[7] == 0):
         loss, grad = objective_of_moments(fit, run[0], model, p_lane, k_lane, IDENTITY, ROUND)
-        run = advance(run, loss, grad, rule, schedule, state_ptr, P, ROUND, METHOD)
+        run = advance(run, loss, grad, rule, bounds, schedule, state_ptr, P, ROUND, METHOD, BOUNDED)
         if CHANGES:
             row, rule = follow(row, run[6], rules[0], rules[1], p_lane, P)
     return run
 
 
-@triton.jit
+@kernel
 def moments_kernel(
-    x_ptr, y_ptr, n_points: tl.int64, x_stride: tl.int64, y_stride: tl.int64,
+    x_ptr, y_ptr, n_points: tl.int64, x_stride, y_stride,
     shift: tl.float64, scale: tl.float64,
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, rule_ptr, state_ptr,
     first_epoch: tl.int64, epochs: tl.int64, record_every: tl.int64, tol: tl.float64,
-    moments_ptr, scratch_ptr, work_ptr, counters_ptr, tables_ptr, w_ptr, w_stride: tl.int64,
-    changes_ptr,
+    moments_ptr, scratch_ptr, work_ptr, counters_ptr, tables_ptr, w_ptr, w_stride,
+    changes_ptr, bounds_ptr,
     P: tl.constexpr, K: tl.constexpr, PW: tl.constexpr, KW: tl.constexpr, SW: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr, BAND: tl.constexpr,
     JUMP: tl.constexpr, GIVEN: tl.constexpr, RUN: tl.constexpr, CLOSED: tl.constexpr,
     STEP: tl.constexpr, IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
     LOAD: tl.constexpr, STORE: tl.constexpr, ROUND: tl.constexpr, METHOD: tl.constexpr,
     SINGLE: tl.constexpr, WEIGHTED: tl.constexpr, CHANGES: tl.constexpr,
+    BOUNDED: tl.constexpr,
 ):  # fmt: skip
     """GIVEN: the moments are there; RUN: epochs follow, CLOSED: by powers of one epoch's matrix."""
     T: tl.constexpr = x_ptr.dtype.element_ty
@@ -68,6 +71,7 @@ def moments_kernel(
             model = (factor_ptr, span_ptr, slots_ptr, n_products)
             schedule = (first_epoch, epochs, record_every, tol)
             rule, rules = load_rule(rule_ptr, p_lane, P), (rule_ptr, changes_ptr)
+            bounds = load_bounds(bounds_ptr, p_lane, P, BOUNDED)
             fit = load_fit(moments_ptr, shift, scale, k_lane, K, MEAN)
             entered = enter(state_ptr, tables_ptr, p_lane, P, T, LOAD, METHOD, SINGLE)
             run = start_of(entered, state_ptr, P, LOAD)
@@ -76,16 +80,16 @@ def moments_kernel(
                 if epochs >= 4:
                     # The first step is taken apart because it fills the momentum buffers.
                     run = descend(
-                        1, run, fit, rule, rules, schedule, state_ptr, model, p_lane, k_lane, P,
-                        IDENTITY, ROUND, METHOD, False,
+                        1, run, fit, rule, rules, bounds, schedule, state_ptr, model, p_lane,
+                        k_lane, P, IDENTITY, ROUND, METHOD, False, BOUNDED,
                     )  # fmt: skip
                     run = jumps(
                         run, fit, rule, schedule, state_ptr, scratch_ptr, model, p_lane, k_lane,
                         P, JUMP, BAND, IDENTITY,
                     )  # fmt: skip
             run = descend(
-                epochs, run, fit, rule, rules, schedule, state_ptr, model, p_lane, k_lane, P,
-                IDENTITY, ROUND, METHOD, CHANGES,
+                epochs, run, fit, rule, rules, bounds, schedule, state_ptr, model, p_lane, k_lane,
+                P, IDENTITY, ROUND, METHOD, CHANGES, BOUNDED,
             )  # fmt: skip
             loss = run[8]
             if not STEP:

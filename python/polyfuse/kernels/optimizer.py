@@ -82,6 +82,12 @@ def root(x, T: tl.constexpr):
 
 
 @triton.jit
+def ratio(a, b, T: tl.constexpr):
+    """a / b to the last bit; the same of Triton's division."""
+    return (a.to(tl.float64) / b.to(tl.float64)).to(T)
+
+
+@triton.jit
 def sgd(rule, p, g, kept, T: tl.constexpr):
     """kept: buffer, whether it is filled.
 
@@ -111,7 +117,8 @@ def adam(rule, p, g, kept, T: tl.constexpr):
     largest = tl.where(amsgrad & ~(kept[3] >= square), square, kept[3])
     size = (lr / (1.0 - power(beta1, step))).to(T)
     correction = tl.sqrt(1.0 - power(beta2, step)).to(T)
-    p -= size * mean / (root(tl.where(amsgrad, largest, square), T) / correction + rule[4].to(T))
+    spread = ratio(root(tl.where(amsgrad, largest, square), T), correction, T)
+    p -= ratio(size * mean, spread + rule[4].to(T), T)
     return p, count, mean, square, largest
 
 
@@ -151,7 +158,7 @@ def rmsprop(rule, p, g, kept, T: tl.constexpr):
     square = kept[1] * alpha.to(T) + (1.0 - alpha).to(T) * d * d
     mean = tl.where(centered, lerp(kept[3], d, 1.0 - alpha, T), kept[3])
     variance = tl.where(centered, square - mean * mean, square)
-    move = d / (root(variance, T) + rule[3].to(T))
+    move = ratio(d, root(variance, T) + rule[3].to(T), T)
     buffer = tl.where(momentum > 0.0, kept[2] * momentum.to(T) + move, kept[2])
     p -= lr * tl.where(momentum > 0.0, buffer, move)
     return p, kept[0] + 1.0, square, buffer, mean
@@ -164,7 +171,7 @@ def adagrad(rule, p, g, kept, T: tl.constexpr):
     count = kept[0] + 1.0
     total = kept[1] + d * d
     lr = rule[1] / (1.0 + (count.to(tl.float64) - 1.0) * rule[2])
-    p -= lr.to(T) * d / (root(total, T) + rule[4].to(T))
+    p -= ratio(lr.to(T) * d, root(total, T) + rule[4].to(T), T)
     return p, count, total, kept[2], kept[3]
 
 
@@ -174,7 +181,7 @@ def adadelta(rule, p, g, kept, T: tl.constexpr):
     rho, stay, eps = rule[2].to(T), (1.0 - rule[2]).to(T), rule[3].to(T)
     d = direction(p, g, rule[5], rule[4], T)
     square = kept[1] * rho + stay * d * d
-    move = root(kept[2] + eps, T) / root(square + eps, T) * d
+    move = ratio(root(kept[2] + eps, T), root(square + eps, T), T) * d
     p -= rule[1].to(T) * move
     return p, kept[0] + 1.0, square, kept[2] * rho + stay * move * move, kept[3]
 
@@ -188,7 +195,8 @@ def adamax(rule, p, g, kept, T: tl.constexpr):
     mean = lerp(kept[1], d, 1.0 - beta1, T)
     faded, now = kept[2] * rule[3].to(T), tl.abs(d) + rule[4].to(T)
     largest = tl.where((now >= faded) | (now != now), now, faded)
-    p -= (rule[1] / (1.0 - power(beta1, count.to(tl.float64)))).to(T) * mean / largest
+    size = (rule[1] / (1.0 - power(beta1, count.to(tl.float64)))).to(T)
+    p -= ratio(size * mean, largest, T)
     return p, count, mean, largest, kept[3]
 
 
@@ -212,9 +220,10 @@ def nadam(rule, p, g, kept, T: tl.constexpr):
     now = product.to(tl.float64)
     mean = lerp(kept[2], d, 1.0 - beta1, T)
     square = kept[3] * beta2.to(T) + (1.0 - beta2).to(T) * d * d
-    size = root(square / (1.0 - power(beta2, step)).to(T), T) + rule[4].to(T)
-    p -= (lr * (1.0 - mu) / (1.0 - now)).to(T) * d / size
-    p -= (lr * mu_next / (1.0 - now * mu_next)).to(T) * mean / size
+    correction = (1.0 - power(beta2, step)).to(T)
+    size = root(ratio(square, correction, T), T) + rule[4].to(T)
+    p -= ratio((lr * (1.0 - mu) / (1.0 - now)).to(T) * d, size, T)
+    p -= ratio((lr * mu_next / (1.0 - now * mu_next)).to(T) * mean, size, T)
     return p, count, product, mean, square
 
 
@@ -232,10 +241,11 @@ def radam(rule, p, g, kept, T: tl.constexpr):
     correction = 1.0 - fade
     most = 2.0 / (1.0 - beta2) - 1.0
     rho = most - 2.0 * step * fade / correction
-    move = mean / (1.0 - power(beta1, step)).to(T) * lr.to(T)
+    move = ratio(mean, (1.0 - power(beta1, step)).to(T), T) * lr.to(T)
     rectified = (rho - 4.0) * (rho - 2.0) * most / ((most - 4.0) * (most - 2.0) * rho)
     rectified = tl.sqrt(tl.where(rho > 5.0, rectified, 0.0)).to(T)
-    adapted = move * (tl.sqrt(correction).to(T) / (root(square, T) + rule[4].to(T))) * rectified
+    scale = ratio(tl.sqrt(correction).to(T), root(square, T) + rule[4].to(T), T)
+    adapted = move * scale * rectified
     return p - tl.where(rho > 5.0, adapted, move), count, mean, square, kept[3]
 
 

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .optimizer import SGD, is_owned, update
+from .vectors import projected
 
 
 @triton.jit
@@ -88,6 +89,7 @@ def leave(
 ):  # fmt: skip
     """Writes what a run leaves behind, but its outcome; keep: to the tables as well."""
     inside = lane < P
+    tl.debug_barrier()  # every thread has read what is written here, whichever holds which lanes
     tl.store(state_ptr + lane, run[0], inside)
     for r in tl.static_range(4):
         tl.store(state_ptr + (3 + r) * P + lane, run[1 + r], inside)
@@ -118,9 +120,20 @@ def record(state_ptr, loss, epoch, first_epoch, every, P: tl.constexpr):
 
 
 @triton.jit
+def load_bounds(bounds_ptr, lane, P: tl.constexpr, BOUNDED: tl.constexpr):
+    """(low, high), [P] each; () where there are none."""
+    bounds = ()
+    if BOUNDED:
+        inside = lane < P
+        low = tl.load(bounds_ptr + lane, inside, other=0.0)
+        bounds = (low, tl.load(bounds_ptr + P + lane, inside, other=0.0))
+    return bounds
+
+
+@triton.jit
 def advance(
-    run, loss, grad, rule, schedule, state_ptr, P: tl.constexpr, ROUND: tl.constexpr,
-    METHOD: tl.constexpr,
+    run, loss, grad, rule, bounds, schedule, state_ptr, P: tl.constexpr, ROUND: tl.constexpr,
+    METHOD: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
     """The epoch that follows from a loss and its gradient.
 
@@ -137,8 +150,11 @@ def advance(
         new = update(rule, run[0], grad, kept, METHOD, tl.float32)
     else:
         new = update(rule, run[0], grad, kept, METHOD, tl.float64)
-    result = ()
-    for i in tl.static_range(5):
+    params = new[0]
+    if BOUNDED:
+        params = projected(params, bounds[0], bounds[1])
+    result = (tl.where(converged, run[0], params),)
+    for i in tl.static_range(1, 5):
         result = result + (tl.where(converged, run[i], new[i]),)
     return result + (
         tl.where(converged, run[5], grad),

@@ -5,11 +5,11 @@ import triton.language as tl
 
 from .coefficients import coefficients, pull_back
 from .criterion import SQUARED_ERROR
-from .data import held, read, weigh
+from .data import held, kernel, read, weigh
 from .optimizer import follow, load_rule
 from .passes import add_loss, tile_pass, zero_sums
 from .reduce import collect, is_last, leave_barrier, publish, wait_for_all
-from .state import advance, enter, leave, leave_outcome, remember, start_of
+from .state import advance, enter, leave, leave_outcome, load_bounds, remember, start_of
 from .vectors import pick, totals, unpack
 
 
@@ -34,14 +34,14 @@ def objective_of_sums(
     return loss, grad
 
 
-@triton.jit
+@kernel
 def step_kernel(
-    x_ptr, y_ptr, n_points: tl.int64, x_stride: tl.int64, y_stride: tl.int64,
+    x_ptr, y_ptr, n_points: tl.int64, x_stride, y_stride,
     shift: tl.float64, scale: tl.float64,
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, rule_ptr, state_ptr,
     first_epoch: tl.int64, record_every: tl.int64, tol: tl.float64,
     work_ptr, counters_ptr, tables_ptr, weight: tl.float64, number: tl.float64,
-    w_ptr, w_stride: tl.int64,
+    w_ptr, w_stride,
     P: tl.constexpr, K: tl.constexpr, PW: tl.constexpr, KW: tl.constexpr, SW: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr,
     IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
@@ -71,25 +71,25 @@ def step_kernel(
             total, lane, run[0], model, p_lane, k_lane, weight, K, KIND, IDENTITY, MEAN, ROUND
         )
         one = (first_epoch, 1, record_every, tol)
-        run = advance(run, loss, grad, rule, one, state_ptr, P, ROUND, METHOD)
+        run = advance(run, loss, grad, rule, (), one, state_ptr, P, ROUND, METHOD, False)
         leave(state_ptr, tables_ptr, run, rule, True, p_lane, P, T, STORE, SINGLE)
         leave_outcome(state_ptr, run[6], run[7], loss, run[8], float("nan"), P)
 
 
-@triton.jit
+@kernel
 def stream_kernel(
-    x_ptr, y_ptr, n_points: tl.int64, x_stride: tl.int64, y_stride: tl.int64,
+    x_ptr, y_ptr, n_points: tl.int64, x_stride, y_stride,
     shift: tl.float64, scale: tl.float64,
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, rule_ptr, state_ptr,
     first_epoch: tl.int64, epochs: tl.int64, record_every: tl.int64, tol: tl.float64,
-    work_ptr, counters_ptr, weight: tl.float64, number: tl.float64, w_ptr, w_stride: tl.int64,
-    changes_ptr, tables_ptr,
+    work_ptr, counters_ptr, weight: tl.float64, number: tl.float64, w_ptr, w_stride,
+    changes_ptr, tables_ptr, bounds_ptr,
     P: tl.constexpr, K: tl.constexpr, PW: tl.constexpr, KW: tl.constexpr, SW: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr, RESIDENT: tl.constexpr,
     ALONE: tl.constexpr, IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
     KIND: tl.constexpr, LOG: tl.constexpr, FULL: tl.constexpr, METHOD: tl.constexpr,
     WEIGHTED: tl.constexpr, CHANGES: tl.constexpr, LOAD: tl.constexpr, STORE: tl.constexpr,
-    SINGLE: tl.constexpr,
+    SINGLE: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
     """All epochs: RESIDENT tiles of every program stay in registers, the others are read again.
 
@@ -102,6 +102,7 @@ def stream_kernel(
     p_lane, k_lane, lane = tl.arange(0, PW), tl.arange(0, KW), tl.arange(0, SW)
     me, programs = tl.program_id(0), tl.num_programs(0)
     rule = load_rule(rule_ptr, p_lane, P)
+    bounds = load_bounds(bounds_ptr, p_lane, P, BOUNDED)
     entered = enter(state_ptr, tables_ptr, p_lane, P, T, LOAD, METHOD, SINGLE)
     run = start_of(entered, state_ptr, P, LOAD)
     schedule = (first_epoch, epochs, record_every, tol)
@@ -143,7 +144,9 @@ def stream_kernel(
             total, lane, run[0], model, p_lane, k_lane, weight, K, KIND, IDENTITY, MEAN, False
         )
         if (run[6] < epochs) & (run[7] == 0):
-            run = advance(run, loss, grad, rule, schedule, state_ptr, P, False, METHOD)
+            run = advance(
+                run, loss, grad, rule, bounds, schedule, state_ptr, P, False, METHOD, BOUNDED
+            )
             if CHANGES:
                 row, rule = follow(row, run[6], rule_ptr, changes_ptr, p_lane, P)
         else:

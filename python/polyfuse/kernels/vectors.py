@@ -11,6 +11,12 @@ def pick(vector, index, lane):
 
 
 @triton.jit
+def projected(value, low, high):
+    """Onto [low, high]; nan stays."""
+    return tl.where(value < low, low, tl.where(value > high, high, value))
+
+
+@triton.jit
 def unpack(vector, lane, N: tl.constexpr):
     """The first N elements as scalars."""
     scalars = ()

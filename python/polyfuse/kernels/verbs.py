@@ -1,11 +1,10 @@
 """Evaluate, project, count what is not finite, and the two small launches of a step taken apart."""
 
-import triton
 import triton.language as tl
 
 from .basis import horner
 from .coefficients import coefficients, pull_back
-from .data import here, inside_of, read, weigh
+from .data import here, inside_of, kernel, read, weigh
 from .optimizer import is_owned, load_rule, update
 from .passes import add_nonfinite, add_products, tile_pass, zero_sums
 from .reduce import collect, is_last, publish
@@ -13,9 +12,9 @@ from .state import load_row, load_state, load_tables, store_tables
 from .vectors import pick, totals, unpack
 
 
-@triton.jit
+@kernel
 def evaluate_kernel(
-    x_ptr, out_ptr, n_points: tl.int64, x_stride: tl.int64, shift: tl.float64, scale: tl.float64,
+    x_ptr, out_ptr, n_points: tl.int64, x_stride, shift: tl.float64, scale: tl.float64,
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, params_ptr,
     P: tl.constexpr, K: tl.constexpr, PW: tl.constexpr, KW: tl.constexpr,
     ROWS: tl.constexpr, VEC: tl.constexpr, IDENTITY: tl.constexpr,
@@ -41,9 +40,9 @@ def evaluate_kernel(
         tl.store(out_ptr + first + inside_of(ROWS, VEC), value, keep)
 
 
-@triton.jit
+@kernel
 def project_kernel(
-    x_ptr, g_ptr, n_points: tl.int64, x_stride: tl.int64, g_stride: tl.int64,
+    x_ptr, g_ptr, n_points: tl.int64, x_stride, g_stride,
     shift: tl.float64, scale: tl.float64,
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, params_ptr, out_ptr,
     work_ptr, counters_ptr,
@@ -66,10 +65,10 @@ def project_kernel(
         tl.store(out_ptr + p_lane, grad, p_lane < P)
 
 
-@triton.jit
+@kernel
 def nonfinite_kernel(
-    x_ptr, y_ptr, n_points: tl.int64, x_stride: tl.int64, y_stride: tl.int64, out_ptr,
-    work_ptr, counters_ptr, w_ptr, w_stride: tl.int64,
+    x_ptr, y_ptr, n_points: tl.int64, x_stride, y_stride, out_ptr,
+    work_ptr, counters_ptr, w_ptr, w_stride,
     ROWS: tl.constexpr, VEC: tl.constexpr, CHUNK: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """out [1] int64: samples that count with a nan or inf in x or y."""
@@ -84,7 +83,7 @@ def nonfinite_kernel(
         tl.store(out_ptr, pick(collect(work_ptr, 0, lane, 1, CHUNK), 0, lane).to(tl.int64))
 
 
-@triton.jit
+@kernel
 def update_kernel(
     tables_ptr, rule_ptr, P: tl.constexpr, PW: tl.constexpr, T: tl.constexpr,
     METHOD: tl.constexpr, SINGLE: tl.constexpr,
@@ -99,7 +98,7 @@ def update_kernel(
     store_tables(tables_ptr, lane, new, is_owned(rule) & has_grad, P, T, SINGLE)
 
 
-@triton.jit
+@kernel
 def store_kernel(
     state_ptr, tables_ptr, rule_ptr, P: tl.constexpr, PW: tl.constexpr, T: tl.constexpr,
     SINGLE: tl.constexpr,
