@@ -126,7 +126,7 @@ PF_DEVICE void descend_by(const Team& team, Board& board, const Run& run) {
   Recorder record = Recorder::of(run, true);
   Outcome out;
   out.previous = run.schedule.previous;
-  const State state = desk.state(run);
+  const State state = desk.state();
   if constexpr (engine == Engine::ClosedForm) {
     double* const behind = workspace_of(run)->sums() + int64_t(gridDim.x) * kMaxSums;
     double* const work = run.grid.shared ? reinterpret_cast<double*>(dynamic_shared()) : behind;

@@ -39,6 +39,7 @@ PF_DEVICE double kept_at(const Run& run, int r, int i) {
 
 struct Desk {
   double params[kMaxParams], kept[kKept * kMaxParams], grad[kMaxParams], fresh[kMaxParams];
+  double low[kMaxParams], high[kMaxParams];
   UpdateRule rule[kMaxParams];
   double coef[kMaxTerms], grad_coef[kMaxTerms];
   double sums[kMaxSums], scratch[kScratch];
@@ -47,9 +48,7 @@ struct Desk {
   Span spans[kMaxParams];
   int32_t slots[kMaxParams];
 
-  PF_DEVICE State state(const Run& run) {
-    return {params, kept, grad, run.bounds, run.bounds ? run.bounds + run.n_params : nullptr};
-  }
+  PF_DEVICE State state() { return {params, kept, grad, low, high}; }
 
   PF_DEVICE Descent descent(const Run& run) {
     const bool step = (run.flags & kLoad) && (run.flags & kStep);
@@ -99,6 +98,8 @@ struct Desk {
         kept[r * n + i] = load ? kept_at(run, r, i) : run.state[(kKeptRows + r) * n + i];
       if (load && rule[i].method == Method::Sgd)
         kept[Sgd::kFilled * n + i] = run.tables[(kKeptAt + Sgd::kBuffer) * n + i] != 0;
+      low[i] = run.bounds ? run.bounds[i] : -INFINITY;
+      high[i] = run.bounds ? run.bounds[n + i] : INFINITY;
       grad[i] = load ? 0.0 : run.state[kGrad * n + i];
       if (writes) run.state[kBefore * n + i] = params[i];
     });

@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kPassThreads, 1) step(const __grid_constant__ 
   const Descent descent = desk.descent(run);
   Outcome out;
   out.previous = run.schedule.previous;
-  look(block, objective, descent, out, desk.state(run));
-  move(block, descent, out, desk.state(run), Recorder::of(run, true));
+  look(block, objective, descent, out, desk.state());
+  move(block, descent, out, desk.state(), Recorder::of(run, true));
   desk.finish(block, run, out, NAN);
 }
 

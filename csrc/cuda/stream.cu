@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(stream_threads(K), 1) stream(const __grid_cons
   const Descent descent = desk.descent(run);
   Outcome out;
   out.previous = run.schedule.previous;
-  step_by_step(block, objective, descent, out, desk.state(run), Recorder::of(run, writes),
+  step_by_step(block, objective, descent, out, desk.state(), Recorder::of(run, writes),
                Follow<Block>{block, run, desk, out});
   if (writes) desk.finish(block, run, out, NAN);
   leave_grid(workspace_of(run));

@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kMaxParams) update(const Run run) {
     else
       desk.rule[i].method = Method::None;
   });
-  update_all<T>(block, desk.descent(run), desk.state(run));
+  update_all<T>(block, desk.descent(run), desk.state());
   desk.store_owned(block, run);
 }
 
