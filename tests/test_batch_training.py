@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import polyfuse as pf
@@ -248,6 +249,18 @@ def test_ctrl_c_leaves_whole_epochs(name, engine, fits):
         )
     assert torch.equal(model.coefficients, before)
     assert model.coefficients.grad is None and not optimizer.state
+
+
+def test_ctrl_c_is_heard_while_solving():
+    fits, n = 1_000_000, 4000
+    x = torch.linspace(-1, 1, n)
+    y = torch.sin(9 * x)[:, None].expand(n, fits)
+    model = nn.Polynomial(9, batch_shape=(fits,))
+    before, started = model.coefficients.detach().clone(), time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_after(0.3, lambda: pf.solve(model, x, y))
+    assert time.perf_counter() - started < 2
+    assert torch.equal(model.coefficients, before)
 
 
 def test_a_schedule_stands_where_the_run_ends():

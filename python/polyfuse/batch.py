@@ -18,7 +18,7 @@ from .engines import choose_engine, refuse_engine
 from .many import Many
 from .nn.polynomial import Polynomial
 from .problem import Wanted
-from .recognise import read_criterion, refuse_optimizer, refuse_own
+from .recognise import read_objects, refuse_own
 from .rules import SgdOptions, options_held
 from .schedulers import Schedulers
 from .training import Between, train
@@ -42,16 +42,11 @@ def fit_batch(
     epochs, engine, backend, record_every, tol, nan_policy, weights, bounds = wanted
     x, y, weights = _tensors(x, y, weights)
     fits = read_fits(model, x, y, nan_policy, weights)
-    read = read_criterion(criterion, y)
-    if isinstance(read, str):
-        raise ValueError(f"criterion: {read}")
-    kind, mean = read
+    kind, mean = read_objects(criterion, optimizer, y)
     if kind.per_row:
         raise ValueError("criterion: expected reduction 'mean' or 'sum' for a batch of fits")
     if reason := kind.refuse_targets(fits.y, None if fits.w is None else fits.w.expand_as(fits.y)):
         raise ValueError(f"y: {reason}")
-    if reason := refuse_optimizer(optimizer):
-        raise ValueError(f"optimizer: {reason}")
     p = model.coefficients
     options = options_held(p, optimizer)
     box = None if options is None else read_bounds(bounds, {"coefficients": p}).get("coefficients")
@@ -99,7 +94,7 @@ def fit_batch(
         loss=run.loss,
         epochs=run.done,
         converged=settled,
-        stop_reason="converged" if settled else reason,
+        stop_reason="converged" if settled and reason == "epochs" else reason,
         engine=engine,
         backend=runner.name,
         launches=runner.launches() - before,

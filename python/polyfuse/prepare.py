@@ -12,7 +12,7 @@ from .engines import choose_engine, leap_pays, refuse_engine
 from .fused import Fused, read_data
 from .optim.owners import Holding, holding, options_watched
 from .problem import Problem
-from .recognise import read_criterion, refuse_optimizer, refuse_parameters, refuse_shape
+from .recognise import read_objects, refuse_parameters, refuse_shape
 from .rules import is_sgd
 from .surface import is_surface, read_surface
 from .watching import watched
@@ -33,12 +33,7 @@ def prepare(
     known, xs, ys = (read_surface if is_surface(model) else read_data)(model, x, y)
     last = known.last_fit
     if last is None or not last.holds(criterion, optimizer, y):
-        read = read_criterion(criterion, y)
-        if isinstance(read, str):
-            raise ValueError(f"criterion: {read}")
-        reason = refuse_optimizer(optimizer)
-        if reason:
-            raise ValueError(f"optimizer: {reason}")
+        read = read_objects(criterion, optimizer, y)
         if known.polynomial is None:
             raise ValueError(f"model: {type(model).__name__} is not fused: {known.reason}")
         last = LastFit(known, criterion, optimizer, y, read)

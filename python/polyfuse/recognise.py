@@ -54,6 +54,16 @@ def read_criterion(
     return found if isinstance(found, str) else build(*found)
 
 
+def read_objects(criterion: Any, optimizer: Any, like: torch.Tensor) -> tuple[Criterion, bool]:
+    """What `read_criterion` gives; raises where criterion or optimizer is not compiled."""
+    read = read_criterion(criterion, like)
+    if isinstance(read, str):
+        raise ValueError(f"criterion: {read}")
+    if reason := refuse_optimizer(optimizer):
+        raise ValueError(f"optimizer: {reason}")
+    return read
+
+
 def read_options(
     criterion: Any, like: torch.Tensor | None = None
 ) -> tuple[Kind, Options, str] | str:
