@@ -74,7 +74,6 @@ FLAGS = {
         },
         {"METHOD": METHODS[AdamOptions].number, "KEEPS": 4, "BOUNDED": True},
         {"MEAN": True, "KEEPS": 2, "MOMENTS": True},
-        {"METHOD": METHODS[AdamOptions].number, "KEEPS": 4, "MOMENTS": True, "TOL": True},
     ],
 }
 POINTERS = {
