@@ -8,6 +8,7 @@ import torch
 from .test_batch import DATA, OPTIMIZERS, assert_same_run, make, model_of
 
 BACKENDS = ("triton", "reference")
+ENGINES = ("moments", "stream")
 
 
 @pytest.mark.parametrize("kind", DATA)
@@ -47,14 +48,29 @@ def test_fits_that_cannot_be_leave_the_others_alone():
     torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", DATA)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_is_torchs(name, kind):
+def test_every_optimizer_is_torchs(name, kind, engine):
     x, y, more = make(kind)
     assert_same_run(
-        BACKENDS, OPTIMIZERS[name], nn.MSELoss(), x, y, parts=(4, 3), engine="stream",
+        BACKENDS, OPTIMIZERS[name], nn.MSELoss(), x, y, parts=(4, 3), engine=engine,
         record_every=2, **more,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("basis", ["monomial", "chebyshev", "hermite_e", "laguerre"])
+@pytest.mark.parametrize("degree", [0, 1, 4, 6])
+def test_moments_in_every_basis(degree, basis):
+    x, y, _ = make("own", n=20)
+    left = []
+    for backend in ("triton", "cpu"):
+        model = model_of(degree=degree, basis=basis, domain=(-2, 3))
+        optimizer = OPTIMIZERS["adam"](model.parameters())
+        result = pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=5, backend=backend)
+        assert result.engine == "moments"
+        left.append(torch.cat([model.coefficients.detach(), result.loss[None]]))
+    torch.testing.assert_close(*left, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("kind", ["shared", "weights"])
@@ -69,20 +85,22 @@ def test_criteria(criterion, kind):
     assert_same_run(BACKENDS, OPTIMIZERS["sgd"], criterion, x, y, parts=(4, 3), **more)
 
 
-def test_each_fit_stops_on_its_own():
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_fit_stops_on_its_own(engine):
     x, y, _ = make("own")
     result = assert_same_run(
-        BACKENDS, OPTIMIZERS["sgd"], nn.MSELoss(), x, y, parts=(40,), engine="stream", tol=1e-2,
+        BACKENDS, OPTIMIZERS["sgd"], nn.MSELoss(), x, y, parts=(40,), engine=engine, tol=1e-2,
         record_every=3,
     )  # fmt: skip
     assert len(set(result.fit_epochs.tolist())) > 3 and result.launches == 1
 
 
-def test_bounds():
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bounds(engine):
     x, y, _ = make("own")
     high = torch.linspace(0.1, 0.5, 13, dtype=torch.float64)
     assert_same_run(
-        BACKENDS, OPTIMIZERS["adam"], nn.MSELoss(), x, y, parts=(5, 4), engine="stream",
+        BACKENDS, OPTIMIZERS["adam"], nn.MSELoss(), x, y, parts=(5, 4), engine=engine,
         bounds=(-0.2, high),
     )  # fmt: skip
 
@@ -93,5 +111,6 @@ def test_what_the_backend_refuses():
         pf.solve(model_of(degree=16), x, y, backend="triton")
     model = model_of()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
-    with pytest.raises(ValueError, match="moments cannot serve this case: the backend triton"):
-        pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=2, engine="moments", backend="triton")
+    with pytest.raises(ValueError, match="closed_form cannot serve this case: batches have no"):
+        pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=2, engine="closed_form",
+               backend="triton")  # fmt: skip

@@ -76,6 +76,7 @@ FLAGS = {
             "KEEPS": 2,
         },
         {"METHOD": METHODS[AdamOptions].number, "KEEPS": 4, "BOUNDED": True},
+        {"MEAN": True, "KEEPS": 2, "MOMENTS": True},
     ],
 }
 POINTERS = {

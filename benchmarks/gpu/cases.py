@@ -293,32 +293,50 @@ def runs(quick: bool, title: str, n: int, epochs: int, engine: str, target: str)
                 bytes=8 * n, target=target)  # fmt: skip
 
 
-def batch(quick: bool) -> Case:
-    """10 million fits of 20 points with x of their own, solved."""
+def batch(quick: bool, own: bool) -> Case:
+    """10 million fits of 20 points, solved, and 100 epochs of them."""
     points, fits = 20, 100_000 if quick else 10_000_000
-    x = torch.rand(points, fits, device=DEVICE)
-    y = 1 + 2 * x + 3 * x * x + 0.1 * torch.randn(points, fits, device=DEVICE)
-    model = pf.nn.Polynomial(2, batch_shape=(fits,), device=DEVICE)
-    _, _, copy, read = large(points * fits)
+    x = torch.rand(points, fits, device=DEVICE) if own else torch.rand(points, device=DEVICE)
+    of_fit = x if own else x[:, None]
+    y = 1 + 2 * of_fit + 3 * of_fit**2 + 0.1 * torch.randn(points, fits, device=DEVICE)
+    _, _, copy, read = large(points * fits, 2 if own else 1)
+    contestants: dict[str, Callable[[], Any]] = {}
+    missing, solved = {}, {}
+    for backend, state in there().items():
+        if state != "available":
+            missing[f"polyfuse.solve, {backend}"] = state
+            continue
+        model = pf.nn.Polynomial(2, batch_shape=(fits,), device=DEVICE)
+        fitted = pf.nn.Polynomial(2, batch_shape=(fits,), device=DEVICE)
+        optimizer = torch.optim.SGD(fitted.parameters(), lr=0.1)
 
-    def solve() -> None:
-        pf.solve(model, x, y, nan_policy="propagate")
+        def solve(m=model, b=backend) -> None:
+            pf.solve(m, x, y, nan_policy="propagate", backend=b)
+
+        def fit(m=fitted, o=optimizer, b=backend) -> None:
+            pf.fit(m, torch.nn.MSELoss(), o, x, y, epochs=100, engine="moments", backend=b,
+                   nan_policy="propagate")  # fmt: skip
+
+        contestants[f"polyfuse.solve, {backend}"] = repeat(5, waited(solve))
+        contestants[f"polyfuse.fit, 100 epochs of SGD, {backend}"] = waited(fit)
+        solved[backend] = model
+    contestants["copying as many bytes, read and written"] = copy
+    contestants["reading the data once (torch.sum)"] = read
 
     def check() -> None:
         some = slice(0, 1000)
-        v = torch.stack([x[:, some].double() ** k for k in range(3)], -1).transpose(0, 1)
+        ones = torch.ones(points, 1000, dtype=torch.float64, device=DEVICE)
+        u = of_fit[:, some].double() * ones
+        v = torch.stack([u**k for k in range(3)], -1).transpose(0, 1)
         truth = torch.linalg.lstsq(v, y[:, some].double().T[..., None]).solution[..., 0].T
-        found = model.coefficients[:, some].detach().double()
-        torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4)
+        for model in solved.values():
+            found = model.coefficients[:, some].detach().double()
+            torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4)
 
-    contestants = {
-        "polyfuse.solve": repeat(5, waited(solve)),
-        "copying as many bytes, read and written": copy,
-        "reading the data once (torch.sum)": read,
-    }
-    return Case(f"{fits:,} fits of {points} points, degree 2, own x, solved", contestants,
-                {"all": check}, bytes=8 * points * fits, target="80 % of copy bandwidth",
-                )  # fmt: skip
+    kind = "own" if own else "shared"
+    return Case(f"{fits:,} fits of {points} points, degree 2, {kind} x", contestants,
+                {"all": check}, missing, bytes=(8 if own else 4) * points * fits,
+                target="80 % of copy bandwidth, solved")  # fmt: skip
 
 
 class Alone:
@@ -352,6 +370,7 @@ def cases(quick: bool) -> list[Callable[[], Case]]:
         lambda: loop_iteration(quick, "Adam", lr=0.01),
         lambda: step_in_a_graph(quick),
         lambda: one_step(quick, True),
-        lambda: batch(quick),
+        lambda: batch(quick, True),
+        lambda: batch(quick, False),
         lambda: compiled_loop(quick),
     ]  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 
 from ..rules import SgdOptions, row_of
 from .batched import DEGREE_BY, Fits, Outcome, Run
-from .batched_triton import recurrence_on
+from .batched_triton import NO_CLOSED_FORM, recurrence_on
 from .cuda import Cuda
 from .native import ENGINE
 
@@ -35,7 +35,7 @@ class BatchedCuda:
         return self._launches
 
     def refuse_engine(self, engine: str) -> str | None:
-        return "the backend cuda has no closed form of batches" if engine == "closed_form" else None
+        return NO_CLOSED_FORM if engine == "closed_form" else None
 
     def solve(self, fits: Fits, covariance: bool, degree_by: str | None = None) -> Outcome:
         terms, count = fits.params.shape

@@ -17,6 +17,7 @@ from .triton import interpreted
 BLOCK = 128  # fits of a program
 WARPS = 4
 MAX_TERMS = 16  # of which the kernel is a multiple in size
+NO_CLOSED_FORM = "batches have no closed form on GPUs"
 
 
 class BatchedTriton:
@@ -33,7 +34,7 @@ class BatchedTriton:
         return launch.launches
 
     def refuse_engine(self, engine: str) -> str | None:
-        return None if engine == "stream" else "the backend triton reads a batch in every epoch"
+        return NO_CLOSED_FORM if engine == "closed_form" else None
 
     def solve(self, fits: Fits, covariance: bool, degree_by: str | None = None) -> Outcome:
         from ..kernels.batch import solve_fits_kernel
@@ -86,7 +87,7 @@ class BatchedTriton:
             told.pop("weight"), told.pop("number"), out.params, kept, out.grad, out.loss,
             out.recorded, out.epochs, out.status, out.rank, *box, MEAN=run.mean,
             METHOD=rule.method, KEEPS=keeps, TOL=run.tol >= 0, RECORD=bool(every),
-            BOUNDED=run.bounds is not None, **told,
+            BOUNDED=run.bounds is not None, MOMENTS=run.engine == "moments", **told,
         )  # fmt: skip
         longest = int(out.epochs.argmax())
         after = [

@@ -68,6 +68,100 @@ def polynomial_and_residual(t, y, mean, step, slope, k: tl.constexpr):
 
 
 @triton.jit
+def orthogonalise(fit, n, frame, zero, K: tl.constexpr, OMIT: tl.constexpr, WEIGHTED: tl.constexpr):
+    """Of the monic polynomials: the recursion (mean, step), what they explain (slope), and one
+    over their squares, 0 where the points do not determine them; rank, and what is left of y."""
+    centre, per_range, _, weight = frame
+    mean, step, slope, per_square = (), (), (), ()
+    determined, rank, former, least, variance = zero + 1.0, zero, zero, zero, zero
+    for k in tl.static_range(K):
+        square, weighted, along = zero, zero, zero
+        for i in range(n):
+            x, y, w = read_sample(fit, i, OMIT, WEIGHTED)
+            t = (x - centre) * per_range
+            p, r = polynomial_and_residual(t, y, mean, step, slope, k)
+            of_p = w * p
+            square += of_p * p
+            weighted += of_p * p * t
+            along += of_p * r
+        if k == 1:
+            variance = square * former
+            least = DETERMINED * (square + mean[0] * mean[0] * weight)
+        if k == 2:
+            least = DETERMINED * weight * variance * variance
+        if k > 2:
+            least = least * variance
+        determined = tl.where(square > least, determined, 0.0)
+        inverse = tl.where(determined != 0.0, 1.0 / square, 0.0)
+        rank += determined
+        mean, step = mean + (weighted * inverse,), step + (square * former,)
+        slope, per_square = slope + (along * inverse,), per_square + (inverse,)
+        former = inverse
+    rest = zero
+    for i in range(n):
+        x, y, w = read_sample(fit, i, OMIT, WEIGHTED)
+        _, r = polynomial_and_residual((x - centre) * per_range, y, mean, step, slope, K)
+        rest += w * r * r
+    return (mean, step, slope, per_square), rank, rest
+
+
+@triton.jit
+def square_of(per_square):
+    return tl.where(per_square > 0.0, 1.0 / per_square, 0.0)
+
+
+@triton.jit
+def factorise(recursion, per_slope, offset, recurrence_ptr, K: tl.constexpr):
+    """The design's triangular factor, entry [k, j] at j K + k, and y along the orthonormal
+    polynomials; as in csrc/core/orthogonal.h."""
+    mean, step, slope, per_square = recursion
+    zero = per_square[0] * 0.0
+    size, along = (), ()
+    for k in tl.static_range(K):
+        norm = tl.sqrt(square_of(per_square[k]))
+        size = size + (tl.where(norm > 0.0, tl.sqrt(step[k]), 0.0),)
+        along = along + (slope[k] * norm,)
+    factor = (tl.sqrt(square_of(per_square[0])),) + (zero,) * (K - 1)
+    for j in tl.static_range(K - 1):
+        row = recurrence_ptr + j
+        alpha, beta, gamma = tl.load(row), tl.load(row + K), tl.load(row + 2 * K)
+        for k in tl.static_range(K):
+            value = zero
+            if k <= j + 1:
+                if k <= j:
+                    value += (mean[k] - offset) * factor[j * K + k]
+                if k > 0:
+                    value += size[k] * factor[j * K + k - 1]
+                if k < j:
+                    value += size[k + 1] * factor[j * K + k + 1]
+                value = value * per_slope * alpha
+                if k <= j:
+                    value += factor[j * K + k] * beta
+                if k < j:
+                    value += factor[(j - 1) * K + k] * gamma
+            factor = factor + (value,)
+    return factor, along
+
+
+@triton.jit
+def quadratic(p, factor, along, rest, weight, K: tl.constexpr):
+    """Loss and K derivatives of squared error at p, with e = factor p - along."""
+    loss, left, gradient = rest, (), ()
+    for k in tl.static_range(K):
+        e = -along[k]
+        for j in tl.static_range(k, K):
+            e += p[j] * factor[j * K + k]
+        loss += e * e
+        left = left + (e,)
+    for j in tl.static_range(K):
+        value = left[0] * factor[j * K]
+        for k in tl.static_range(1, j + 1):
+            value += left[k] * factor[j * K + k]
+        gradient = gradient + (value * (2.0 * weight),)
+    return (loss * weight,) + gradient
+
+
+@triton.jit
 def times_u(a, recurrence_ptr, j: tl.constexpr, k: tl.constexpr, K: tl.constexpr):
     """Coefficient j of u times the series a of degree k: u phi_j = (phi_(j+1) - beta phi_j -
     gamma phi_(j-1)) / alpha."""
@@ -124,38 +218,13 @@ def solve_fits_kernel(
         x_ptr, y_ptr, w_ptr, x_stride, y_stride, w_stride, x_fit, y_fit, w_fit, lane, n_fits
     )  # fmt: skip
     zero = tl.zeros([BLOCK], tl.float64)
-    centre, per_range, count, weight = frame_of(fit, n_points, zero, OMIT, WEIGHTED)
-    mean, step, slope, per_square, explained = (), (), (), (), ()
-    determined, rank, former, least, variance = zero + 1.0, zero, zero, zero, zero
+    frame = frame_of(fit, n_points, zero, OMIT, WEIGHTED)
+    centre, per_range, count, weight = frame
+    recursion, rank, rest = orthogonalise(fit, n_points, frame, zero, K, OMIT, WEIGHTED)
+    mean, step, slope, per_square = recursion
+    explained = ()
     for k in tl.static_range(K):
-        square, weighted, along = zero, zero, zero
-        for i in range(n_points):
-            x, y, w = read_sample(fit, i, OMIT, WEIGHTED)
-            t = (x - centre) * per_range
-            p, r = polynomial_and_residual(t, y, mean, step, slope, k)
-            of_p = w * p
-            square += of_p * p
-            weighted += of_p * p * t
-            along += of_p * r
-        if k == 1:
-            variance = square * former
-            least = DETERMINED * (square + mean[0] * mean[0] * weight)
-        if k == 2:
-            least = DETERMINED * weight * variance * variance
-        if k > 2:
-            least = least * variance
-        determined = tl.where(square > least, determined, 0.0)
-        inverse = tl.where(determined != 0.0, 1.0 / square, 0.0)
-        rank += determined
-        mean, step = mean + (weighted * inverse,), step + (square * former,)
-        slope, explained = slope + (along * inverse,), explained + (along * along * inverse,)
-        per_square = per_square + (inverse,)
-        former = inverse
-    rest = zero
-    for i in range(n_points):
-        x, y, w = read_sample(fit, i, OMIT, WEIGHTED)
-        _, r = polynomial_and_residual((x - centre) * per_range, y, mean, step, slope, K)
-        rest += w * r * r
+        explained = explained + (slope[k] * slope[k] * square_of(per_square[k]),)
     degree = zero + (K - 1)
     if DEGREE != 0:
         degree, rest = best_degree(explained, rest, count, rank, DEGREE == 2, K)
@@ -217,7 +286,7 @@ def terms_of(u, recurrence_ptr, K: tl.constexpr):
 
 @triton.jit
 def loss_and_gradient(
-    fit, n, p, variable, recurrence_ptr, factor, number, K: tl.constexpr, KIND: tl.constexpr,
+    fit, n, p, variable, recurrence_ptr, weight, number, K: tl.constexpr, KIND: tl.constexpr,
     LOG: tl.constexpr, FULL: tl.constexpr, OMIT: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """Of every fit at p: the loss, then K derivatives; variable: (shift, scale)."""
@@ -238,7 +307,7 @@ def loss_and_gradient(
         sums = added
     result = ()
     for j in tl.static_range(K + 1):
-        result = result + (sums[j] * factor,)
+        result = result + (sums[j] * weight,)
     return result
 
 
@@ -254,9 +323,10 @@ def descend_fits_kernel(
     K: tl.constexpr, BLOCK: tl.constexpr, OMIT: tl.constexpr, WEIGHTED: tl.constexpr,
     MEAN: tl.constexpr, KIND: tl.constexpr, LOG: tl.constexpr, FULL: tl.constexpr,
     METHOD: tl.constexpr, KEEPS: tl.constexpr, TOL: tl.constexpr, RECORD: tl.constexpr,
-    BOUNDED: tl.constexpr,
+    BOUNDED: tl.constexpr, MOMENTS: tl.constexpr,
 ):  # fmt: skip
-    """TOL: a fit stops after the first epoch that changes its loss by no more than tol * loss;
+    """MOMENTS: of squared error, from orthogonal polynomials, without another read of the data.
+    TOL: a fit stops after the first epoch that changes its loss by no more than tol * loss;
     KEEPS: rows that the rule keeps, kept [KEEPS, K, B]."""
     lane = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = lane < n_fits
@@ -264,12 +334,17 @@ def descend_fits_kernel(
         x_ptr, y_ptr, w_ptr, x_stride, y_stride, w_stride, x_fit, y_fit, w_fit, lane, n_fits
     )  # fmt: skip
     zero = tl.zeros([BLOCK], tl.float64)
-    _, _, count, total = frame_of(fit, n_points, zero, OMIT, WEIGHTED)
-    factor = zero + 1.0
+    frame = frame_of(fit, n_points, zero, OMIT, WEIGHTED)
+    centre, per_range, count, total = frame
+    loss_weight, rank = zero + 1.0, tl.where(count > 0.0, zero + K, zero)
     if MEAN:
-        factor = tl.where(count > 0.0, 1.0 / total, 1.0)
+        loss_weight = tl.where(count > 0.0, 1.0 / total, 1.0)
     if KIND != SQUARED_ERROR:
-        factor *= weight
+        loss_weight *= weight
+    if MOMENTS:
+        recursion, rank, rest = orthogonalise(fit, n_points, frame, zero, K, OMIT, WEIGHTED)
+        offset = (shift - centre) * per_range
+        factor, along = factorise(recursion, scale / per_range, offset, recurrence_ptr, K)
     p = ()
     for j in tl.static_range(K):
         p = p + (tl.load(params_ptr + j * n_fits + lane, inside, other=0.0).to(tl.float64),)
@@ -277,10 +352,13 @@ def descend_fits_kernel(
     start, previous, done, active = zero, zero + float("nan"), zero, inside
     epoch, going = tl.full([], 0, tl.int64), tl.full([], 1, tl.int32)
     while (epoch < epochs) & (going > 0):
-        found = loss_and_gradient(
-            fit, n_points, p, variable, recurrence_ptr, factor, number, K, KIND, LOG, FULL, OMIT,
-            WEIGHTED,
-        )  # fmt: skip
+        if MOMENTS:
+            found = quadratic(p, factor, along, rest, loss_weight, K)
+        else:
+            found = loss_and_gradient(
+                fit, n_points, p, variable, recurrence_ptr, loss_weight, number, K, KIND, LOG,
+                FULL, OMIT, WEIGHTED,
+            )  # fmt: skip
         start = tl.where(epoch == 0, found[0], start)
         if RECORD:
             if epoch % record_every == 0:
@@ -316,10 +394,13 @@ def descend_fits_kernel(
         p = new_p
         done += active.to(tl.float64)
         epoch += 1
-    final = loss_and_gradient(
-        fit, n_points, p, variable, recurrence_ptr, factor, number, K, KIND, LOG, FULL, OMIT,
-        WEIGHTED,
-    )  # fmt: skip
+    if MOMENTS:
+        final = quadratic(p, factor, along, rest, loss_weight, K)
+    else:
+        final = loss_and_gradient(
+            fit, n_points, p, variable, recurrence_ptr, loss_weight, number, K, KIND, LOG, FULL,
+            OMIT, WEIGHTED,
+        )  # fmt: skip
     start = tl.where(epochs == 0, final[0], start)
     loss = tl.where(count > 0.0, final[0], float("nan"))
     if RECORD:
@@ -334,6 +415,6 @@ def descend_fits_kernel(
         tl.store(params_ptr + j * n_fits + lane, p[j], inside)
     ended = tl.where(bounded, tl.where(done < epochs, 0, 1), tl.where(is_finite(start), 4, 3))
     tl.store(status_ptr + lane, tl.where(count > 0.0, ended, 2), inside)
-    tl.store(rank_ptr + lane, tl.where(count > 0.0, K, 0), inside)
+    tl.store(rank_ptr + lane, rank.to(tl.int32), inside)
     tl.store(loss_ptr + lane, loss, inside)
     tl.store(done_ptr + lane, done.to(tl.int64), inside)
