@@ -37,7 +37,8 @@ bool refresh(double* before, Dtype dtype, const void* base, int64_t element, int
   for (int64_t i = 0; i < count; i += kAtOnce) {
     const int64_t n = std::min(kAtOnce, count - i);
     read(dtype, base, element + i, n, now);
-    same = same && std::memcmp(before + i, now, sizeof(double) * n) == 0;
+    if (std::memcmp(before + i, now, sizeof(double) * n) == 0) continue;
+    same = false;
     std::copy_n(now, n, before + i);
   }
   return same;
@@ -382,18 +383,22 @@ void Step::update(const Stretch& s) {
     numbers[Sgd::kFilled] = kept_of(s, Sgd::kBuffer).at.address ? T(1) : T(0);
   const double *const params = &params_[s.begin], *const grad = &grad_[s.begin];
   double* const next = &next_[s.begin];
+  const bool keeps = std::any_of(from, from + kKept, [](const double* row) { return row; });
   with_rule(rule.method, [&](auto of) {
     double rate[kRates];
     of.advance(rule.option, numbers, rate);
-    for (int64_t i = 0; i < s.count; ++i) {
-      T p = T(params[i]);
-      for (int row = 0; row < kKept; ++row)
-        if (from[row]) numbers[row] = T(from[row][i]);
-      of.update(rule.option, rate, p, T(grad[i]), numbers);
-      next[i] = p;
-      for (int row = 0; row < kKept; ++row)
-        if (to[row]) to[row][i] = numbers[row];
-    }
+    const auto each = [&](auto with_rows) {
+      for (int64_t i = 0; i < s.count; ++i) {
+        T p = T(params[i]);
+        for (int row = 0; with_rows() && row < kKept; ++row)
+          if (from[row]) numbers[row] = T(from[row][i]);
+        of.update(rule.option, rate, p, T(grad[i]), numbers);
+        next[i] = p;
+        for (int row = 0; with_rows() && row < kKept; ++row)
+          if (to[row]) to[row][i] = numbers[row];
+      }
+    };
+    keeps ? each(std::true_type{}) : each(std::false_type{});
   });
   for (int row = 0; row < kKept; ++row)
     if (kept_of(s, row).scalar) next_kept_[row][s.begin] = numbers[row];

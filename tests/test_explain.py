@@ -53,3 +53,26 @@ def test_a_model_must_be_a_module():
 def test_parts_that_are_not_there_are_not_spoken_of():
     text = pf.explain(workload.make_model(torch.nn))
     assert text.startswith("model: fused, degree 2") and "criterion" not in text
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            {"degree": 2, "batch_shape": (4, 5)},
+            "20 fits of a batch side by side, powers of degree 2",
+        ),
+        ({"degree": 1, "outputs": 3}, "3 outputs side by side, powers of degree 1"),
+        ({"degree": 12, "basis": "chebyshev"}, "chebyshev series of degree 12"),
+    ],
+)
+def test_what_is_fused_side_by_side(options, told):
+    model = pf.nn.Polynomial(**options)
+    text = pf.explain(model, pf.nn.HuberLoss(), pf.optim.Adam(model.parameters()))
+    assert text.splitlines() == [
+        f"model: fused, {told}",
+        "criterion: HuberLoss, fused",
+        "optimizer: Adam, fused",
+    ]
+    fused = pf.explain(model, pf.nn.CrossEntropyLoss()).endswith("CrossEntropyLoss, fused")
+    assert fused == ("outputs" in options)

@@ -170,7 +170,7 @@ struct GaussianNLL {
 
 // f(SquaredError{}) and so on, of those of single outputs.
 template <class F>
-PF_HD void with_criterion(CriterionKind kind, F&& f) {
+PF_HD void with_rho(CriterionKind kind, F&& f) {
   switch (kind) {
     case CriterionKind::SquaredError: return f(SquaredError{});
     case CriterionKind::AbsoluteError: return f(AbsoluteError{});

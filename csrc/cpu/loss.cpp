@@ -104,7 +104,7 @@ void loss(const Data& data, const Criterion& criterion, const double* coef, int 
     const auto pass = single ? loss_pass_single<decltype(rho), k()> : loss_pass<decltype(rho), k()>;
     pass(data, criterion, coef, n_terms, begin, end, out);
   };
-  with_criterion(criterion.kind, [&](auto rho) {
+  with_rho(criterion.kind, [&](auto rho) {
     const auto of = [&](auto k) { run(rho, k); };
     if constexpr (std::is_same_v<decltype(rho), SquaredError>)
       with_terms(n_terms, of);

@@ -158,8 +158,7 @@ void add_all_products(const Surface& s, const Pack* phi, const Pack* w, Pack* su
 
 // out: [value, sum of w, K sums of w slope phi]
 void surface_loss(const Surface& s, const double* coef, int64_t begin, int64_t end, double* out) {
-  with_criterion(s.criterion.kind,
-                 [&](auto rho) { loss_of<decltype(rho)>(s, coef, begin, end, out); });
+  with_rho(s.criterion.kind, [&](auto rho) { loss_of<decltype(rho)>(s, coef, begin, end, out); });
 }
 
 // out: [sum w r^2, sum w, K sums of w phi r, M sums of w phi phi]

@@ -73,8 +73,10 @@ class Stacked(Traced):
         return int(y[bad][0]) if bad.any() else None
 
     def formula(self) -> str:
-        kind = "fits of a batch" if self.batch else "outputs"
         terms = "powers" if self.basis == "monomial" else f"{self.basis} series"
+        if not self.of_y:
+            return f"{terms} of degree {self.degree}"
+        kind = "fits of a batch" if self.batch else "outputs"
         return f"{self.outputs} {kind} side by side, {terms} of degree {self.degree}"
 
 
