@@ -225,7 +225,7 @@ def interrupted_after(seconds, run):
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("fits", [1, 3000])
+@pytest.mark.parametrize("fits", [1, 30_000])
 @pytest.mark.parametrize(("name", "engine"), [("adam", "moments"), ("sgd", "stream")])
 def test_ctrl_c_leaves_whole_epochs(name, engine, fits):
     x, y, _ = make("shared", fits=fits, dtype=torch.float32)

@@ -16,9 +16,9 @@ using AtOptimum = Quadratic<FitPack, F, K>;
 
 // Any criterion, from the data in every epoch. u[i] are doubles where all fits share x; w is false
 // where all samples count alike.
-template <class Rho, class U, class Y = const FitPack*>
+template <class Rho, int K, class U, class Y = const FitPack*>
 struct FromData {
-  static constexpr int kTerms = 0;
+  static constexpr int kTerms = K;
   int n_terms;
   int64_t n;
   U u;
@@ -30,32 +30,37 @@ struct FromData {
   template <class V, class F>
   PF_INLINE void each_term(const V& at, F&& f) const {
     V phi = like(at, 1.0), before{};
-    for (int j = 0;; ++j) {
+    for_terms<K>(n_terms, [&](int j) PF_ALWAYS_INLINE {
       f(j, phi);
       if (j + 1 == n_terms) return;
       const V next = next_of(basis, j, at, phi, before);
       before = phi;
       phi = next;
-    }
+    });
   }
 
   FitPack operator()(const FitPack* p, FitPack* grad) const {
-    FitPack value{};
-    for (int j = 0; j < n_terms; ++j) grad[j] = FitPack{};
+    const int terms = K ? K : n_terms;
+    FitPack value{}, sum[K ? K : kMaxTerms];
+    for_terms<K>(terms, [&](int j) PF_ALWAYS_INLINE { sum[j] = FitPack{}; });
     for (int64_t i = 0; i < n; ++i) {
+      const auto at = u[i];
       FitPack prediction{};
       if (basis.alpha) {
-        each_term(u[i], [&](int j, const auto& phi) { prediction += p[j] * phi; });
+        each_term(at, [&](int j, const auto& phi) PF_ALWAYS_INLINE { prediction += p[j] * phi; });
       } else {
-        prediction = p[n_terms - 1];
-        for (int j = n_terms - 2; j >= 0; --j) prediction = prediction * u[i] + p[j];
+        prediction = p[terms - 1];
+        for_terms<K - 1>(terms - 1, [&](int j) PF_ALWAYS_INLINE {
+          prediction = prediction * at + p[terms - 2 - j];
+        });
       }
       const auto rho = Rho::at(prediction, y[i], criterion);
       const FitPack slope = w ? if_zero(w[i], FitPack{}, w[i] * rho.slope) : rho.slope;
       value += w ? if_zero(w[i], FitPack{}, w[i] * rho.value) : rho.value;
-      each_term(u[i], [&](int j, const auto& phi) { grad[j] += slope * phi; });
+      each_term(at, [&](int j, const auto& phi) PF_ALWAYS_INLINE { sum[j] += slope * phi; });
     }
-    for (int j = 0; j < n_terms; ++j) grad[j] *= Rho::kFactor * weight;
+    for_terms<K>(terms,
+                 [&](int j) PF_ALWAYS_INLINE { grad[j] = sum[j] * (Rho::kFactor * weight); });
     return value * weight;
   }
 };
@@ -95,9 +100,9 @@ void descend_on(const BatchPlan& plan, const U* u, const FitPack* y, const FitPa
                 FitPack weight, Recorder record, Lanes& s) {
   const Batch& batch = plan.batch;
   const Criterion& c = batch.criterion;
-  with_criterion(c.kind, [&](auto rho) {
-    const FromData<decltype(rho), const U*> objective{batch.n_terms, batch.n, u, y, w, c,
-                                                      batch.basis,   weight};
+  with_rho(c.kind, [&](auto rho) {
+    const FromData<decltype(rho), 0, const U*> objective{batch.n_terms, batch.n, u, y, w, c,
+                                                         batch.basis,   weight};
     descend(plan, objective, record, s);
   });
 }
