@@ -333,7 +333,7 @@ bool Step::weigh(Problem& problem, const Objective& objective) const {
 }
 
 Stacked Step::stacked_of(const Problem& problem) const {
-  Stacked stacked = *plan_.stacked;
+  Stacked stacked = plan_.stacked.value_or(Stacked{});
   const int64_t outputs = stacked.n_outputs;
   const bool own = x_.layout().n_dims > 1;
   stacked.x = {data_.x, own ? outputs : data_.x_stride, own ? 1 : 0, dtype_};
