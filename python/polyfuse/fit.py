@@ -79,7 +79,7 @@ def fit(
             every epoch; ``ReduceLROnPlateau`` gets the epoch's loss (of a batch the mean over the
             fits whose loss is finite), and costs a launch an epoch.
         callback: called as ``callback(epoch, loss)`` at every recorded epoch, with the parameters
-            in place, and with a loss [*batch_shape] of a batch; the run stops where it returns
+            in place, and with a loss ``[*batch_shape]`` of a batch; the run stops where it returns
             True.
         progress: show a bar (needs tqdm).
         nan_policy: ``raise`` on nan or inf in the data, ``omit`` those samples, or ``propagate``.
