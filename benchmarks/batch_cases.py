@@ -37,8 +37,8 @@ def trained(quick: bool) -> Case:
         pf.fit(model, criterion, optimizer, x, y, epochs=epochs)
 
     contestants: dict[str, Callable[[], Any]] = {
-        "polyfuse.fit": fit,
-        "reading the data once (numpy sum, one thread)": lambda: y.numpy().sum(),
+        "polyfuse.fit": repeat(20, fit),
+        "reading the data once (numpy sum, one thread)": repeat(20, lambda: y.numpy().sum()),
     }
     missing = {}
     if find_spec("jax"):
@@ -57,7 +57,7 @@ def trained(quick: bool) -> Case:
         def jax_loop() -> None:
             last["jax"] = np.asarray(run(start).block_until_ready())
 
-        contestants["JAX jitted batched loop"] = jax_loop
+        contestants["JAX jitted batched loop"] = repeat(3, jax_loop)
     else:
         missing["JAX jitted batched loop"] = "jax is not installed"
 
@@ -105,8 +105,8 @@ def solved(quick: bool) -> Case:
     return Case(
         f"{fits:,} fits of {SAMPLES} points, degree {DEGREE}, own x, solved",
         {
-            "polyfuse.solve": lambda: pf.solve(model, x, y),
-            "torch.linalg.solve of normal equations": normal,
+            "polyfuse.solve": repeat(20, lambda: pf.solve(model, x, y)),
+            "torch.linalg.solve of normal equations": repeat(5, normal),
             "torch.linalg.lstsq": lstsq,
         },
         {"all": check}, {}, 2 * y.numel() * 4, "10 x solve; 100 x lstsq",
