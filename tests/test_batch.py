@@ -394,3 +394,19 @@ def test_numpy_arrays_are_data(kind):
 
 def as_numpy(more):
     return {name: value.numpy() for name, value in more.items()}
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 50])
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"momentum": 0.9}])
+def test_all_epochs_at_once_leave_what_one_by_one_do(options, epochs):
+    x = torch.linspace(-1, 1, 20, dtype=torch.float64)
+    y = torch.sin(torch.arange(740.0, dtype=torch.float64)).view(20, 37)
+    ends = []
+    for engine in ("closed_form", "stream"):
+        model = nn.Polynomial(2, batch_shape=(37,), dtype=torch.float64)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, **options)
+        result = pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=epochs, engine=engine)
+        p = model.coefficients
+        ends.append([p.detach(), p.grad, result.loss, optimizer.state[p].get("momentum_buffer")])
+    for at_once, one_by_one in zip(*ends, strict=True):
+        torch.testing.assert_close(at_once, one_by_one, rtol=1e-12, atol=1e-13)

@@ -79,6 +79,8 @@ struct BatchPlan {
   double kept[kKept];  // rows that all fits share, after those epochs
   LinearStep step;     // of SGD whose buffers are filled
   Jump jump[3];        // to the first recorded epoch, from one to the next, to the last
+  bool leaps_first =
+      false;  // nothing is recorded, and there is no buffer that the first epoch fills
 
   explicit BatchPlan(const Batch& of) : batch(of) { std::copy_n(of.kept_once, kKept, kept); }
 };

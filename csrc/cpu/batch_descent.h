@@ -114,7 +114,7 @@ template <int K>
 void leap(const BatchPlan& plan, const AtOptimum<double, K>& objective, Recorder record, Lanes& s) {
   const Schedule& schedule = plan.batch.schedule;
   const int terms = K ? K : plan.batch.n_terms;
-  const bool with_buffer = plan.step.p_b != 0.0 || plan.step.b_b != 0.0;
+  const bool with_buffer = fills_momentum(plan.batch.rule);
   const bool with_decay = plan.step.p_p != 1.0 || plan.step.b_p != 0.0;
   FitPack optimum[K ? K : kMaxTerms];
   const auto buffer = [&](int j) -> FitPack& { return s.kept[j][Sgd::kBuffer]; };
@@ -148,7 +148,8 @@ void leap(const BatchPlan& plan, const AtOptimum<double, K>& objective, Recorder
       if (with_buffer) buffer(i) += to_b[i];
     });
   };
-  for (int64_t epoch = 0;;) {
+  if (plan.leaps_first) jump_to(plan.jump[0]);
+  for (int64_t epoch = plan.leaps_first ? last : 0;;) {
     s.loss = objective(s.p, s.grad);
     if (epoch > last) break;
     if (records(schedule, epoch)) record(s.loss);

@@ -133,7 +133,10 @@ std::vector<std::vector<double>> jumps_of(BatchPlan& plan) {
   const int terms = plan.batch.n_terms, n = 3 * terms;
   const int64_t last = schedule.epochs - 1, every = schedule.record_every;
   const std::vector<double> epoch = epoch_map(plan.batch, *plan.design, plan.step);
-  const int64_t lengths[3] = {every > 0 ? std::min(every, last) - 1 : last - 1, every,
+  const UpdateRule& rule = plan.batch.rule;
+  plan.leaps_first = every == 0 && last > 0 && rule.method == Method::Sgd && !fills_momentum(rule);
+  const int64_t first = every > 0 ? std::min(every, last) : last;
+  const int64_t lengths[3] = {plan.leaps_first ? first : first - 1, every,
                               every > 0 ? last - last / every * every : 0};
   std::vector<std::vector<double>> maps;
   std::vector<double> work(static_cast<size_t>(3 * affine_entries(n)));

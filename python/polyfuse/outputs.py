@@ -13,7 +13,8 @@ import torch
 
 from . import _C, _check
 from ._check import OR_ELSE
-from .backends.batched import Cpu, Fits, Run
+from .backends.batched import Fits, Run
+from .backends.batched_cpu import Cpu
 from .backends.native import make_stacked
 from .batch import read_fits
 from .batch_result import FitStatus, ways_of

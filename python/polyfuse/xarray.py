@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from numpy.exceptions import RankWarning
 
-from .backends.batched import Cpu, Fits, Outcome, least_norm
+from .backends.batched import Fits, Outcome
+from .backends.batched_cpu import Cpu
+from .backends.batched_reference import least_norm
 from .batch_result import FitStatus
 
 try:
