@@ -22,7 +22,7 @@ from .classes import check_classes, fit_classes, has_outputs
 from .criteria import CROSS_ENTROPY, Criterion, kind_of
 from .engines import choose_engine, refuse_engine
 from .problem import Wanted
-from .recognise import read_criterion, refuse_optimizer
+from .recognise import read_objects
 from .result import FitResult
 from .rules import SgdOptions, options_held
 from .runs import descend
@@ -114,15 +114,10 @@ def _read(
 ) -> tuple[Fits, Criterion, bool]:
     """The data, the criterion, and whether its reduction is a mean; checked."""
     fits = read_fits(model, x, y, nan_policy, weights)
-    read = read_criterion(criterion, y)
-    if isinstance(read, str):
-        raise ValueError(f"criterion: {read}")
-    weight = None if fits.w is None else fits.w.expand_as(fits.y)
-    if reason := read[0].refuse_targets(fits.y, weight):
+    kind, mean = read_objects(criterion, optimizer, y)
+    if reason := kind.refuse_targets(fits.y, None if fits.w is None else fits.w.expand_as(fits.y)):
         raise ValueError(f"y: {reason}")
-    if reason := refuse_optimizer(optimizer):
-        raise ValueError(f"optimizer: {reason}")
-    return fits, *read
+    return fits, kind, mean
 
 
 def _series(t: torch.Tensor | None) -> tuple[int, int, int, bool] | None:

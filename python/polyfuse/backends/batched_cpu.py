@@ -10,10 +10,7 @@ import torch
 from .. import _C
 from ..bases import recurrence_of
 from ..problem import SLICE_SECONDS
-from ..rules import (
-    SgdOptions,
-    row_of,
-)
+from ..rules import SgdOptions, row_of
 from .batched import DEGREE_BY, Fits, Outcome, Run
 from .native import ENGINE
 

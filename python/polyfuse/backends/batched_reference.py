@@ -6,12 +6,7 @@ from typing import Any
 
 import torch
 
-from ..rules import (
-    METHODS,
-    SgdOptions,
-    group_of,
-    kept_of,
-)
+from ..rules import METHODS, SgdOptions, group_of, kept_of
 from .batched import Fits, Outcome, Run
 
 CHUNK = 4096  # fits

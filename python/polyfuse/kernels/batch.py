@@ -9,7 +9,8 @@ fit: (x, y, w, their strides between samples, whether the lane has a fit).
 import triton
 import triton.language as tl
 
-from .criterion import SQUARED_ERROR, value_and_slope
+from .criterion import value_and_slope
+from .data import kernel
 from .optimizer import OPTIONS, update
 from .vectors import is_finite
 
@@ -200,7 +201,7 @@ def best_degree(explained, rest, count, rank, BIC: tl.constexpr, K: tl.constexpr
     return best, left
 
 
-@triton.jit
+@kernel
 def solve_fits_kernel(
     x_ptr, y_ptr, w_ptr, n_points: tl.int32, n_fits: tl.int64,
     x_stride: tl.int64, y_stride: tl.int64, w_stride: tl.int64,
@@ -311,7 +312,7 @@ def loss_and_gradient(
     return result
 
 
-@triton.jit
+@kernel
 def descend_fits_kernel(
     x_ptr, y_ptr, w_ptr, n_points: tl.int32, n_fits: tl.int64,
     x_stride: tl.int64, y_stride: tl.int64, w_stride: tl.int64,
@@ -339,8 +340,7 @@ def descend_fits_kernel(
     loss_weight, rank = zero + 1.0, tl.where(count > 0.0, zero + K, zero)
     if MEAN:
         loss_weight = tl.where(count > 0.0, 1.0 / total, 1.0)
-    if KIND != SQUARED_ERROR:
-        loss_weight *= weight
+    loss_weight *= weight
     if MOMENTS:
         recursion, rank, rest = orthogonalise(fit, n_points, frame, zero, K, OMIT, WEIGHTED)
         offset = (shift - centre) * per_range
