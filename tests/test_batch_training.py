@@ -11,7 +11,7 @@ import polyfuse.nn as nn
 import polyfuse.optim as optim
 import pytest
 import torch
-from polyfuse.backends import batched
+from polyfuse.backends import batched_cpu
 from torch.optim import lr_scheduler
 
 from .test_batch import DATA, OPTIMIZERS, make, model_of
@@ -196,8 +196,8 @@ def test_launches_of_a_long_run_are_one_run(name, engine, kind, monkeypatch):
     """Fits that have settled stay so, and what is recorded is what one launch records."""
     x, y, more = make(kind)
     outcomes = []
-    for slice_of in (batched.SLICE, 1):  # the second takes a launch for every epoch
-        monkeypatch.setattr(batched, "SLICE", slice_of)
+    for slice_of in (batched_cpu.SLICE, 1):  # the second takes a launch for every epoch
+        monkeypatch.setattr(batched_cpu, "SLICE", slice_of)
         model = model_of()
         optimizer = OPTIMIZERS[name](model.parameters())
         result = pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=60, engine=engine, tol=1e-3,
