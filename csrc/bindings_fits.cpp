@@ -57,41 +57,6 @@ void bind_surface(py::module_& m) {
   py::class_<SurfaceMoments>(m, "SurfaceMoments")
       .def_readonly("square", &SurfaceMoments::square)
       .def_readonly("weight", &SurfaceMoments::weight);
-  py::class_<SurfaceTables>(m, "Surface")
-      .def(py::init<const std::vector<std::pair<int, int>>&,
-                    const std::vector<std::tuple<int, int, int>>&, std::vector<int32_t>,
-                    std::vector<double>, std::vector<double>>())
-      .def("read",
-           [](SurfaceTables& s, const SeriesTuple& x, const SeriesTuple& y, const SeriesTuple& w,
-              int64_t n, bool omit) {
-             s.view.x = series(x);
-             s.view.y = series(y);
-             s.view.w = series(w);
-             s.view.n = n;
-             s.view.omit = omit;
-           })
-      .def_property(
-          "criterion", [](const SurfaceTables& s) { return s.view.criterion; },
-          [](SurfaceTables& s, const Criterion& criterion) { s.view.criterion = criterion; })
-      .def_property(
-          "mean", [](const SurfaceTables& s) { return s.view.mean; },
-          [](SurfaceTables& s, bool mean) { s.view.mean = mean; })
-      .def("accumulate",
-           [](const SurfaceTables& s, int threads) {
-             py::gil_scoped_release release;
-             return accumulate(s.view, threads);
-           })
-      .def("descend", [](const SurfaceTables& s, int engine, const SurfaceMoments* moments,
-                         const py::list& rows, int64_t first_epoch, int64_t epochs,
-                         int64_t record_every, double tol, double seconds, double previous,
-                         int threads, Array params, Array kept, Array grad) {
-        return report_of(rows, first_epoch, epochs, record_every, tol, seconds, previous, params,
-                         kept, grad,
-                         [&](const UpdateRule* rule, const Schedule& schedule, State state) {
-                           return descend(s.view, static_cast<Engine>(engine), moments, rule,
-                                          schedule, threads, state);
-                         });
-      });
 }
 
 void bind_classes(py::module_& m) {

@@ -6,7 +6,7 @@
 namespace polyfuse {
 
 void bind_batch(pybind11::module_& m);    // class Batch
-void bind_surface(pybind11::module_& m);  // classes Surface, SurfaceMoments
+void bind_surface(pybind11::module_& m);  // class SurfaceMoments
 void bind_classes(pybind11::module_& m);  // class Classes
 
 }  // namespace polyfuse

@@ -47,8 +47,6 @@ Surface surface_of(const Problem&);
 
 SurfaceMoments accumulate(const Surface&, int threads);
 
-Report descend(const Surface&, Engine, const SurfaceMoments*, const UpdateRule* rule,
-               const Schedule&, int threads, State);
 Report descend(const Problem&, Engine, const SurfaceMoments*, const Schedule&, State);
 
 }  // namespace polyfuse

@@ -1,9 +1,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../core/closed_form.h"
-#include "../core/team.h"
-#include "stepping.h"
 #include "surface_objective.h"
 
 namespace polyfuse {
@@ -84,22 +81,6 @@ SurfaceMoments accumulate(const Surface& s, int threads) {
   pilot.omit = true;
   std::vector<double> nothing(static_cast<size_t>(s.n_terms));
   return accumulate_about(s, optimum_of(s, accumulate_about(pilot, nothing, 1)), threads);
-}
-
-Report descend(const Surface& s, Engine engine, const SurfaceMoments* moments,
-               const UpdateRule* rule, const Schedule& schedule, int threads, State state) {
-  return with_clock(s.n_terms, rule, schedule,
-                    [&](auto& descent, auto& out, auto& record, auto& pause) {
-                      if (engine == Engine::Stream) {
-                        SurfaceStream stream{s, threads};
-                        return step_by_step(Alone{}, stream, descent, out, state, record, pause);
-                      }
-                      SurfaceObjective objective{s, *moments, s.mean ? 1.0 / moments->weight : 1.0};
-                      if (engine == Engine::Moments)
-                        return step_by_step(Alone{}, objective, descent, out, state, record, pause);
-                      std::vector<double> work(static_cast<size_t>(closed_form_work(s.n_terms)));
-                      closed_form(Alone{}, objective, descent, out, state, record, work.data());
-                    });
 }
 
 }  // namespace polyfuse

@@ -72,31 +72,6 @@ class SurfaceMoments:
     square: float
     weight: float
 
-class Surface:
-    criterion: Criterion
-    mean: bool
-    def __init__(
-        self, terms: list, products: list, moment_of: list, shift: list, scale: list
-    ) -> None: ...
-    def read(self, x: Any, y: Any, w: Any, n: int, omit: bool) -> None: ...
-    def accumulate(self, threads: int) -> SurfaceMoments: ...
-    def descend(
-        self,
-        engine: int,
-        moments: SurfaceMoments | None,
-        rule: list,
-        first_epoch: int,
-        epochs: int,
-        record_every: int,
-        tol: float,
-        seconds: float,
-        previous: float,
-        threads: int,
-        params: Any,
-        kept: Any,
-        grad: Any,
-    ) -> tuple[int, bool, float, Any, float]: ...
-
 class Classes:
     def __init__(
         self, n_terms: int, n_classes: int, shift: float, scale: float, basis: tuple

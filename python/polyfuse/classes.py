@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from . import _C, _check
+from . import _check
+from .backends import REGISTRY
 from .backends.native import make_classes
 from .batch import options_held
 from .criteria import CROSS_ENTROPY, Criterion, build, kind_of, options_of
@@ -63,7 +64,7 @@ def fit_classes(
     options = options_held(p, optimizer)
     return descend(
         partial(kernels.descend, 0, None), "stream", p, options, optimizer, epochs, record_every,
-        tol, start, _C.launches(),
+        tol, start, REGISTRY["cpu"],
     )  # fmt: skip
 
 

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from . import _C, _check
-from .backends.native import ENGINE
+from . import _check
+from .backends import choose
 from .backends.reference import design
 from .batch import options_held
 from .engines import choose_engine, leap_pays, refuse_engine
-from .exponents import MAX_TERMS, MAX_VARIABLES, layout, name_of
+from .exponents import MAX_TERMS, MAX_VARIABLES, name_of
 from .fused import Fused
 from .linear import linear, names_of
 from .nn.polynomial import Polynomial, name_of_function
-from .problem import Wanted
+from .problem import Problem, Schedule, State, Wanted
 from .recognise import read_criterion, refuse_optimizer, refuse_own
 from .result import FitResult
 from .rules import SgdOptions
 from .runs import descend
+from .symbolic import Traced
 
 if TYPE_CHECKING:
     from .regression import Regression
@@ -43,24 +43,22 @@ def _data(model: Polynomial, x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor
     return _check.data(x, y) if model.functions else _check.columns(x, y, model.variables)
 
 
-class Surfaces:
-    """The compiled kernels of a model on data."""
-
-    def __init__(self, model: Polynomial, x: Any, y: Any, weight: Any, omit: bool):
-        shift, scale = zip(*model.variable, strict=True)
-        self.kernels = _C.Surface(*layout(model.exponents), list(shift), list(scale))
-        self.data = x, y, weight  # which the kernels point to
-        self.kernels.read(
-            (x.data_ptr(), x.stride(0), x.stride(1), x.dtype is torch.float64),
-            None if y is None else _series(y),
-            None if weight is None else _series(weight),
-            x.shape[0],
-            omit,
-        )
-
-
-def _series(t: torch.Tensor) -> tuple[int, int, int, bool]:
-    return t.data_ptr(), t.stride(0), 0, t.dtype is torch.float64
+def _traced(model: Polynomial) -> Traced:
+    """The model, as kernels know it: of columns [N, V] of variables, or of values of functions."""
+    terms = range(len(model.exponents))
+    return Traced(
+        tensors=(model.coefficients,),
+        slots=tuple((0, k) for k in terms),
+        terms=tuple((1.0, k, (k,)) for k in terms),
+        degree=model.degree,
+        shift=0.0,
+        scale=1.0,
+        ndim=0,
+        buffers=(),
+        of_x=(len(model.variable),),
+        exponents=model.exponents,
+        variables=model.variable,
+    )
 
 
 def fit_surface(
@@ -74,14 +72,13 @@ def fit_surface(
     """`fit` of a polynomial of several variables, or in functions."""
     start = time.perf_counter()
     epochs, engine, backend, record_every, tol, nan_policy, weights, _ = wanted
-    _check.one_of("backend", backend, ("auto", "cpu"))
     if reason := refuse_own(model):
         raise ValueError(f"model: {reason}")
     xs, ys = _data(model, x, y)
     p = model.coefficients
-    if p.dtype is not xs.dtype or xs.device.type != "cpu" or p.device != xs.device:
+    if p.dtype is not xs.dtype or p.device != xs.device:
         raise TypeError(
-            f"x: expected {p.dtype} on a CPU, as the model's coefficients, "
+            f"x: expected {p.dtype} on {p.device}, as the model's coefficients, "
             f"got {xs.dtype} on {xs.device}"
         )
     n_columns = len(model.variable)
@@ -112,14 +109,24 @@ def fit_surface(
         _refuse_nonfinite(xs, ys, weight)
     elif nan_policy == "omit" and not _kept(xs, ys, weight).any():
         raise ValueError("x, y: no sample is left after nan_policy='omit'")
-    surfaces = Surfaces(model, xs, ys, weight, nan_policy == "omit")
-    kernels = surfaces.kernels
-    kernels.criterion, kernels.mean = kind.over_rows_of(y), mean
-    before = _C.launches()
-    moments = None if engine == "stream" else kernels.accumulate(torch.get_num_threads())
-    run = partial(kernels.descend, ENGINE[engine], moments)
+    problem = Problem(
+        _traced(model), "mean" if mean else "sum", (options,) * p.numel(), xs, ys,
+        nan_policy == "omit", criterion=kind.over_rows_of(y), weight=weight,
+    )  # fmt: skip
+    runner = choose(backend, problem)
+    moments: Any = None
+
+    def run(_: Any, *rest: Any) -> tuple[Any, ...]:
+        nonlocal moments
+        *schedule, _, params, kept, grad = rest
+        report = runner.descend(
+            problem, engine, moments, Schedule(*schedule), State(params, kept, grad)
+        )
+        moments = report.moments
+        return report.epochs, report.converged, report.loss, report.recorded, report.previous
+
     return descend(
-        run, engine, p, options, optimizer, epochs, record_every, tol, start, before
+        run, engine, p, options, optimizer, epochs, record_every, tol, start, runner
     )  # fmt: skip
 
 
@@ -169,7 +176,7 @@ def solve_columns(
     xs, ys, w = _counted(xs, ys, w, omit)
     params = known.read()
     form = linear(known.traced, params)
-    terms = design(known.traced, xs).numpy()
+    terms = design(known.traced, xs).cpu().numpy()
     columns, names = terms @ form.jacobian, names_of(known.module(), known.traced)
     one = np.eye(len(form.jacobian))[:, 0] * (not any(known.traced.exponents[0]))
     # The parameter that is the constant, if there is one, comes first.
@@ -177,8 +184,8 @@ def solve_columns(
     constant = len(order) > 1 and bool((form.jacobian[:, order[0]] == one).all()) and one.any()
     found = regress(
         columns[:, order[1:] if constant else order],
-        ys.double().numpy() - terms @ form.offset[:, 0],
-        weight=None if w is None else w.double().numpy(),
+        ys.double().cpu().numpy() - terms @ form.offset[:, 0],
+        weight=None if w is None else w.double().cpu().numpy(),
         ridge=ridge,
         constant=bool(constant),
         names=[names[form.free[i]] for i in order][int(constant) :],

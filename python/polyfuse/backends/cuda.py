@@ -70,6 +70,8 @@ class Cuda:
             return f"the data is on {problem.x.device}"
         if len(problem.model.slots) > MAX_PARAMS:
             return f"{len(problem.model.slots)} scalar parameters, more than {MAX_PARAMS}"
+        if problem.model.exponents:
+            return "the model has several variables"
         if problem.bounds is not None:
             return "bounds are taken by cpu and reference alone"
         return None

@@ -84,7 +84,7 @@ class Run:
         rich = self.rule.method > METHODS[SgdOptions].number
         return (self.criterion.kind in ELEMENTARY) + (samples.weight is not None) + rich
 
-    def rounds(self, samples: Samples) -> bool:
+    def rounds(self, samples: Any) -> bool:
         """Whether a step is one in float32."""
         return self.load and samples.x.dtype == torch.float32
 
@@ -203,6 +203,16 @@ def stream(samples: Samples, run: Run) -> None:
         **criterion_arguments(run.criterion), **run.of_tables(), **run.of_changes(),
         **run.constants(samples),
     )  # fmt: skip
+
+
+def new_moments(samples: Samples, n_terms: int) -> torch.Tensor:
+    """As `device` lays them out."""
+    return torch.empty(4 * n_terms + 2, dtype=torch.float64, device=samples.x.device)
+
+
+def square_in(buffer: torch.Tensor, samples: Samples) -> float:
+    """Sum w r^2 among the moments."""
+    return float(buffer[2])
 
 
 def moments(

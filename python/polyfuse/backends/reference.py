@@ -17,10 +17,10 @@ from ..symbolic import MAX_PARAMS, Traced
 def design(model: Traced, x: torch.Tensor) -> torch.Tensor:
     """V [N, K], V[n, k] = u_n^k with u = (x - shift) * scale, or products of such powers."""
     if model.exponents:
-        shift, scale = torch.tensor(model.variables, dtype=torch.float64).T
+        shift, scale = x.new_tensor(model.variables, dtype=torch.float64).T
         u = (x.double() - shift) * scale
-        powers = [u ** torch.tensor(exponents) for exponents in model.exponents]
-        return torch.stack([p.prod(dim=1) for p in powers], dim=1)
+        powers = x.new_tensor(model.exponents, dtype=torch.int64)
+        return torch.stack([(u**p).prod(dim=1) for p in powers], dim=1)
     u = (x.double() - model.shift) * model.scale
     return torch.stack([u**k for k in range(model.degree + 1)], dim=1)
 
