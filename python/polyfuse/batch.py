@@ -117,7 +117,7 @@ def fit_batch(
     options = options_held(p, optimizer)
     box = None if options is None else read_bounds(bounds, {"coefficients": p}).get("coefficients")
     linear = isinstance(options, SgdOptions | None)
-    runner = _backend(backend, fits)
+    runner = batch_backend(backend, fits)
     engine = choose_engine(
         engine,
         lambda e: (
@@ -178,7 +178,7 @@ def solve_batch(
     fits = read_fits(model, x, y, nan_policy, weights, "weight")
     if not model.coefficients.requires_grad:
         raise ValueError("model: expected a trainable parameter, got none")
-    runner = _backend(backend, fits)
+    runner = batch_backend(backend, fits)
     before = runner.launches()
     _check.one_of("deficient", deficient, ("minimum_norm", "nan"))
     if degree_by not in DEGREE_BY:
@@ -296,7 +296,7 @@ def options_held(p: torch.Tensor, optimizer: torch.optim.Optimizer) -> Options |
     return None
 
 
-def _backend(name: str, fits: Fits) -> Any:
+def batch_backend(name: str, fits: Fits) -> Any:
     if name != "auto" and name not in HOMES:
         known = ", ".join(("auto", *HOMES))
         raise ValueError(f"backend: expected one of {known} for a batch of fits, got {name!r}")

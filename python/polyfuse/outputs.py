@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import _C, _check
-from .backends.batched import Cpu, Run
-from .batch import FitStatus, options_held, read_fits, ways_of
+from .backends.batched import Run
+from .batch import FitStatus, batch_backend, options_held, read_fits, ways_of
 from .classes import fit_classes
 from .criteria import CROSS_ENTROPY, Criterion, kind_of
 from .engines import choose_engine, refuse_engine
@@ -35,7 +34,6 @@ def fit_outputs(
         return fit_classes(model, criterion, optimizer, x, y, wanted)
     start = time.perf_counter()
     epochs, engine, backend, record_every, tol, nan_policy, weights, _ = wanted
-    _check.one_of("backend", backend, ("auto", "cpu"))
     if tol >= 0:
         raise ValueError(f"tol: expected None for several outputs, got {tol!r}")
     read = read_criterion(criterion, y)
@@ -43,8 +41,6 @@ def fit_outputs(
         raise ValueError(f"criterion: {read}")
     kind, mean = read
     fits = read_fits(model, x, y, nan_policy, weights)
-    if fits.x.device.type != "cpu":
-        raise ValueError(f"x: expected data on a CPU for several outputs, got {fits.x.device}")
     weight = None if fits.w is None else fits.w.expand_as(fits.y)
     if reason := kind.refuse_targets(fits.y, weight):
         raise ValueError(f"y: {reason}")
@@ -53,8 +49,13 @@ def fit_outputs(
     p = model.coefficients
     options = options_held(p, optimizer)
     linear = isinstance(options, SgdOptions | None)
+    runner = batch_backend(backend, fits)
     engine = choose_engine(
-        engine, lambda e: refuse_engine(e, kind, tol, linear=linear, shared=fits.shared)
+        engine,
+        lambda e: (
+            refuse_engine(e, kind, tol, linear=linear, shared=fits.shared)
+            or runner.refuse_engine(e)
+        ),
     )
     kind = kind.over_rows_of(y)
     if mean:  # over the outputs too, where the kernels know each one alone
@@ -63,8 +64,8 @@ def fit_outputs(
             counted = torch.where(fits.x.isfinite() & fits.y.isfinite(), counted, 0.0)
         kind = Criterion(kind.kind, kind.options, kind.factor / float(counted.double().sum()))
     run = Run(fits, p, kind, False, options, optimizer, engine, epochs, record_every, tol)
-    before = _C.launches()
-    out = Cpu().descend(run)
+    before = runner.launches()
+    out = runner.descend(run)
     ways = ways_of(out.status, nan_policy, fits)
     run.leave(out)
     loss = float(out.loss.sum())
@@ -78,9 +79,9 @@ def fit_outputs(
         converged=False,
         stop_reason="diverged" if diverged else "epochs",
         engine=engine,
-        backend=Cpu.name,
-        launches=_C.launches() - before,
+        backend=runner.name,
+        launches=runner.launches() - before,
         seconds=time.perf_counter() - start,
         history_epochs=np.append(at, epochs),
-        history=np.append(out.recorded.sum(1).numpy(), loss),
+        history=np.append(out.recorded.sum(1).cpu().numpy(), loss),
     )

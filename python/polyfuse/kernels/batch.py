@@ -9,7 +9,7 @@ fit: (x, y, w, their strides between samples, whether the lane has a fit).
 import triton
 import triton.language as tl
 
-from .criterion import SQUARED_ERROR, value_and_slope
+from .criterion import value_and_slope
 from .optimizer import OPTIONS, update
 from .vectors import is_finite
 
@@ -268,8 +268,7 @@ def descend_fits_kernel(
     factor = zero + 1.0
     if MEAN:
         factor = tl.where(count > 0.0, 1.0 / total, 1.0)
-    if KIND != SQUARED_ERROR:
-        factor *= weight
+    factor *= weight
     p = ()
     for j in tl.static_range(K):
         p = p + (tl.load(params_ptr + j * n_fits + lane, inside, other=0.0).to(tl.float64),)
