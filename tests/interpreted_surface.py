@@ -9,10 +9,11 @@ import polyfuse.nn as nn
 import polyfuse.optim as optim
 import pytest
 import torch
-from polyfuse.backends import launch
+from polyfuse.backends import REGISTRY, launch
 from polyfuse.backends.surface_triton import MAX_TERMS
 
 from . import test_functions, test_outputs
+from .fake_device import take_for_a_device
 from .test_columns import POLYNOMIALS, TABLE, Model
 from .test_surface import MODELS, OPTIMIZERS, make
 
@@ -130,7 +131,10 @@ def test_functions_of_x(name):
         both(model, nn.MSELoss(), OPTIMIZERS["sgd"], x, y, engine=engine)
 
 
-@pytest.mark.parametrize("name", [name for name, (x, _) in POLYNOMIALS.items() if x is TABLE])
+OF_COLUMNS = [name for name, (x, _) in POLYNOMIALS.items() if x is TABLE]
+
+
+@pytest.mark.parametrize("name", OF_COLUMNS)
 def test_traced_modules(name):
     x, function = POLYNOMIALS[name]
     model = Model(function)
@@ -167,3 +171,31 @@ def test_several_outputs(name):
         model, test_outputs.CRITERIA[name], OPTIMIZERS["adam"], x, y, sample_weight=w,
         engine="stream", nan_policy="omit", record_every=2,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("criterion", [nn.MSELoss(), nn.HuberLoss(delta=0.3)], ids=["mse", "huber"])
+@pytest.mark.parametrize("name", OF_COLUMNS)
+def test_steps_of_the_loop_and_of_fuse(name, criterion, dtype, monkeypatch):
+    take_for_a_device(monkeypatch, REGISTRY["triton"])
+    function, x = POLYNOMIALS[name][1], TABLE.to(dtype)
+    looped, model, stepped = (Model(function).to(dtype) for _ in range(3))
+    y = torch.cos(3 * looped.forward(x).detach())
+    optimizers = [optim.Adam(m.parameters(), lr=0.01) for m in (looped, model, stepped)]
+    step = pf.fuse(stepped, criterion, optimizers[2])
+    before = REGISTRY["triton"].launches()
+    for _ in range(4):
+        losses = []
+        for m, optimizer in zip((looped.forward, model), optimizers, strict=False):
+            loss = criterion(m(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        losses.append(step(x, y))
+        torch.testing.assert_close(losses[1:], losses[:1] * 2)
+    assert REGISTRY["triton"].launches() - before == 8
+    for p, *others in zip(*(m.parameters() for m in (looped, model, stepped)), strict=True):
+        for other in others:
+            torch.testing.assert_close(other, p)
+            torch.testing.assert_close(other.grad, p.grad)

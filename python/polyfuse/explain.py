@@ -53,7 +53,7 @@ def explain(
     lines = []
     if has_outputs(model) and known.traced is not None:
         lines.append(f"model: fused with CrossEntropyLoss, {len(known.traced.slots)} coefficients")
-    elif is_batch(model) or is_surface(model) or has_outputs(model):
+    elif known.traced is None and (is_batch(model) or is_surface(model) or has_outputs(model)):
         lines.append(f"model: fused in fit and solve; a loop over it runs as torch: {known.reason}")
     elif known.traced is None:
         lines.append(f"model: not fused, runs as torch: {known.reason}")

@@ -69,13 +69,14 @@ class Fused:
         # Whether the checks of the loop are all that a call needs.
         self.cheap = not contents.copies and not contents.tensors
         # None: torch runs what is on this device.
-        self.runner: Any = backend_of(device, len(slots))
+        several = bool(self.polynomial and self.polynomial.exponents)
+        self.runner: Any = backend_of(device, len(slots), several)
+        of_y = self.traced.of_y if self.traced and self.traced.of_x is not None else None
         if self.on_host or self.runner is None or self.traced is None:
             is64 = dtype == torch.float64
-            of_y = self.traced.of_y if self.traced and self.traced.of_x is not None else None
             self.loop = _C.Loop(self.plan, self.tensors, slots, is64, contents.cheap, of_y)
         else:
-            self.loop = DeviceLoop(self.plan, self.traced, self.runner, contents.cheap)
+            self.loop = DeviceLoop(self.plan, self.traced, self.runner, contents.cheap, of_y)
         where = [(t, e, i) for i, (t, e) in enumerate(slots)]
         self.order = np.array([i for _, _, i in sorted(where)], dtype=np.int64)
         self.sizes = [t.numel() for t in self.tensors]
@@ -334,7 +335,7 @@ TRACES = 4  # of one module: it may go back and forth between train() and eval()
 
 def of_sample(x: torch.Tensor) -> tuple[int, ...] | None:
     """The shape of one sample of x, as `fused` is told; None where it tells nothing."""
-    if x.ndim not in (1, 2) or x.shape[0] < 2 or not x.numel() or x.device.type != "cpu":
+    if x.ndim not in (1, 2) or x.shape[0] < 2 or not x.numel():
         return None
     return tuple(x.shape[1:])
 

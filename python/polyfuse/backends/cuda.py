@@ -48,6 +48,7 @@ def _missing() -> str | None:
 class Cuda:
     name = "cuda"
     max_params = MAX_PARAMS
+    several_variables = False
     max_changes = MAX_CHANGES
     in_place = True
     device_type = "cuda"

@@ -101,6 +101,7 @@ class Step:
 class Reference:
     name = "reference"
     max_params = MAX_PARAMS
+    several_variables = False
 
     def __init__(self) -> None:
         self._launches = 0

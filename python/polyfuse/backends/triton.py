@@ -55,6 +55,7 @@ def _samples_of(problem: Problem) -> Any:
 class Triton:
     name = "triton"
     max_params = geometry.MAX_PARAMS
+    several_variables = True
     max_changes = MAX_CHANGES
     in_place = True
 
