@@ -13,6 +13,7 @@ import torch
 
 from . import _check
 from .backends.batched import DEGREE_BY, HOMES, Fits, Run, backend_called, least_norm
+from .backends.long_triton import LongTriton
 from .bounds import read_bounds
 from .engines import choose_engine, refuse_engine
 from .nn.polynomial import Polynomial
@@ -117,7 +118,7 @@ def fit_batch(
     options = options_held(p, optimizer)
     box = None if options is None else read_bounds(bounds, {"coefficients": p}).get("coefficients")
     linear = isinstance(options, SgdOptions | None)
-    runner = batch_backend(backend, fits)
+    runner = epochs_backend(backend, fits, box is not None)
     engine = choose_engine(
         engine,
         lambda e: (
@@ -178,7 +179,7 @@ def solve_batch(
     fits = read_fits(model, x, y, nan_policy, weights, "weight")
     if not model.coefficients.requires_grad:
         raise ValueError("model: expected a trainable parameter, got none")
-    runner = batch_backend(backend, fits)
+    runner = _backend(backend, fits)
     before = runner.launches()
     _check.one_of("deficient", deficient, ("minimum_norm", "nan"))
     if degree_by not in DEGREE_BY:
@@ -296,7 +297,7 @@ def options_held(p: torch.Tensor, optimizer: torch.optim.Optimizer) -> Options |
     return None
 
 
-def batch_backend(name: str, fits: Fits) -> Any:
+def _backend(name: str, fits: Fits) -> Any:
     if name != "auto" and name not in HOMES:
         known = ", ".join(("auto", *HOMES))
         raise ValueError(f"backend: expected one of {known} for a batch of fits, got {name!r}")
@@ -305,6 +306,15 @@ def batch_backend(name: str, fits: Fits) -> Any:
     if reason := runner.refuse(fits):
         raise ValueError(f"backend: {runner.name} cannot serve this batch: {reason}")
     return runner
+
+
+def epochs_backend(name: str, fits: Fits, bounded: bool = False) -> Any:
+    """The same for epochs: on a GPU few long fits are no batch."""
+    if name == "triton" or (name == "auto" and fits.x.device.type == "cuda"):
+        long = LongTriton()
+        if not (bounded or long.refuse(fits)):
+            return long
+    return _backend(name, fits)
 
 
 def ways_of(

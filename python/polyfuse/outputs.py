@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .backends.batched import Run
-from .batch import FitStatus, batch_backend, options_held, read_fits, ways_of
+from .batch import FitStatus, epochs_backend, options_held, read_fits, ways_of
 from .classes import fit_classes
 from .criteria import CROSS_ENTROPY, Criterion, kind_of
 from .engines import choose_engine, refuse_engine
@@ -49,7 +49,7 @@ def fit_outputs(
     p = model.coefficients
     options = options_held(p, optimizer)
     linear = isinstance(options, SgdOptions | None)
-    runner = batch_backend(backend, fits)
+    runner = epochs_backend(backend, fits)
     engine = choose_engine(
         engine,
         lambda e: (

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
+from ..bases import BASES, recurrence_of
 from ..exponents import Powers
 from ..symbolic import Traced
 from . import geometry
@@ -19,30 +21,47 @@ TILE = 512  # terms of samples in a tile, 4 for each thread: a criterion with ex
 
 
 class Terms(NamedTuple):
-    """Every term as a product of factors (x[variable] - shift) * scale, [D, C] on the device."""
+    """Every term as a product of factors (x[variable] - shift) * scale - root, on the device."""
 
-    variable: torch.Tensor  # int32; -1: there is no factor
-    shift: torch.Tensor
-    scale: torch.Tensor
+    variable: torch.Tensor  # [D, C] int32; -1: there is no factor
+    frame: torch.Tensor  # shift, scale and root [3, D, C] float64; 0, 0 and -1 where there is none
     one: int  # the column that is 1: a term, or one more
 
 
 @lru_cache(maxsize=64)
 def terms_of(
-    exponents: tuple[Powers, ...], variables: tuple[tuple[float, float], ...], device: torch.device
-) -> Terms:
+    exponents: tuple[Powers, ...], variables: tuple[tuple[float, float], ...],
+    device: torch.device, basis: str = "monomial",
+) -> Terms:  # fmt: skip
+    """Products of powers of the variables, or of polynomials of a basis: these have real roots."""
     one = (0,) * len(variables)
     columns = exponents if one in exponents else (*exponents, one)
-    factors = [[v for v, p in enumerate(powers) for _ in range(p)] for powers in columns]
-    depth = max(1, *map(len, factors))
-    table = [[of[d] if d < len(of) else -1 for of in factors] for d in range(depth)]
-    absent = (-1.0, 1.0)  # of a 0 in place of x makes 1
-    frame = [[variables[v] if v >= 0 else absent for v in row] for row in table]
-    shift, scale = torch.tensor(frame, dtype=torch.float64, device=device).reshape(
-        depth, len(columns), 2
-    ).permute(2, 0, 1).contiguous()  # fmt: skip
-    variable = torch.tensor(table, dtype=torch.int32, device=device)
-    return Terms(variable, shift, scale, columns.index(one))
+    depth = max(1, *map(sum, columns))
+    variable = np.full((depth, len(columns)), -1, dtype=np.int32)
+    frame = np.tile(np.array([0.0, 0.0, -1.0])[:, None, None], (depth, len(columns)))
+    for c, powers in enumerate(columns):
+        d = 0
+        for v, power in enumerate(powers):
+            for alpha, root in factors(basis, power):
+                shift, scale = variables[v]
+                variable[d, c], frame[:, d, c] = v, (shift, alpha * scale, alpha * root)
+                d += 1
+    return Terms(
+        torch.from_numpy(variable).to(device), torch.from_numpy(frame).to(device),
+        columns.index(one),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def factors(basis: str, degree: int) -> list[tuple[float, float]]:
+    """phi_degree(u) as a product of alpha u - alpha root."""
+    alphas = recurrence_of(basis, degree + 1)[0, :degree]
+    if basis == "monomial":
+        return [(alpha, 0.0) for alpha in alphas]
+    phi = BASES[basis].series.basis(degree)
+    roots = phi.roots()
+    roots = roots - phi(roots) / phi.deriv()(roots)  # Newton's step, from what eigenvalues leave
+    return list(zip(alphas, roots, strict=True))
 
 
 @dataclass(frozen=True)
@@ -60,13 +79,14 @@ class Samples:
         cls, model: Traced, x: torch.Tensor, y: torch.Tensor, omit: bool = False,
         weight: torch.Tensor | None = None,
     ) -> Samples:  # fmt: skip
-        return cls(x, y, terms_of(model.exponents, model.variables, x.device), omit, weight)
+        terms = terms_of(model.exponents, model.variables, x.device)
+        return cls(x, y, terms, omit, weight)
 
     def arguments(self) -> tuple[Any, ...]:
         x, y, w = self.x, self.y, self.y if self.weight is None else self.weight
-        variable, shift, scale, _ = self.terms
+        variable, frame, _ = self.terms
         strides = *x.stride(), y.stride(0), w.stride(0)
-        return x, y, w, x.shape[0], *strides, x.shape[1], variable, shift, scale, len(variable)
+        return x, y, w, x.shape[0], *strides, x.shape[1], variable, frame, len(variable)
 
     def cut(self, width: int) -> geometry.Pass:
         """Programs that are on the device at once: of 8 warps on a processor at 255 registers."""
@@ -145,9 +165,12 @@ def square_in(buffer: torch.Tensor, samples: Samples) -> float:
 
 def moments(
     samples: Samples, run: Run, buffer: torch.Tensor, *, given: bool, run_epochs: bool = True,
-    closed: bool = False, step: bool = False,
+    closed: bool = False, step: bool = False, change: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
-    """The moments into the buffer, unless given, and all epochs from them."""
+    """The moments into the buffer, unless given, and all epochs from them.
+
+    change [K, K]: what turns coefficients of the model into those of the samples' terms.
+    """
     from ..kernels.surface import surface_moments_kernel
 
     width, params = columns_of(samples), run.map.n_params
@@ -161,6 +184,7 @@ def moments(
         work[partial:], work, counters, ONE=samples.terms.one, ROWS=cut.rows,
         CHUNK=geometry.chunk(width * width), BAND=geometry.band(jump), JUMP=geometry.width(jump),
         GIVEN=given, RUN=run_epochs, CLOSED=closed, STEP=step,
-        ROUND=step and run.rounds(samples), **run.of_changes(),
-        **_constants(samples, run, width),
+        ROUND=step and run.rounds(samples), weight=run.criterion.told["weight"],
+        change_ptr=buffer if change is None else change, CHANGE=change is not None,
+        **run.of_changes(), **_constants(samples, run, width),
     )  # fmt: skip

@@ -1,9 +1,9 @@
 """Models that are linear in products of factors: fused steps and runs of several variables.
 
-phi_k = prod_d (x[v[d, k]] - shift[d, k]) * scale[d, k]; where v is -1 there is no factor. A tile
-[ROWS, W] holds the terms of some samples, a lane each; column ONE is the constant.
+phi_k = prod_d ((x[v[d, k]] - shift[d, k]) * scale[d, k] - root[d, k]), v being -1 where there is no
+factor. A tile [ROWS, W] holds the terms of some samples, a lane each; column ONE is the constant.
 data: (x, y, w, how many, strides of x between samples and variables, of y, of w, variables);
-terms: (v [D, C], shift [D, C], scale [D, C], D).
+terms: (v [D, C], (shift, scale, root) [3, D, C], D).
 """
 
 import triton
@@ -43,14 +43,16 @@ def terms_at(data, terms, row, keep, column, C: tl.constexpr):
     """phi [ROWS, W]; 1 past column C."""
     phi = tl.full([row.shape[0], column.shape[0]], 1.0, tl.float64)
     start = data[0] + row[:, None] * data[4]
-    for d in range(terms[3]):
+    depth = terms[2]
+    for d in range(depth):
         at = d * C + column
         v = tl.load(terms[0] + at, column < C, other=-1)
-        shift = tl.load(terms[1] + at, column < C, other=-1.0)
-        scale = tl.load(terms[2] + at, column < C, other=1.0)
+        shift = tl.load(terms[1] + at, column < C, other=0.0)
+        scale = tl.load(terms[1] + depth * C + at, column < C, other=0.0)
+        root = tl.load(terms[1] + 2 * depth * C + at, column < C, other=-1.0)
         there = keep[:, None] & (v >= 0)[None, :]
         x = tl.load(start + v[None, :] * data[5], there, other=0.0).to(tl.float64)
-        phi *= (x - shift[None, :]) * scale[None, :]
+        phi *= (x - shift[None, :]) * scale[None, :] - root[None, :]
     return phi
 
 
@@ -98,17 +100,19 @@ def pilot(
 
 @triton.jit
 def load_fit(
-    moments_ptr, lane, K: tl.constexpr, C: tl.constexpr, W: tl.constexpr, ONE: tl.constexpr,
-    MEAN: tl.constexpr,
+    moments_ptr, change_ptr, weight, lane, K: tl.constexpr, C: tl.constexpr, W: tl.constexpr,
+    ONE: tl.constexpr, MEAN: tl.constexpr, CHANGE: tl.constexpr,
 ):  # fmt: skip
-    """As that of moments.py, where the model's variables are those of the moments: the sums of
-    `gram_of` [W, W] and then the reference [W]."""
+    """As that of moments.py, from the sums of `gram_of` [W, W] and then the reference [W]; CHANGE:
+    the terms of the moments are not the model's, whose coefficients [K, K] turns into theirs."""
     i, j, inside = lane[:, None], lane[None, :], lane < K
-    weight = tl.full([], 1.0, tl.float64)
     if MEAN:
-        weight = 1.0 / tl.load(moments_ptr + ONE * W + ONE)
+        weight *= 1.0 / tl.load(moments_ptr + ONE * W + ONE)
+    change = tl.where(i == j, 1.0, 0.0).to(tl.float64)
+    if CHANGE:
+        change = tl.load(change_ptr + i * K + j, (i < K) & (j < K), other=0.0)
     return (
-        tl.where(i == j, 1.0, 0.0).to(tl.float64),
+        change,
         tl.load(moments_ptr + i * W + j, (i < K) & (j < K), other=0.0),
         tl.load(moments_ptr + lane * W + C, inside, other=0.0),
         tl.load(moments_ptr + W * W + lane, inside, other=0.0),
@@ -121,22 +125,23 @@ def load_fit(
 def surface_moments_kernel(
     x_ptr, y_ptr, w_ptr, n_points: tl.int64, x_stride: tl.int64, x_column: tl.int64,
     y_stride: tl.int64, w_stride: tl.int64, n_variables: tl.int32,
-    variable_ptr, shift_ptr, scale_ptr, n_factors: tl.int32,
+    variable_ptr, frame_ptr, n_factors: tl.int32,
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, rule_ptr, state_ptr,
     first_epoch: tl.int64, epochs: tl.int64, record_every: tl.int64, tol: tl.float64,
-    moments_ptr, scratch_ptr, work_ptr, counters_ptr, tables_ptr, changes_ptr,
+    moments_ptr, scratch_ptr, work_ptr, counters_ptr, tables_ptr, changes_ptr, change_ptr,
+    weight: tl.float64,
     P: tl.constexpr, K: tl.constexpr, C: tl.constexpr, ONE: tl.constexpr, PW: tl.constexpr,
     W: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, BAND: tl.constexpr,
     JUMP: tl.constexpr, GIVEN: tl.constexpr, RUN: tl.constexpr, CLOSED: tl.constexpr,
     STEP: tl.constexpr, IDENTITY: tl.constexpr, OMIT: tl.constexpr, MEAN: tl.constexpr,
     LOAD: tl.constexpr, STORE: tl.constexpr, ROUND: tl.constexpr, METHOD: tl.constexpr,
-    SINGLE: tl.constexpr, WEIGHTED: tl.constexpr, CHANGES: tl.constexpr,
+    SINGLE: tl.constexpr, WEIGHTED: tl.constexpr, CHANGES: tl.constexpr, CHANGE: tl.constexpr,
 ):  # fmt: skip
     """As moments_kernel; the moments are sums over pairs of terms, on the tensor cores."""
     data = (
         x_ptr, y_ptr, w_ptr, n_points, x_stride, x_column, y_stride, w_stride, n_variables,
     )  # fmt: skip
-    terms = (variable_ptr, shift_ptr, scale_ptr, n_factors)
+    terms = (variable_ptr, frame_ptr, n_factors)
     p_lane, lane, flat = tl.arange(0, PW), tl.arange(0, W), tl.arange(0, W * W)
     mine = True
     if not GIVEN:
@@ -154,7 +159,7 @@ def surface_moments_kernel(
     if RUN:
         if mine:
             run_on_moments(
-                load_fit(moments_ptr, lane, K, C, W, ONE, MEAN),
+                load_fit(moments_ptr, change_ptr, weight, lane, K, C, W, ONE, MEAN, CHANGE),
                 (factor_ptr, span_ptr, slots_ptr, n_products), rule_ptr, changes_ptr, state_ptr,
                 tables_ptr, scratch_ptr, (first_epoch, epochs, record_every, tol), p_lane, lane,
                 P, x_ptr.dtype.element_ty, JUMP, BAND, CLOSED, STEP, IDENTITY, LOAD, STORE, ROUND,
@@ -212,7 +217,7 @@ def objective_of_sums(
 def surface_step_kernel(
     x_ptr, y_ptr, w_ptr, n_points: tl.int64, x_stride: tl.int64, x_column: tl.int64,
     y_stride: tl.int64, w_stride: tl.int64, n_variables: tl.int32,
-    variable_ptr, shift_ptr, scale_ptr, n_factors: tl.int32,
+    variable_ptr, frame_ptr, n_factors: tl.int32,
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, rule_ptr, state_ptr,
     first_epoch: tl.int64, record_every: tl.int64, tol: tl.float64, work_ptr, counters_ptr,
     tables_ptr, weight: tl.float64, number: tl.float64,
@@ -227,7 +232,7 @@ def surface_step_kernel(
     data = (
         x_ptr, y_ptr, w_ptr, n_points, x_stride, x_column, y_stride, w_stride, n_variables,
     )  # fmt: skip
-    terms = (variable_ptr, shift_ptr, scale_ptr, n_factors)
+    terms = (variable_ptr, frame_ptr, n_factors)
     model = (factor_ptr, span_ptr, slots_ptr, n_products)
     p_lane, lane = tl.arange(0, PW), tl.arange(0, W)
     entered = enter(state_ptr, tables_ptr, p_lane, P, T, LOAD, METHOD, SINGLE)
@@ -252,7 +257,7 @@ def surface_step_kernel(
 def surface_stream_kernel(
     x_ptr, y_ptr, w_ptr, n_points: tl.int64, x_stride: tl.int64, x_column: tl.int64,
     y_stride: tl.int64, w_stride: tl.int64, n_variables: tl.int32,
-    variable_ptr, shift_ptr, scale_ptr, n_factors: tl.int32,
+    variable_ptr, frame_ptr, n_factors: tl.int32,
     factor_ptr, span_ptr, slots_ptr, n_products: tl.int32, rule_ptr, state_ptr,
     first_epoch: tl.int64, epochs: tl.int64, record_every: tl.int64, tol: tl.float64,
     work_ptr, counters_ptr, weight: tl.float64, number: tl.float64, changes_ptr, tables_ptr,
@@ -267,7 +272,7 @@ def surface_stream_kernel(
     data = (
         x_ptr, y_ptr, w_ptr, n_points, x_stride, x_column, y_stride, w_stride, n_variables,
     )  # fmt: skip
-    terms = (variable_ptr, shift_ptr, scale_ptr, n_factors)
+    terms = (variable_ptr, frame_ptr, n_factors)
     model = (factor_ptr, span_ptr, slots_ptr, n_products)
     p_lane, lane = tl.arange(0, PW), tl.arange(0, W)
     rule = load_rule(rule_ptr, p_lane, P)
