@@ -53,3 +53,11 @@ def test_a_model_must_be_a_module():
 def test_parts_that_are_not_there_are_not_spoken_of():
     text = pf.explain(workload.make_model(torch.nn))
     assert text.startswith("model: fused, degree 2") and "criterion" not in text
+
+
+def test_several_variables_and_their_loop():
+    x = torch.rand(20, 2, dtype=torch.float64)
+    model = pf.nn.Polynomial(1, variables=2, dtype=torch.float64)
+    optimizer = pf.optim.SGD(model.parameters(), lr=0.1)
+    text = pf.explain(model, pf.nn.MSELoss(), optimizer, x, x[:, 0])
+    assert "p0 + p1*x1 + p2*x2" in text and "backend: cpu" in text
