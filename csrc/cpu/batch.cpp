@@ -17,27 +17,27 @@ namespace {
 // The samples of fits from `fit` on, into[pack * n + i]. Row by row where fits are neighbours in
 // memory, or else fit by fit.
 template <class T>
-void gather_of(const Series& series, int64_t n, int64_t fit, int count, Pack* into) {
+void gather_of(const Series& series, int64_t n, int64_t fit, int count, FitPack* into) {
   const T* from = static_cast<const T*>(series.at) + fit * series.fit;
-  const int packs = (count + kLanes - 1) / kLanes;
-  if (series.fit == 1 && count == packs * kLanes) {
+  const int packs = (count + kFitLanes - 1) / kFitLanes;
+  if (series.fit == 1 && count == packs * kFitLanes) {
     for (int64_t i = 0; i < n; ++i) {
       const T* row = from + i * series.sample;
       for (int p = 0; p < packs; ++p) {
-        __builtin_prefetch(row + count + p * kLanes);  // of the next tile
-        into[p * n + i] = Pack::load(row + p * kLanes);
+        __builtin_prefetch(row + count + p * kFitLanes);  // of the next tile
+        into[p * n + i] = FitPack::load(row + p * kFitLanes);
       }
     }
     return;
   }
-  for (int lane = 0; lane < packs * kLanes; ++lane) {
+  for (int lane = 0; lane < packs * kFitLanes; ++lane) {
     const T* one = from + std::min(lane, count - 1) * series.fit;
-    double* to = reinterpret_cast<double*>(into + lane / kLanes * n) + lane % kLanes;
-    for (int64_t i = 0; i < n; ++i) to[i * kLanes] = one[i * series.sample];
+    double* to = reinterpret_cast<double*>(into + lane / kFitLanes * n) + lane % kFitLanes;
+    for (int64_t i = 0; i < n; ++i) to[i * kFitLanes] = one[i * series.sample];
   }
 }
 
-void gather(const Series& series, int64_t n, int64_t fit, int count, Pack* into) {
+void gather(const Series& series, int64_t n, int64_t fit, int count, FitPack* into) {
   if (series.dtype == Dtype::Float32)
     gather_of<float>(series, n, fit, count, into);
   else
@@ -46,12 +46,12 @@ void gather(const Series& series, int64_t n, int64_t fit, int count, Pack* into)
 
 // along[k] = <q_k, y> of C columns; y becomes the residuals, whose sum of squares is returned.
 template <int C>
-Pack project_columns(int64_t n, int n_terms, const double* q, Pack* y, Pack* along) {
-  Pack sum[C] = {}, rest{};
+FitPack project_columns(int64_t n, int n_terms, const double* q, FitPack* y, FitPack* along) {
+  FitPack sum[C] = {}, rest{};
   for (int64_t i = 0; i < n; ++i)
     unroll<C>([&](auto k) PF_ALWAYS_INLINE { sum[k] += y[i] * q[i * n_terms + k]; });
   for (int64_t i = 0; i < n; ++i) {
-    Pack left = y[i];
+    FitPack left = y[i];
     unroll<C>([&](auto k) PF_ALWAYS_INLINE { left = left - sum[k] * q[i * n_terms + k]; });
     rest += left * left;
     y[i] = left;
@@ -61,8 +61,8 @@ Pack project_columns(int64_t n, int n_terms, const double* q, Pack* y, Pack* alo
 }
 
 // All columns, some at a time.
-Pack project(int64_t n, int n_terms, const double* q, Pack* y, Pack* along) {
-  Pack rest{};
+FitPack project(int64_t n, int n_terms, const double* q, FitPack* y, FitPack* along) {
+  FitPack rest{};
   for (int k = 0; k < n_terms;) {
     const auto columns = [&](auto c) {
       rest = project_columns<c()>(n, n_terms, q + k, y, along + k);
@@ -80,7 +80,7 @@ Pack project(int64_t n, int n_terms, const double* q, Pack* y, Pack* along) {
 
 // Memory of one thread.
 struct Workspace {
-  std::vector<Pack> x, y, w, now, before, residual, factor;
+  std::vector<FitPack> x, y, w, now, before, residual, factor;
 };
 
 // As select_degree has it, up to what all degrees share: n samples, k terms; total: of squares of
@@ -94,31 +94,33 @@ double degree_score(DegreeBy by, double n, int k, double squares, double total) 
 }
 
 // Of the points that count: their mean, and how far they are on average from the first of them.
-std::pair<Pack, Pack> centre_and_spread(int64_t n, const Pack* x, const Pack* w, Pack counted) {
-  Pack first = x[0], sum{}, distance{};
+std::pair<FitPack, FitPack> centre_and_spread(int64_t n, const FitPack* x, const FitPack* w,
+                                              FitPack counted) {
+  FitPack first = x[0], sum{}, distance{};
   if (w)
     for (int64_t i = n - 1; i >= 0; --i) first = if_zero(w[i], first, x[i]);
   for (int64_t i = 0; i < n; ++i) {
-    const Pack t = w ? if_zero(w[i], Pack{}, x[i] - first) : x[i] - first;
+    const FitPack t = w ? if_zero(w[i], FitPack{}, x[i] - first) : x[i] - first;
     sum += t;
     distance += abs(t);
   }
-  const Pack each = if_zero(counted, Pack{}, 1.0 / counted);
+  const FitPack each = if_zero(counted, FitPack{}, 1.0 / counted);
   return {first + sum * each, distance * each};
 }
 
 // One pack of fits: from y (and x, w where they are its own) to what the run leaves behind.
 template <int K>
-class EightFits {
+class FitsAbreast {
  public:
-  EightFits(const BatchPlan& plan, int64_t fit, int count)
+  FitsAbreast(const BatchPlan& plan, int64_t fit, int count)
       : plan_(plan), batch_(plan.batch), fit_(fit), count_(count) {}
 
-  void shared(Pack* y) {
+  void shared(FitPack* y) {
     const Design& design = *plan_.design;
     const int64_t n = batch_.n;
-    const Pack weight = Pack::all(batch_.criterion.weight / (batch_.mean ? design.weight : 1.0));
-    rank_ = Pack::all(design.rank);
+    const FitPack weight =
+        FitPack::all(batch_.criterion.weight / (batch_.mean ? design.weight : 1.0));
+    rank_ = FitPack::all(design.rank);
     if (streams()) return stream(design.u, y, nullptr, weight);
     rest_ = project(n, batch_.n_terms, design.q, y, along_);
     const AtOptimum<double, K> optimum{batch_.n_terms, design.factor, along_, rest_, weight};
@@ -127,53 +129,53 @@ class EightFits {
       leap<K>(plan_, optimum, recorder(), lanes_);
       return leave_run();
     }
-    counted_ = Pack::all(design.counted);
-    total_ = Pack::all(design.weight);
+    counted_ = FitPack::all(design.counted);
+    total_ = FitPack::all(design.weight);
     finish(optimum);
   }
 
-  void own(Pack* x, Pack* y, const Pack* w, Workspace& work) {
+  void own(FitPack* x, FitPack* y, const FitPack* w, Workspace& work) {
     const int64_t n = batch_.n;
     const int terms = K ? K : batch_.n_terms;
-    const Pack one = Pack::all(1.0);
+    const FitPack one = FitPack::all(1.0);
     if (w)
-      for (int64_t i = 0; i < n; ++i) counted_ += if_zero(w[i], Pack{}, one);
+      for (int64_t i = 0; i < n; ++i) counted_ += if_zero(w[i], FitPack{}, one);
     else
-      counted_ = Pack::all(static_cast<double>(n));
+      counted_ = FitPack::all(static_cast<double>(n));
     if (w)
       for (int64_t i = 0; i < n; ++i) total_ += w[i];
     else
       total_ = counted_;
-    const Pack whole = Pack::all(batch_.criterion.weight);
-    const Pack weight = batch_.mean ? if_zero(total_, Pack{}, whole / total_) : whole;
+    const FitPack whole = FitPack::all(batch_.criterion.weight);
+    const FitPack weight = batch_.mean ? if_zero(total_, FitPack{}, whole / total_) : whole;
     if (streams()) {
       for (int64_t i = 0; i < n; ++i) x[i] = (x[i] - batch_.shift) * batch_.scale;
-      rank_ = if_zero(counted_, Pack{}, Pack::all(terms));
+      rank_ = if_zero(counted_, FitPack{}, FitPack::all(terms));
       return stream(x, y, w, weight);
     }
     const auto [centre, spread] = centre_and_spread(n, x, w, counted_);
-    const Pack scale = if_zero(spread, one, 1.0 / spread);
+    const FitPack scale = if_zero(spread, one, 1.0 / spread);
     for (int64_t i = 0; i < n; ++i) {
-      const Pack t = (x[i] - centre) * scale;
-      x[i] = w ? if_zero(w[i], Pack{}, t) : t;
+      const FitPack t = (x[i] - centre) * scale;
+      x[i] = w ? if_zero(w[i], FitPack{}, t) : t;
     }
-    Orthogonal<Pack> q;
+    Orthogonal<FitPack> q;
     orthogonalise(n, terms, x, w, y, work.now.data(), work.before.data(), q,
-                  [](int, int64_t, const Pack&) {});
+                  [](int, int64_t, const FitPack&) {});
     for (int k = 0; k < terms; ++k) along_[k] = q.along[k];
     rest_ = q.rest;
     rank_ = q.rank;
     // t = (u / batch.scale + batch.shift - centre) scale
     factorise(terms, batch_.basis, q, batch_.scale / scale, (batch_.shift - centre) * scale,
               work.factor.data());
-    finish(AtOptimum<Pack, K>{terms, work.factor.data(), along_, rest_, weight});
+    finish(AtOptimum<FitPack, K>{terms, work.factor.data(), along_, rest_, weight});
   }
 
  private:
   bool streams() const { return !batch_.solve && batch_.engine == Engine::Stream; }
 
   template <class U>
-  void stream(const U* u, const Pack* y, const Pack* w, Pack weight) {
+  void stream(const U* u, const FitPack* y, const FitPack* w, FitPack weight) {
     start();
     descend_on(plan_, u, y, w, weight, recorder(), lanes_);
     leave_run();
@@ -190,28 +192,28 @@ class EightFits {
   template <class F>
   void leave_optimum(const AtOptimum<F, K>& optimum) {
     const int terms = K ? K : batch_.n_terms;
-    Pack* const p = lanes_.p;
+    FitPack* const p = lanes_.p;
     if (batch_.degree) choose_degrees();
     back_substitute(terms, optimum.factor, along_, p);
     // nan where there is no optimum
-    const Pack there = if_zero(rank_, Pack::all(NAN), rest_ - rest_);
+    const FitPack there = if_zero(rank_, FitPack::all(NAN), rest_ - rest_);
     lanes_.loss = rest_ * optimum.weight + there;
     for (int j = 0; j < terms; ++j) p[j] += there;
     if (batch_.determination) {
-      Pack explained{};
+      FitPack explained{};
       for (int k = 1; k < terms; ++k) explained += along_[k] * along_[k];
       // the rounding of y, whose squares they are parts of, is not explained
-      const Pack about_mean = rest_ + explained, least = 1e-30 * along_[0] * along_[0];
-      explained = if_less(least - about_mean, 0.0, explained, Pack::all(NAN));
+      const FitPack about_mean = rest_ + explained, least = 1e-30 * along_[0] * along_[0];
+      explained = if_less(least - about_mean, 0.0, explained, FitPack::all(NAN));
       store_row(1.0 - rest_ / (rest_ + explained) + there, batch_.determination + fit_, count_);
     }
     if (batch_.covariance) leave_covariance(optimum, there);
     store_row(counted_, batch_.counted + fit_, count_);
     store_row(total_, batch_.weight_sum + fit_, count_);
-    Pack status = rest_ - rest_;  // 0 converged, 2 rank deficient, nan
-    status += if_less(rank_ - Pack::all(terms), 0.0, Pack::all(2.0), Pack{});
-    if (!finite(status.total()))
-      for (int i = 0; i < kLanes; ++i)
+    FitPack status = rest_ - rest_;  // 0 converged, 2 rank deficient, nan
+    status += if_less(rank_ - FitPack::all(terms), 0.0, FitPack::all(2.0), FitPack{});
+    if (!all_finite(status))
+      for (int i = 0; i < kFitLanes; ++i)
         if (!finite(status.lane(i))) status = with_lane(status, i, 3.0);
     store_row(status, reinterpret_cast<int32_t*>(batch_.status) + fit_, count_);
     leave();
@@ -220,10 +222,10 @@ class EightFits {
   // Terms beyond the best degree of a fit are left out; what they explained is left over.
   void choose_degrees() {
     const int terms = K ? K : batch_.n_terms;
-    double along[kMaxTerms][kLanes], rest[kLanes], degree[kLanes];
+    double along[kMaxTerms][kFitLanes], rest[kFitLanes], degree[kFitLanes];
     for (int k = 0; k < terms; ++k) along_[k].store(along[k]);
     rest_.store(rest);
-    for (int i = 0; i < kLanes; ++i) {
+    for (int i = 0; i < kFitLanes; ++i) {
       const double n = counted_.lane(i);
       double total = rest[i], squares[kMaxTerms];
       for (int k = terms - 1; k >= 0; --k) {
@@ -240,27 +242,27 @@ class EightFits {
       rest[i] = squares[best];
       degree[i] = best;
     }
-    for (int k = 0; k < terms; ++k) along_[k] = Pack::load(along[k]);
-    rest_ = Pack::load(rest);
-    degree_ = Pack::load(degree);
+    for (int k = 0; k < terms; ++k) along_[k] = FitPack::load(along[k]);
+    rest_ = FitPack::load(rest);
+    degree_ = FitPack::load(degree);
     store_row(degree_, batch_.degree + fit_, count_);
   }
 
   // The inverse of factor^T factor, whose columns' roots are solved for one by one; nan where the
   // rank is less than full.
   template <class F>
-  void leave_covariance(const AtOptimum<F, K>& optimum, Pack there) {
+  void leave_covariance(const AtOptimum<F, K>& optimum, FitPack there) {
     const int terms = K ? K : batch_.n_terms;
-    Pack root[kMaxTerms][kMaxTerms];
+    FitPack root[kMaxTerms][kMaxTerms];
     for (int c = 0; c < terms; ++c) {
-      Pack unit[kMaxTerms] = {};
-      unit[c] = if_less(degree_ - Pack::all(c), 0.0, Pack{}, Pack::all(1.0));
+      FitPack unit[kMaxTerms] = {};
+      unit[c] = if_less(degree_ - FitPack::all(c), 0.0, FitPack{}, FitPack::all(1.0));
       back_substitute(terms, optimum.factor, unit, root[c]);
     }
-    there += if_less(rank_ - Pack::all(terms), 0.0, Pack::all(NAN), Pack{});
+    there += if_less(rank_ - FitPack::all(terms), 0.0, FitPack::all(NAN), FitPack{});
     for (int i = 0; i < terms; ++i)
       for (int j = 0; j < terms; ++j) {
-        Pack sum = there;
+        FitPack sum = there;
         for (int c = 0; c < terms; ++c) sum += root[c][i] * root[c][j];
         store_row(sum, batch_.covariance + (i * terms + j) * batch_.fits + fit_, count_);
       }
@@ -270,7 +272,7 @@ class EightFits {
     for (int j = 0; j < (K ? K : batch_.n_terms); ++j) {
       const int64_t at = j * batch_.fits + fit_;
       lanes_.p[j] = load_row(batch_.params, batch_.dtype, at, count_);
-      lanes_.grad[j] = Pack{};
+      lanes_.grad[j] = FitPack{};
       lanes_.bounded = batch_.low != nullptr;
       if (lanes_.bounded) {
         lanes_.low[j] = load_row(batch_.low + at, count_);
@@ -278,7 +280,7 @@ class EightFits {
       }
       for (int r = 0; r < kKept; ++r)
         lanes_.kept[j][r] =
-            batch_.kept[r] ? load_row(batch_.kept[r], batch_.dtype, at, count_) : Pack{};
+            batch_.kept[r] ? load_row(batch_.kept[r], batch_.dtype, at, count_) : FitPack{};
     }
   }
 
@@ -286,15 +288,17 @@ class EightFits {
 
   void leave_run() {
     const Schedule& schedule = batch_.schedule;
-    const Pack all_epochs = Pack::all(static_cast<double>(schedule.epochs));
-    Pack unbounded = lanes_.loss - lanes_.loss;  // 0, or nan
+    const FitPack all_epochs = FitPack::all(static_cast<double>(schedule.epochs));
+    FitPack unbounded = lanes_.loss - lanes_.loss;  // 0, or nan
     for (int j = 0; j < (K ? K : batch_.n_terms); ++j) unbounded += lanes_.p[j] - lanes_.p[j];
     // 1 step limit, 0 converged, nan
-    Pack status = unbounded + if_less(lanes_.epochs - all_epochs, 0.0, Pack{}, Pack::all(1.0));
-    status = if_zero(rank_, Pack::all(NAN), status);
-    if (!finite(status.total()))
-      for (int i = 0; i < kLanes; ++i) status = with_lane(status, i, status_of(i, status.lane(i)));
-    lanes_.loss += if_zero(rank_, Pack::all(NAN), Pack{});  // of no sample
+    FitPack status =
+        unbounded + if_less(lanes_.epochs - all_epochs, 0.0, FitPack{}, FitPack::all(1.0));
+    status = if_zero(rank_, FitPack::all(NAN), status);
+    if (!all_finite(status))
+      for (int i = 0; i < kFitLanes; ++i)
+        status = with_lane(status, i, status_of(i, status.lane(i)));
+    lanes_.loss += if_zero(rank_, FitPack::all(NAN), FitPack{});  // of no sample
     store_row(status, reinterpret_cast<int32_t*>(batch_.status) + fit_, count_);
     if (batch_.epochs) store_row(lanes_.epochs, batch_.epochs + fit_, count_);
     for (int j = 0; j < (K ? K : batch_.n_terms); ++j) {
@@ -326,19 +330,20 @@ class EightFits {
   const int64_t fit_;
   const int count_;
   Lanes lanes_;
-  Pack along_[kMaxTerms], rest_{}, rank_{}, counted_{}, total_{}, degree_ = Pack::all(kMaxTerms);
+  FitPack along_[kMaxTerms], rest_{}, rank_{}, counted_{}, total_{},
+      degree_ = FitPack::all(kMaxTerms);
 };
 
 // Samples with a nan or inf, or of weight 0, get weight 0 and harmless numbers; whether there are.
-bool leave_out(int64_t n, bool omit, Pack* x, Pack* y, Pack* w) {
-  Pack gaps{};
+bool leave_out(int64_t n, bool omit, FitPack* x, FitPack* y, FitPack* w) {
+  FitPack gaps{};
   for (int64_t i = 0; i < n; ++i) {
-    const Pack sum = (y[i] - y[i]) + (x ? x[i] - x[i] : Pack{});  // 0, or nan
-    Pack here = w[i];
-    if (omit) here = if_zero(sum, here, Pack{});
-    gaps += if_zero(here, Pack::all(1.0), Pack{});
-    y[i] = if_zero(here, Pack{}, y[i]);
-    if (x) x[i] = if_zero(here, Pack{}, x[i]);
+    const FitPack sum = (y[i] - y[i]) + (x ? x[i] - x[i] : FitPack{});  // 0, or nan
+    FitPack here = w[i];
+    if (omit) here = if_zero(sum, here, FitPack{});
+    gaps += if_zero(here, FitPack::all(1.0), FitPack{});
+    y[i] = if_zero(here, FitPack{}, y[i]);
+    if (x) x[i] = if_zero(here, FitPack{}, x[i]);
     w[i] = here;
   }
   return gaps.total() != 0.0;
@@ -347,25 +352,25 @@ bool leave_out(int64_t n, bool omit, Pack* x, Pack* y, Pack* w) {
 void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work) {
   const Batch& batch = plan.batch;
   const int64_t n = batch.n;
-  const int count = static_cast<int>(end - begin), packs = (count + kLanes - 1) / kLanes;
-  const auto sized = [&](std::vector<Pack>& v, int64_t size) {
+  const int count = static_cast<int>(end - begin), packs = (count + kFitLanes - 1) / kFitLanes;
+  const auto sized = [&](std::vector<FitPack>& v, int64_t size) {
     if (static_cast<int64_t>(v.size()) < size) v.resize(static_cast<size_t>(size));
     return v.data();
   };
-  Pack* const y = sized(work.y, packs * n);
+  FitPack* const y = sized(work.y, packs * n);
   gather(batch.y, n, begin, count, y);
   bool whole = plan.design != nullptr;
   if (whole && plan.design->root)
     for (int64_t i = 0; i < packs * n; ++i) {
       const double root = plan.design->root[i % n];
-      y[i] = root == 0.0 ? Pack{} : y[i] * root;
+      y[i] = root == 0.0 ? FitPack{} : y[i] * root;
     }
   if (whole && batch.omit) {  // a gap in some fit
-    Pack nothing{};
+    FitPack nothing{};
     for (int64_t i = 0; i < packs * n; ++i) nothing += y[i] - y[i];
-    whole = finite(nothing.total());
+    whole = all_finite(nothing);
   }
-  Pack *x = nullptr, *w = nullptr;
+  FitPack *x = nullptr, *w = nullptr;
   if (!whole) {
     if (plan.design && plan.design->root) gather(batch.y, n, begin, count, y);
     x = sized(work.x, packs * n);
@@ -376,15 +381,15 @@ void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work
       if (batch.w.at)
         gather(batch.w, n, begin, count, w);
       else
-        std::fill(w, w + packs * n, Pack::all(1.0));
+        std::fill(w, w + packs * n, FitPack::all(1.0));
     }
   }
   for (int p = 0; p < packs; ++p) {
-    const int64_t fit = begin + p * kLanes;
-    const int lanes = static_cast<int>(std::min<int64_t>(kLanes, end - fit));
+    const int64_t fit = begin + p * kFitLanes;
+    const int lanes = static_cast<int>(std::min<int64_t>(kFitLanes, end - fit));
     if (w) leave_out(n, batch.omit, x + p * n, y + p * n, w + p * n);
     with_usual_terms(batch.n_terms, [&](auto k) {
-      EightFits<k()> fits(plan, fit, lanes);
+      FitsAbreast<k()> fits(plan, fit, lanes);
       if (whole)
         fits.shared(y + p * n);
       else

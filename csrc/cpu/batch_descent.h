@@ -18,14 +18,14 @@ struct AtOptimum {
   static constexpr int kTerms = K;
   int n_terms;
   const F* factor;
-  const Pack* along;
-  Pack rest, weight;
+  const FitPack* along;
+  FitPack rest, weight;
 
-  PF_INLINE Pack operator()(const Pack* p, Pack* grad) const {
+  PF_INLINE FitPack operator()(const FitPack* p, FitPack* grad) const {
     const int terms = K ? K : n_terms;
-    Pack value = rest, sum[K ? K : kMaxTerms] = {};
+    FitPack value = rest, sum[K ? K : kMaxTerms] = {};
     for_terms<K>(terms, [&](int k) PF_ALWAYS_INLINE {
-      Pack e = -along[k];
+      FitPack e = -along[k];
       for (int j = k; j < terms; ++j) e += p[j] * factor[k * terms + j];
       value += e * e;
       for (int j = k; j < terms; ++j) sum[j] += e * factor[k * terms + j];
@@ -42,10 +42,10 @@ struct FromData {
   int n_terms;
   int64_t n;
   const U* u;
-  const Pack *y, *w;
+  const FitPack *y, *w;
   const Criterion& criterion;
   const Recurrence& basis;
-  Pack weight;
+  FitPack weight;
 
   template <class F>
   PF_INLINE void each_term(const U& at, F&& f) const {
@@ -59,11 +59,11 @@ struct FromData {
     }
   }
 
-  Pack operator()(const Pack* p, Pack* grad) const {
-    Pack value{};
-    for (int j = 0; j < n_terms; ++j) grad[j] = Pack{};
+  FitPack operator()(const FitPack* p, FitPack* grad) const {
+    FitPack value{};
+    for (int j = 0; j < n_terms; ++j) grad[j] = FitPack{};
     for (int64_t i = 0; i < n; ++i) {
-      Pack prediction{};
+      FitPack prediction{};
       if (basis.alpha) {
         each_term(u[i], [&](int j, const U& phi) { prediction += p[j] * phi; });
       } else {
@@ -71,8 +71,8 @@ struct FromData {
         for (int j = n_terms - 2; j >= 0; --j) prediction = prediction * u[i] + p[j];
       }
       const auto rho = Rho::at(prediction, y[i], criterion);
-      const Pack slope = w ? if_zero(w[i], Pack{}, w[i] * rho.slope) : rho.slope;
-      value += w ? if_zero(w[i], Pack{}, w[i] * rho.value) : rho.value;
+      const FitPack slope = w ? if_zero(w[i], FitPack{}, w[i] * rho.slope) : rho.slope;
+      value += w ? if_zero(w[i], FitPack{}, w[i] * rho.value) : rho.value;
       each_term(u[i], [&](int j, const U& phi) { grad[j] += slope * phi; });
     }
     for (int j = 0; j < n_terms; ++j) grad[j] *= Rho::kFactor * weight;
@@ -86,18 +86,18 @@ void descend(const BatchPlan& plan, const Objective& objective, Recorder record,
   constexpr int K = Objective::kTerms;
   const Schedule& schedule = plan.batch.schedule;
   const int terms = K ? K : plan.batch.n_terms;
-  const Pack tol = Pack::all(schedule.tol);
-  Pack previous = Pack::all(NAN), grad[kMaxTerms];
+  const FitPack tol = FitPack::all(schedule.tol);
+  FitPack previous = FitPack::all(NAN), grad[kMaxTerms];
   Pace pace(plan);
   for (int64_t epoch = 0;; ++epoch) {
-    const Pack loss = objective(s.p, grad);
+    const FitPack loss = objective(s.p, grad);
     s.loss = if_zero(s.active, s.loss, loss);
     if (epoch == 0) s.start_loss = loss;
     if (epoch == schedule.epochs) return;
     if (records(schedule, epoch)) record(s.loss);
     if (schedule.tol >= 0.0) {
-      const Pack change = abs(previous - loss) - tol * abs(loss);  // nan at first
-      s.active = if_less(-change, 0.0, s.active, if_zero(change - change, Pack{}, s.active));
+      const FitPack change = abs(previous - loss) - tol * abs(loss);  // nan at first
+      s.active = if_less(-change, 0.0, s.active, if_zero(change - change, FitPack{}, s.active));
       previous = loss;
       if (!any_goes_on(s)) {
         for (++epoch; epoch < schedule.epochs; ++epoch)
@@ -112,8 +112,8 @@ void descend(const BatchPlan& plan, const Objective& objective, Recorder record,
 }
 
 template <class U>
-void descend_on(const BatchPlan& plan, const U* u, const Pack* y, const Pack* w, Pack weight,
-                Recorder record, Lanes& s) {
+void descend_on(const BatchPlan& plan, const U* u, const FitPack* y, const FitPack* w,
+                FitPack weight, Recorder record, Lanes& s) {
   const Batch& batch = plan.batch;
   const Criterion& c = batch.criterion;
   const auto run = [&](auto rho) {
@@ -143,17 +143,17 @@ void leap(const BatchPlan& plan, const AtOptimum<double, K>& objective, Recorder
   const int terms = K ? K : plan.batch.n_terms;
   const bool with_buffer = plan.step.p_b != 0.0 || plan.step.b_b != 0.0;
   const bool with_decay = plan.step.p_p != 1.0 || plan.step.b_p != 0.0;
-  Pack optimum[K ? K : kMaxTerms];
-  const auto buffer = [&](int j) -> Pack& { return s.kept[j][Sgd::kBuffer]; };
+  FitPack optimum[K ? K : kMaxTerms];
+  const auto buffer = [&](int j) -> FitPack& { return s.kept[j][Sgd::kBuffer]; };
   Pace pace(plan);
   back_substitute(terms, objective.factor, objective.along, optimum);
   const int64_t last = schedule.epochs - 1, every = schedule.record_every;
   const auto jump_to = [&](const Jump& jump) PF_ALWAYS_INLINE {
-    Pack from[K ? K : kMaxTerms], to_p[K ? K : kMaxTerms], to_b[K ? K : kMaxTerms] = {};
+    FitPack from[K ? K : kMaxTerms], to_p[K ? K : kMaxTerms], to_b[K ? K : kMaxTerms] = {};
     for_terms<K>(terms, [&](int j) PF_ALWAYS_INLINE { from[j] = s.p[j] - optimum[j]; });
     const auto row = [&](int i) PF_ALWAYS_INLINE {
       const double* entry = jump.map + i * 3 * terms;
-      Pack change{};
+      FitPack change{};
       for (int j = 0; j < terms; ++j) change += from[j] * entry[j];
       if (with_buffer)
         for (int j = 0; j < terms; ++j) change += buffer(j) * entry[terms + j];
@@ -176,7 +176,7 @@ void leap(const BatchPlan& plan, const AtOptimum<double, K>& objective, Recorder
     if (epoch == 0 || epoch == last) {
       update(plan.batch.rule, pace.at(epoch), terms, s.grad, s);
       if (++epoch > last) {
-        Pack unused[K ? K : kMaxTerms];
+        FitPack unused[K ? K : kMaxTerms];
         s.loss = objective(s.p, unused);
         break;
       }
@@ -188,7 +188,7 @@ void leap(const BatchPlan& plan, const AtOptimum<double, K>& objective, Recorder
     if (plan.batch.rule.method != Method::None) jump_to(*jump);
     epoch = next;
   }
-  s.epochs = Pack::all(static_cast<double>(schedule.epochs));
+  s.epochs = FitPack::all(static_cast<double>(schedule.epochs));
 }
 
 }  // namespace PF_ISA

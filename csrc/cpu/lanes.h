@@ -12,31 +12,31 @@ inline namespace PF_ISA {
 
 // Eight numbers of a row [B], as float or double; lanes past the end repeat the last.
 template <class T>
-PF_INLINE Pack load_row(const T* row, int count) {
-  if (count == kLanes) return Pack::load(row);
-  double lane[kLanes];
-  for (int i = 0; i < kLanes; ++i) lane[i] = row[std::min(i, count - 1)];
-  return Pack::load(lane);
+PF_INLINE FitPack load_row(const T* row, int count) {
+  if (count == kFitLanes) return FitPack::load(row);
+  double lane[kFitLanes];
+  for (int i = 0; i < kFitLanes; ++i) lane[i] = row[std::min(i, count - 1)];
+  return FitPack::load(lane);
 }
 template <class T>
-PF_INLINE void store_row(Pack value, T* row, int count) {
+PF_INLINE void store_row(FitPack value, T* row, int count) {
   if constexpr (std::is_floating_point<T>::value)
-    if (count == kLanes) return value.store(row);
-  double lane[kLanes];
+    if (count == kFitLanes) return value.store(row);
+  double lane[kFitLanes];
   value.store(lane);
   for (int i = 0; i < count; ++i) row[i] = static_cast<T>(lane[i]);
 }
-inline Pack with_lane(Pack pack, int i, double value) {
-  double lane[kLanes];
+inline FitPack with_lane(FitPack pack, int i, double value) {
+  double lane[kFitLanes];
   pack.store(lane);
   lane[i] = value;
-  return Pack::load(lane);
+  return FitPack::load(lane);
 }
-inline Pack load_row(const void* rows, Dtype dtype, int64_t at, int count) {
+inline FitPack load_row(const void* rows, Dtype dtype, int64_t at, int count) {
   return dtype == Dtype::Float32 ? load_row(static_cast<const float*>(rows) + at, count)
                                  : load_row(static_cast<const double*>(rows) + at, count);
 }
-inline void store_row(Pack value, void* rows, Dtype dtype, int64_t at, int count) {
+inline void store_row(FitPack value, void* rows, Dtype dtype, int64_t at, int count) {
   if (dtype == Dtype::Float32)
     store_row(value, static_cast<float*>(rows) + at, count);
   else
@@ -45,11 +45,11 @@ inline void store_row(Pack value, void* rows, Dtype dtype, int64_t at, int count
 
 // Parameters of eight fits and what the rule keeps of them.
 struct Lanes {
-  Pack p[kMaxTerms], grad[kMaxTerms], kept[kMaxTerms][kKept];
-  Pack loss{}, epochs{}, active = Pack::all(1.0);
-  Pack start_loss{};
+  FitPack p[kMaxTerms], grad[kMaxTerms], kept[kMaxTerms][kKept];
+  FitPack loss{}, epochs{}, active = FitPack::all(1.0);
+  FitPack start_loss{};
   bool bounded = false;
-  Pack low[kMaxTerms], high[kMaxTerms];
+  FitPack low[kMaxTerms], high[kMaxTerms];
 };
 
 // The rates of one epoch after the other: those of the plan's table, which all fits share, and
@@ -71,10 +71,10 @@ class Pace {
 
 // Of those that go on. Not inlined, as every objective calls it.
 __attribute__((noinline)) inline void update(const UpdateRule& rule, const double* rate,
-                                             int n_terms, const Pack* grad, Lanes& s) {
+                                             int n_terms, const FitPack* grad, Lanes& s) {
   with_rule(rule.method, [&](auto of) PF_ALWAYS_INLINE {
     for (int j = 0; j < n_terms; ++j) {
-      Pack p = s.p[j], kept[kKept];
+      FitPack p = s.p[j], kept[kKept];
       for (int r = 0; r < kKept; ++r) kept[r] = s.kept[j][r];
       of.update(rule.option, rate, p, grad[j], kept);
       if (s.bounded) p = projected(p, s.low[j], s.high[j]);
@@ -88,7 +88,7 @@ struct Recorder {
   double* next;  // [M, B], at the fits
   int64_t stride;
   int count;
-  void operator()(Pack loss) {
+  void operator()(FitPack loss) {
     store_row(loss, next, count);
     next += stride;
   }
@@ -96,7 +96,7 @@ struct Recorder {
 
 inline bool any_goes_on(const Lanes& s) {
   bool any = false;
-  for (int i = 0; i < kLanes; ++i) any = any || s.active.lane(i) != 0.0;
+  for (int i = 0; i < kFitLanes; ++i) any = any || s.active.lane(i) != 0.0;
   return any;
 }
 
