@@ -76,3 +76,11 @@ def test_what_is_fused_side_by_side(options, told):
     ]
     fused = pf.explain(model, pf.nn.CrossEntropyLoss()).endswith("CrossEntropyLoss, fused")
     assert fused == ("outputs" in options)
+
+
+def test_several_variables_and_their_loop():
+    x = torch.rand(20, 2, dtype=torch.float64)
+    model = pf.nn.Polynomial(1, variables=2, dtype=torch.float64)
+    optimizer = pf.optim.SGD(model.parameters(), lr=0.1)
+    text = pf.explain(model, pf.nn.MSELoss(), optimizer, x, x[:, 0])
+    assert "p0 + p1*x1 + p2*x2" in text and "backend: cpu" in text

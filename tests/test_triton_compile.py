@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polyfuse.kernels
 import pytest
-from polyfuse.backends import geometry
+from polyfuse.backends import geometry, surface_triton
 from polyfuse.backends.batched_triton import BLOCK, WARPS
 from polyfuse.criteria import BCE, ELEMENTARY, HUBER, KINDS
 from polyfuse.rules import METHODS, AdamOptions, RAdamOptions, SgdOptions
@@ -25,6 +25,10 @@ from .each_sample import each_sample  # noqa: E402
 
 N_SAMPLES = 10**8
 SGD = METHODS[SgdOptions].number
+WIDEST = {
+    "P": surface_triton.MAX_TERMS, "K": surface_triton.MAX_TERMS, "C": surface_triton.MAX_TERMS,
+    "PW": 64, "W": 64, "JUMP": 128, "BAND": geometry.band(128),
+}  # fmt: skip
 FLAGS = {
     "step_kernel": [
         {},
@@ -59,6 +63,25 @@ FLAGS = {
         {"RUN": True, "CLOSED": True, "LOAD": True, "STORE": True, "SINGLE": 1},
         *({"RUN": True, "GIVEN": True, "METHOD": m.number} for m in METHODS.values()),
     ],
+    "surface_step_kernel": [
+        {"LOAD": True, "STORE": True, "ROUND": True},
+        {"OMIT": True, "WEIGHTED": True, "KIND": BCE.tag, "IDENTITY": False, **WIDEST},
+    ],
+    "surface_stream_kernel": [
+        {},
+        {"METHOD": METHODS[RAdamOptions].number},
+        {"METHOD": METHODS[AdamOptions].number, "KIND": BCE.tag},
+        {"CHANGES": True, "LOAD": True, "STORE": True},
+        {"OMIT": True, "WEIGHTED": True, **WIDEST},
+    ],
+    "surface_moments_kernel": [
+        {"RUN": False},
+        {"RUN": False, "OMIT": True, "WEIGHTED": True, "W": 32},
+        {"RUN": True, "CLOSED": True},
+        {"RUN": True, "METHOD": METHODS[AdamOptions].number, "W": 32},
+        {"RUN": True, **WIDEST},
+        {"RUN": True, "GIVEN": True, "STEP": True, "LOAD": True, "STORE": True, "ROUND": True},
+    ],
     "solve_fits_kernel": [
         {},
         {"OMIT": True, "WEIGHTED": True},
@@ -90,6 +113,7 @@ POINTERS = {
     "tables_ptr": "*i64",
     "counters_ptr": "*i64",
     "changes_ptr": "*i64",
+    "variable_ptr": "*i32",
 }
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -130,9 +154,17 @@ def compiled(name, kernel, flags, degree, dtype, target, share=geometry.SHARES[0
         "CHUNK": geometry.chunk(sums), "BAND": geometry.band(jump), "JUMP": geometry.width(jump),
         "RESIDENT": cut.resident, "T": getattr(triton.language, dtype.replace("fp", "float")),
         "IDENTITY": True, "MEAN": True, "x_stride": 1, "y_stride": 1, "g_stride": 1,
-        "w_stride": 1, "BLOCK": BLOCK,
-        "METHOD": SGD,
+        "w_stride": 1, "BLOCK": BLOCK, "C": terms, "ONE": 0, "METHOD": SGD,
     } | flags  # fmt: skip
+    if name.startswith("surface"):
+        width = constants.setdefault("W", surface_triton.LEAST_COLUMNS)
+        warps = 4 if width <= 32 else 8
+        cut = geometry.Pass(200, surface_triton.rows_of(width), 1, warps)
+        sums = width**2 if "moments" in name else width
+        constants |= {
+            "ROWS": cut.rows, "PW": width, "CHUNK": geometry.chunk(sums),
+            "x_column": constants.pop("x_stride"),
+        }  # fmt: skip
     signature, attrs = {}, {}
     for i, (argument, p) in enumerate(inspect.signature(kernel.fn).parameters.items()):
         if argument in constants or p.annotation is triton.language.constexpr:

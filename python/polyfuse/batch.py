@@ -13,6 +13,7 @@ from . import _check
 from .backends import AUTO
 from .backends.batched import DEGREE_BY, HOMES, Fits, Run, backend_called
 from .backends.batched_reference import least_norm
+from .backends.long_triton import LongTriton
 from .batch_result import BatchResult, FitStatus, ways_of
 from .bounds import read_bounds
 from .engines import choose_engine, refuse_engine
@@ -52,7 +53,7 @@ def fit_batch(
     options = options_held(p, optimizer)
     box = None if options is None else read_bounds(bounds, {"coefficients": p}).get("coefficients")
     linear = isinstance(options, SgdOptions | None)
-    runner = _backend(backend, fits)
+    runner = epochs_backend(backend, fits, box is not None)
     if not hasattr(runner, "most_epochs"):
         between.refuse_for(f"a batch on the backend {runner.name}, which takes one launch")
     schedulers = None
@@ -253,3 +254,12 @@ def _backend(name: str, fits: Fits) -> Any:
             return runner
         reasons.append(f"{candidate} cannot serve this batch: {reason}")
     raise ValueError(f"backend: {'; '.join(reasons) or f'none serves {fits.x.device}'}")
+
+
+def epochs_backend(name: str, fits: Fits, bounded: bool = False) -> Any:
+    """The same for epochs: on a GPU few long fits are no batch."""
+    if name == "triton" or (name == "auto" and fits.x.device.type == "cuda"):
+        long = LongTriton()
+        if not (bounded or long.refuse(fits)):
+            return long
+    return _backend(name, fits)

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from . import _C, _check
+from . import _check
+from .backends import REGISTRY
 from .backends.native import make_stacked
 from .criteria import Criterion, build, options_of
 from .nn.criterion import is_torchs
@@ -64,7 +65,7 @@ def fit_classes(
     options = options_held(p, optimizer)
     return descend(
         partial(kernels.descend, 0, None), "stream", p, options, optimizer, epochs, record_every,
-        tol, start, _C.launches(),
+        tol, start, REGISTRY["cpu"],
     )  # fmt: skip
 
 

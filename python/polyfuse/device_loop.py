@@ -34,10 +34,10 @@ class Launched(NamedTuple):
 class DeviceLoop(_C.Loop):
     """`_C.Loop` with its arithmetic, and its numbers, on a device."""
 
-    def __init__(self, plan: Any, traced: Traced, runner: Any, watched: list):
+    def __init__(self, plan: Any, traced: Traced, runner: Any, watched: list, of_y: Any):
         first = traced.tensors[0]
         super().__init__(
-            plan, traced.tensors, traced.stretches, first.dtype == torch.float64, watched, None
+            plan, traced.tensors, traced.stretches, first.dtype == torch.float64, watched, of_y
         )
         self.traced, self.runner, self.device = traced, runner, first.device
         self.map = DeviceMap.of(traced, first.device)
@@ -128,7 +128,7 @@ class DeviceLoop(_C.Loop):
         weight = None if objective.weight is None else objective.weight.reshape(-1)
         moments = self.moments if criterion.squared and weight is None else None
         state = self.runner.step(
-            self.map, self.rule, table, forward.x.reshape(-1), objective.y.reshape(-1),
+            self.map, self.rule, table, forward.fused.rows_of(forward.x), objective.y.reshape(-1),
             self.traced, objective.mean, moments, criterion, weight, self.buffer(capturing),
         )  # fmt: skip
         objective.state = state

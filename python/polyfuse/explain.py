@@ -55,7 +55,7 @@ def explain(
     lines = []
     if isinstance(known.traced, Stacked):
         lines.append(f"model: fused, {known.traced.formula()}")
-    elif is_batch(model) or is_surface(model) or has_outputs(model):
+    elif known.traced is None and (is_batch(model) or is_surface(model) or has_outputs(model)):
         lines.append(f"model: fused in fit and solve; a loop over it runs as torch: {known.reason}")
     elif known.traced is None:
         lines.append(f"model: not fused, runs as torch: {known.reason}")

@@ -71,13 +71,15 @@ class Fused:
         # Whether the checks of the loop are all that a call needs.
         self.cheap = not contents.copies and not contents.tensors
         # None: torch runs what is on this device.
-        self.runner: Any = backend_of(device, len(self.traced.slots) if self.traced else 0)
+        several = bool(self.polynomial and self.polynomial.exponents)
+        n_slots = len(self.traced.slots) if self.traced else 0
+        self.runner: Any = backend_of(device, n_slots, several)
+        of_y = self.traced.rows_of_y if self.traced else None
         if self.on_host or self.runner is None or self.traced is None:
             is64 = dtype == torch.float64
-            of_y = self.traced.rows_of_y if self.traced else None
             self.loop = _C.Loop(self.plan, self.tensors, stretches, is64, contents.cheap, of_y)
         else:
-            self.loop = DeviceLoop(self.plan, self.traced, self.runner, contents.cheap)
+            self.loop = DeviceLoop(self.plan, self.traced, self.runner, contents.cheap, of_y)
         starts = np.cumsum([0, *(count for _, _, count in stretches)]).tolist()
         parts = sorted(zip(stretches, pairwise(starts), strict=True))
         self.order = np.concatenate([np.zeros(0, np.int64), *(np.arange(*at) for _, at in parts)])
@@ -351,7 +353,7 @@ TRACES = 4  # of one module: it may go back and forth between train() and eval()
 
 def of_sample(x: torch.Tensor) -> tuple[int, ...] | None:
     """The shape of one sample of x, as `fused` is told; None where it tells nothing."""
-    if x.ndim not in (1, 2) or x.shape[0] < 2 or not x.numel() or x.device.type != "cpu":
+    if x.ndim not in (1, 2) or x.shape[0] < 2 or not x.numel():
         return None
     return tuple(x.shape[1:])
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import _C, _check
+from . import _check
 from ._check import OR_ELSE
+from .backends import REGISTRY
 from .backends.batched import Fits, Run
-from .backends.batched_cpu import Cpu
 from .backends.native import make_stacked
-from .batch import read_fits
+from .batch import epochs_backend, read_fits
 from .batch_result import FitStatus, ways_of
 from .classes import check_classes, fit_classes, has_outputs
 from .criteria import CROSS_ENTROPY, Criterion, kind_of
@@ -41,18 +41,18 @@ def fit_outputs(
         return fit_classes(model, criterion, optimizer, x, y, wanted)
     start = time.perf_counter()
     epochs, engine, backend, record_every, tol, nan_policy, weights, _ = wanted
-    _check.one_of("backend", backend, ("auto", "cpu"))
     fits, kind, mean = _read(model, criterion, optimizer, x, y, weights, nan_policy)
-    if fits.x.device.type != "cpu":
-        raise ValueError(f"x: expected data on a CPU for several outputs, got {fits.x.device}")
     p = model.coefficients
     options = options_held(p, optimizer)
     linear = isinstance(options, SgdOptions | None)
+    runner = epochs_backend(backend, fits)
+    as_one = runner.name == "cpu"  # stream: all outputs under their one loss
 
     def refused(engine: str) -> str | None:
         reason = refuse_engine(engine, kind, tol, linear=linear, shared=fits.shared)
-        if reason is None and engine == "moments" and tol >= 0:
-            return "tol is of the loss of all outputs; use stream"
+        reason = reason or runner.refuse_engine(engine)
+        if reason is None and tol >= 0 and not (as_one and engine == "stream"):
+            return "tol is of the loss of all outputs; use stream, on a CPU"
         return reason
 
     engine = choose_engine(engine, refused)
@@ -61,7 +61,7 @@ def fit_outputs(
     if fits.omit:
         finite = fits.x.isfinite() & fits.y.isfinite()
         counted = torch.where(finite, 1.0 if counted is None else counted, 0.0).to(fits.y.dtype)
-    if engine == "stream":
+    if as_one and engine == "stream":
         if nan_policy == "raise":
             bad = ~(fits.x.isfinite() & fits.y.isfinite())
             _check.finite(int((bad if counted is None else bad & (counted != 0)).sum()), OR_ELSE)
@@ -70,14 +70,14 @@ def fit_outputs(
         kernels.read(*map(_series, data), 0, len(fits.y), kind, mean)
         return descend(
             partial(kernels.descend, 0, None), engine, p, options, optimizer, epochs,
-            record_every, tol, start, _C.launches(),
+            record_every, tol, start, REGISTRY["cpu"],
         )  # fmt: skip
     if mean:  # over the outputs too, where the kernels know each one alone
         total = fits.y.numel() if counted is None else float(counted.double().sum())
         kind = Criterion(kind.kind, kind.options, kind.factor / total)
     run = Run(fits, p, kind, False, options, optimizer, engine, epochs, record_every, tol)
-    before = _C.launches()
-    out = Cpu().descend(run)
+    before = runner.launches()
+    out = runner.descend(run)
     ways = ways_of(out.status, nan_policy, fits)
     run.leave(out)
     loss = float(out.loss.sum())
@@ -91,11 +91,11 @@ def fit_outputs(
         converged=False,
         stop_reason="diverged" if diverged else "epochs",
         engine=engine,
-        backend=Cpu.name,
-        launches=_C.launches() - before,
+        backend=runner.name,
+        launches=runner.launches() - before,
         seconds=time.perf_counter() - start,
         history_epochs=np.append(at, epochs),
-        history=np.append(out.recorded.sum(1).numpy(), loss),
+        history=np.append(out.recorded.sum(1).cpu().numpy(), loss),
     )
 
 

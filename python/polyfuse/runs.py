@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import _C
 from .optim.kept import read_kept, write_kept
 from .problem import SLICE_SECONDS
 from .result import FitResult
@@ -28,13 +27,15 @@ def descend(
     record_every: int,
     tol: float,
     start: float,
-    launched: int,
+    runner: Any,
 ) -> FitResult:
     """All epochs; then parameters, .grad and optimizer state are as the loop would leave them.
 
-    start: when the call began; launched: kernels that had been launched by then.
+    start: when the call began; runner: the backend.
     """
-    params, kept = p.detach().double().reshape(-1).numpy().copy(), np.zeros((KEPT, p.numel()))
+    before = runner.launches()
+    params = p.detach().double().reshape(-1).cpu().numpy().copy()
+    kept = np.zeros((KEPT, p.numel()))
     if options is not None:
         kept = read_kept(options, optimizer.state.get(p, {}), p.numel())
     grad = np.zeros(p.numel())
@@ -54,7 +55,7 @@ def descend(
     with torch.no_grad(), np.errstate(over="ignore"):
         p.copy_(torch.from_numpy(params).view(p.shape))
         if done and p.requires_grad:
-            p.grad = torch.from_numpy(grad).to(p.dtype).view(p.shape)
+            p.grad = torch.from_numpy(grad).to(p.device, p.dtype).view(p.shape)
     if done and options is not None and any(kept_of(options)):
         write_kept(options, optimizer, p, kept)
     if at[-1:] != [done]:
@@ -70,8 +71,8 @@ def descend(
         converged=converged,
         stop_reason=reason,
         engine=engine,
-        backend="cpu",
-        launches=_C.launches() - launched,
+        backend=runner.name,
+        launches=runner.launches() - before,
         seconds=time.perf_counter() - start,
         history_epochs=np.array(at, dtype=np.int64),
         history=np.array(history),

@@ -15,6 +15,7 @@ class Backend(Protocol):
 
     name: str
     max_params: int
+    several_variables: bool
 
     def missing(self) -> str | None:
         """None, or why this backend is not there."""
@@ -84,10 +85,11 @@ def backends() -> dict[str, str]:
     return {name: REGISTRY[name].missing() or "available" for name in HOMES}
 
 
-def backend_of(device: torch.device, n_params: int) -> Backend | None:
+def backend_of(device: torch.device, n_params: int, several: bool = False) -> Backend | None:
     """The backend of the training loop of a model on a device; None where there is none."""
     for backend in (REGISTRY[name] for name in AUTO.get(device.type, ())):
-        if not backend.missing() and n_params <= backend.max_params:
+        serves = n_params <= backend.max_params and (backend.several_variables or not several)
+        if serves and not backend.missing():
             return backend
     return None
 

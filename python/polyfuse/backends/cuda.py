@@ -48,6 +48,7 @@ def _missing() -> str | None:
 class Cuda:
     name = "cuda"
     max_params = MAX_PARAMS
+    several_variables = False
     max_changes = MAX_CHANGES
     in_place = True
     device_type = "cuda"
@@ -70,6 +71,8 @@ class Cuda:
             return f"the data is on {problem.x.device}"
         if len(problem.model.slots) > MAX_PARAMS:
             return f"{len(problem.model.slots)} scalar parameters, more than {MAX_PARAMS}"
+        if problem.model.exponents:
+            return "the model has several variables"
         return None
 
     def evaluate(

@@ -47,7 +47,7 @@ class DeviceMap:
 
     @classmethod
     def of(cls, model: Traced, device: torch.device) -> DeviceMap:
-        return _map(model.terms, model.degree + 1, len(model.slots), device)
+        return _map(model.terms, model.n_terms, len(model.slots), device)
 
     @classmethod
     def identity_of(cls, n_terms: int, device: torch.device) -> DeviceMap:

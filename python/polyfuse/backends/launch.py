@@ -105,7 +105,7 @@ class Run:
             epochs=min(self.epochs, TRIAL_EPOCHS),
         )  # fmt: skip
 
-    def rounds(self, samples: Samples) -> bool:
+    def rounds(self, samples: Any) -> bool:
         """Whether a step is one in float32."""
         return self.load and samples.x.dtype == torch.float32
 
@@ -257,6 +257,16 @@ def stream(samples: Samples, run: Run) -> None:
     kernel = ("stream", x.numel().bit_length(), run.compiled_for(samples))
     shares = geometry.shares(on)
     once(run, fastest(samples, kernel, shares, trial, tuning.LONG, run.epochs) or shares[0])
+
+
+def new_moments(samples: Samples, n_terms: int) -> torch.Tensor:
+    """As `device` lays them out."""
+    return torch.empty(4 * n_terms + 2, dtype=torch.float64, device=samples.x.device)
+
+
+def square_in(buffer: torch.Tensor, samples: Samples) -> float:
+    """Sum w r^2 among the moments."""
+    return float(buffer[2])
 
 
 def moments(

@@ -73,6 +73,7 @@ def make_data(
 class Cpu:
     name = "cpu"
     max_params = MAX_PARAMS
+    several_variables = True
     max_changes = 4096  # of the rule, in one launch
 
     def missing(self) -> str | None:

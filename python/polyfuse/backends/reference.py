@@ -17,7 +17,7 @@ from ..symbolic import MAX_PARAMS, Traced
 def design(model: Traced, x: torch.Tensor) -> torch.Tensor:
     """V [N, K], V[n, k] = u_n^k with u = (x - shift) * scale, or products of such powers."""
     if model.exponents:
-        shift, scale = torch.tensor(model.variables, dtype=torch.float64).T
+        shift, scale = x.new_tensor(model.variables, dtype=torch.float64).T
         u = (x.double() - shift) * scale
         columns = []
         for exponents in model.exponents:
@@ -108,6 +108,7 @@ class Step:
 class Reference:
     name = "reference"
     max_params = MAX_PARAMS
+    several_variables = False
 
     def __init__(self) -> None:
         self._launches = 0

@@ -12,7 +12,7 @@ import torch
 from ..criteria import ELEMENTARY, SQUARED, Criterion
 from ..problem import Problem, Report, Schedule
 from ..symbolic import Traced
-from . import geometry, launch
+from . import geometry, launch, surface_triton
 from .device import (
     MAX_CHANGES,
     DeviceMap,
@@ -26,6 +26,7 @@ from .device import (
     state_size,
 )
 from .launch import Run, Samples
+from .reference import design, finite
 from .tables import Tables
 
 
@@ -34,14 +35,27 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _samples(problem: Problem) -> Samples:
-    model = problem.model
-    return Samples(problem.x, problem.y, model.shift, model.scale, problem.omit, problem.weight)
+def _kernels(model: Traced) -> Any:
+    return surface_triton if model.exponents else launch
+
+
+def _samples(
+    model: Traced, x: torch.Tensor, y: torch.Tensor, omit: bool = False,
+    weight: torch.Tensor | None = None,
+) -> Any:  # fmt: skip
+    if model.exponents:
+        return surface_triton.Samples.of(model, x, y, omit, weight)
+    return Samples(x, y, model.shift, model.scale, omit, weight)
+
+
+def _samples_of(problem: Problem) -> Any:
+    return _samples(problem.model, problem.x, problem.y, problem.omit, problem.weight)
 
 
 class Triton:
     name = "triton"
     max_params = geometry.MAX_PARAMS
+    several_variables = True
     max_changes = MAX_CHANGES
     in_place = True
 
@@ -59,14 +73,21 @@ class Triton:
             return f"the data is on {device}"
         if len(problem.model.slots) > geometry.MAX_PARAMS:
             return f"{len(problem.model.slots)} parameters, above {geometry.MAX_PARAMS}"
+        terms = problem.model.n_terms
+        if problem.model.exponents and terms > surface_triton.MAX_TERMS:
+            return f"{terms} terms of several variables, above {surface_triton.MAX_TERMS}"
         return None
 
     def evaluate(self, model: Traced, coef: Any, x: torch.Tensor) -> torch.Tensor:
         coef = torch.as_tensor(coef, dtype=torch.float64, device=x.device).contiguous()
+        if model.exponents:
+            return (design(model, x) @ coef).to(x.dtype)
         samples = Samples(x, x, model.shift, model.scale)
         return launch.evaluate(samples, DeviceMap.identity_of(model.degree + 1, x.device), coef)
 
     def project(self, model: Traced, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        if model.exponents:
+            return design(model, x).T @ g.double()
         map = DeviceMap.identity_of(model.degree + 1, x.device)
         return launch.project(Samples(x, g, model.shift, model.scale), map, map.factor)
 
@@ -76,18 +97,20 @@ class Triton:
         return loss_and_gradient(self, problem, params)
 
     def accumulate(self, problem: Problem) -> DeviceMoments:
-        device = problem.x.device
-        terms = problem.model.degree + 1
-        buffer = torch.empty(4 * terms + 2, dtype=torch.float64, device=device)
-        run = Run(DeviceMap.identity_of(terms, device), DeviceRule(buffer, 0), buffer)
-        launch.moments(_samples(problem), run, buffer, given=False, run_epochs=False)
-        return DeviceMoments(buffer, float(buffer[2]))
+        model, samples = problem.model, _samples_of(problem)
+        kernels = _kernels(model)
+        buffer = kernels.new_moments(samples, model.n_terms)
+        run = Run(
+            DeviceMap.identity_of(model.n_terms, buffer.device), DeviceRule(buffer, 0), buffer
+        )
+        kernels.moments(samples, run, buffer, given=False, run_epochs=False)
+        return DeviceMoments(buffer, kernels.square_in(buffer, samples))
 
     def descend(
         self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: Any
     ) -> Report:
-        samples, device = _samples(problem), problem.x.device
-        terms = problem.model.degree + 1
+        kernels, samples = _kernels(problem.model), _samples_of(problem)
+        device, terms = problem.x.device, problem.model.n_terms
         if schedule.seconds:
             at_once = geometry.epochs_at_once(
                 engine,
@@ -108,14 +131,13 @@ class Triton:
             record_every=schedule.record_every, tol=schedule.tol, bounds=bounds_of(problem),
         )  # fmt: skip
         if engine == "stream":
-            launch.stream(samples, run)
+            kernels.stream(samples, run)
         else:
             given = moments is not None
             if not given:
-                buffer = torch.empty(4 * terms + 2, dtype=torch.float64, device=device)
-                moments = DeviceMoments(buffer, np.nan)
+                moments = DeviceMoments(kernels.new_moments(samples, terms), np.nan)
             closed = engine == "closed_form"
-            launch.moments(samples, run, moments.buffer, given=given, closed=closed)
+            kernels.moments(samples, run, moments.buffer, given=given, closed=closed)
         held.launched(schedule, engine)
         held.finish()
         outcome = held.outcome()
@@ -128,7 +150,9 @@ class Triton:
         )
 
     def nonfinite(self, problem: Problem) -> int:
-        return int(launch.nonfinite(_samples(problem)))
+        if problem.model.exponents:
+            return int((~finite(problem)).sum())
+        return int(launch.nonfinite(_samples_of(problem)))
 
     def launches(self) -> int:
         return launch.launches
@@ -143,11 +167,11 @@ class Triton:
         if state is None:
             state = torch.empty(state_size(map.n_params), dtype=torch.float64, device=x.device)
         run = Run(map, rule, state, table, load=True, mean=mean, criterion=criterion)
-        samples = Samples(x, y, model.shift, model.scale, weight=weight)
+        kernels, samples = _kernels(model), _samples(model, x, y, weight=weight)
         if moments is None:
-            launch.step(samples, run)
+            kernels.step(samples, run)
         else:
-            launch.moments(samples, run, moments.buffer, given=True, step=True)
+            kernels.moments(samples, run, moments.buffer, given=True, step=True)
         return state
 
     def store(

@@ -32,6 +32,45 @@ def descend(
     return run
 
 
+@triton.jit
+def run_on_moments(
+    fit, model, rule_ptr, changes_ptr, state_ptr, tables_ptr, scratch_ptr, bounds_ptr, schedule,
+    p_lane, k_lane, P: tl.constexpr, T: tl.constexpr, JUMP: tl.constexpr, BAND: tl.constexpr,
+    CLOSED: tl.constexpr, STEP: tl.constexpr, IDENTITY: tl.constexpr, LOAD: tl.constexpr,
+    STORE: tl.constexpr, ROUND: tl.constexpr, METHOD: tl.constexpr, SINGLE: tl.constexpr,
+    CHANGES: tl.constexpr, BOUNDED: tl.constexpr,
+):  # fmt: skip
+    """All epochs, CLOSED: by powers of one epoch's matrix; and what they leave behind."""
+    epochs = schedule[1]
+    rule, rules = load_rule(rule_ptr, p_lane, P), (rule_ptr, changes_ptr)
+    bounds = load_bounds(bounds_ptr, p_lane, P, BOUNDED)
+    entered = enter(state_ptr, tables_ptr, p_lane, P, T, LOAD, METHOD, SINGLE)
+    run = start_of(entered, state_ptr, P, LOAD)
+    remember(state_ptr, run[0], p_lane, P)
+    if CLOSED:
+        if epochs >= 4:
+            # The first step is taken apart because it fills the momentum buffers.
+            run = descend(
+                1, run, fit, rule, rules, bounds, schedule, state_ptr, model, p_lane, k_lane, P,
+                IDENTITY, ROUND, METHOD, False, BOUNDED,
+            )  # fmt: skip
+            run = jumps(
+                run, fit, rule, schedule, state_ptr, scratch_ptr, model, p_lane, k_lane,
+                P, JUMP, BAND, IDENTITY,
+            )  # fmt: skip
+    run = descend(
+        epochs, run, fit, rule, rules, bounds, schedule, state_ptr, model, p_lane, k_lane, P,
+        IDENTITY, ROUND, METHOD, CHANGES, BOUNDED,
+    )  # fmt: skip
+    loss = run[8]
+    if not STEP:
+        loss, _ = objective_of_moments(fit, run[0], model, p_lane, k_lane, IDENTITY, ROUND)
+    # A run on moments that are not finite comes to nothing.
+    keep = STEP | is_finite(fit[4])
+    leave(state_ptr, tables_ptr, run, rule, keep, p_lane, P, T, STORE, SINGLE)
+    leave_outcome(state_ptr, run[6], run[7], loss, run[8], fit[4], P)
+
+
 @kernel
 def moments_kernel(
     x_ptr, y_ptr, n_points: tl.int64, x_stride, y_stride,
@@ -68,34 +107,10 @@ def moments_kernel(
             tl.debug_barrier()
     if RUN:
         if mine:
-            model = (factor_ptr, span_ptr, slots_ptr, n_products)
-            schedule = (first_epoch, epochs, record_every, tol)
-            rule, rules = load_rule(rule_ptr, p_lane, P), (rule_ptr, changes_ptr)
-            bounds = load_bounds(bounds_ptr, p_lane, P, BOUNDED)
-            fit = load_fit(moments_ptr, shift, scale, k_lane, K, MEAN)
-            entered = enter(state_ptr, tables_ptr, p_lane, P, T, LOAD, METHOD, SINGLE)
-            run = start_of(entered, state_ptr, P, LOAD)
-            remember(state_ptr, run[0], p_lane, P)
-            if CLOSED:
-                if epochs >= 4:
-                    # The first step is taken apart because it fills the momentum buffers.
-                    run = descend(
-                        1, run, fit, rule, rules, bounds, schedule, state_ptr, model, p_lane,
-                        k_lane, P, IDENTITY, ROUND, METHOD, False, BOUNDED,
-                    )  # fmt: skip
-                    run = jumps(
-                        run, fit, rule, schedule, state_ptr, scratch_ptr, model, p_lane, k_lane,
-                        P, JUMP, BAND, IDENTITY,
-                    )  # fmt: skip
-            run = descend(
-                epochs, run, fit, rule, rules, bounds, schedule, state_ptr, model, p_lane, k_lane,
-                P, IDENTITY, ROUND, METHOD, CHANGES, BOUNDED,
+            run_on_moments(
+                load_fit(moments_ptr, shift, scale, k_lane, K, MEAN),
+                (factor_ptr, span_ptr, slots_ptr, n_products), rule_ptr, changes_ptr, state_ptr,
+                tables_ptr, scratch_ptr, bounds_ptr, (first_epoch, epochs, record_every, tol),
+                p_lane, k_lane, P, T, JUMP, BAND, CLOSED, STEP, IDENTITY, LOAD, STORE, ROUND,
+                METHOD, SINGLE, CHANGES, BOUNDED,
             )  # fmt: skip
-            loss = run[8]
-            if not STEP:
-                loss, _ = objective_of_moments(fit, run[0], model, p_lane, k_lane, IDENTITY, ROUND)
-            square = tl.load(moments_ptr + 2)
-            # A run on moments that are not finite comes to nothing.
-            keep = STEP | is_finite(square)
-            leave(state_ptr, tables_ptr, run, rule, keep, p_lane, P, T, STORE, SINGLE)
-            leave_outcome(state_ptr, run[6], run[7], loss, run[8], square, P)
