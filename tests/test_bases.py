@@ -205,3 +205,19 @@ def test_numpys_objects_go_both_ways():
         nn.Polynomial(1, batch_shape=(3,)).to_numpy()
     with pytest.raises(ValueError, match="basis: expected one of monomial, chebyshev"):
         nn.Polynomial(2, basis="fourier")
+
+
+@pytest.mark.parametrize("engine", ["moments", "closed_form"])
+@pytest.mark.parametrize("basis", ["laguerre", "hermite"])
+def test_columns_that_are_nearly_collinear_keep_their_digits(basis, engine):
+    x = torch.linspace(-1, 1, 2000, dtype=torch.float64)
+    histories = []
+    for used in (engine, "stream"):
+        model = nn.Polynomial(10, basis=basis, dtype=torch.float64)
+        with torch.no_grad():
+            model.coefficients.fill_(0.1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4 if basis == "laguerre" else 1e-14)
+        result = pf.fit(model, nn.MSELoss(), optimizer, x, torch.sin(3 * x), epochs=50,
+                        engine=used, record_every=20)  # fmt: skip
+        histories.append(result.history)
+    np.testing.assert_allclose(*histories, rtol=1e-11)

@@ -47,9 +47,18 @@ std::vector<double> optimum_of(const Surface& s, const SurfaceMoments& moments) 
       at(i, j) = use ? entry / at(j, j) : 0.0;
     }
   }
-  for (int j = terms - 1; j >= 0; --j) {
-    for (int i = j + 1; i < terms; ++i) step[j] -= at(i, j) * step[i];
-    step[j] = at(j, j) > 0.0 ? step[j] / at(j, j) : 0.0;
+  // The last directions stay out as well where all together would swell: columns that are nearly
+  // collinear have pivots that do not tell.
+  const std::vector<double> along = step;
+  for (int used = terms; used >= 0; --used) {
+    double swell = 0.0;
+    for (int j = terms - 1; j >= 0; --j) {
+      step[j] = j < used ? along[j] : 0.0;
+      for (int i = j + 1; i < used; ++i) step[j] -= at(i, j) * step[i];
+      step[j] = at(j, j) > 0.0 ? step[j] / at(j, j) : 0.0;
+      swell += step[j] * step[j] * gram(j, j);
+    }
+    if (swell <= kSwell * moments.square) break;
   }
   for (int j = 0; j < terms; ++j) step[j] += moments.reference[j];
   return step;
