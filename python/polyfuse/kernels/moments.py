@@ -34,6 +34,13 @@ def store_moments(moments_ptr, frame, reference, sums, k_lane, lane, K: tl.const
 @triton.jit
 def solve(gram, cross, square, reference, lane, K: tl.constexpr):
     """The optimum, as `solve` of csrc/core/moments.h finds it."""
+    lower, along = factorise(gram, cross, square, lane, K)
+    return reference + back_substitute(lower, along, lane, K)
+
+
+@triton.jit
+def factorise(gram, cross, square, lane, K: tl.constexpr):
+    """Cholesky's factor [K, K], and the optimum along its rows; 0 for what is left out."""
     i, j = lane[:, None], lane[None, :]
     left, lower = gram, tl.zeros(gram.shape, tl.float64)
     right, step = -cross, tl.zeros(cross.shape, tl.float64)
@@ -51,6 +58,12 @@ def solve(gram, cross, square, reference, lane, K: tl.constexpr):
         forward = rest / root
         step = tl.where(lane == m, forward, step)
         right -= tl.where(lane > m, column * forward, 0.0)
+    return lower, step
+
+
+@triton.jit
+def back_substitute(lower, step, lane, K: tl.constexpr):
+    j = lane[None, :]
     for back in range(K):
         m = K - 1 - back
         column = tl.sum(tl.where(j == m, lower, 0.0), axis=1)
@@ -58,7 +71,7 @@ def solve(gram, cross, square, reference, lane, K: tl.constexpr):
         rest = pick(step, m, lane) - tl.sum(tl.where(lane > m, column * step, 0.0), axis=0)
         value = tl.where(diagonal > 0.0, rest / tl.where(diagonal > 0.0, diagonal, 1.0), 0.0)
         step = tl.where(lane == m, value, step)
-    return reference + step
+    return step
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from .coefficients import coefficients, pull_back
 from .criterion import value_and_slope
 from .data import kernel
 from .fit import run_on_moments
-from .moments import solve
+from .moments import back_substitute, factorise
 from .optimizer import follow, load_rule
 from .reduce import collect, is_last, leave_barrier, publish, wait_for_all
 from .state import advance, enter, leave, leave_outcome, load_bounds, remember, start_of
@@ -96,7 +96,16 @@ def pilot(
     i, j = lane[:, None], lane[None, :]
     cross = tl.sum(tl.where((i < K) & (j == C), sums, 0.0), axis=1)
     square = tl.sum(tl.sum(tl.where((i == C) & (j == C), sums, 0.0), axis=1), axis=0)
-    return solve(tl.where((i < K) & (j < K), sums, 0.0), cross, square, zero, lane, K)
+    gram = tl.where((i < K) & (j < K), sums, 0.0)
+    power = tl.sum(tl.where(i == j, gram, 0.0), axis=1)
+    lower, along = factorise(gram, cross, square, lane, K)
+    step, swell = along, tl.full([], float("inf"), tl.float64)
+    most = tl.full([], K, tl.int32)
+    while (most >= 0) & (swell > 1e5 * square):  # as csrc/cpu/surface_run.cpp
+        step = back_substitute(lower, tl.where(lane < most, along, 0.0), lane, K)
+        swell = tl.sum(step * step * power, axis=0)
+        most -= 1
+    return step
 
 
 @triton.jit
