@@ -178,7 +178,7 @@ def compiled(name, kernel, flags, degree, dtype, target, share=geometry.SHARES[0
                 signature[argument] = f"*{dtype}"
             attrs[(i,)] = [["tt.divisibility", 16]]
         else:
-            signature[argument] = kernel.params[i].annotation_type
+            signature[argument] = kernel.params[i].annotation_type or "i32"
     used = {a: constants[a] for a in signature if a in constants}
     source = ASTSource(kernel, signature, used, attrs)
     warps = WARPS if "fits" in name else cut.warps
