@@ -108,11 +108,14 @@ void bind_classes(py::module_& m) {
         return s;
       }))
       .def("read",
-           [](Classes& s, const SeriesTuple& x, Address index, const SeriesTuple& share, int64_t n,
-              const Criterion& criterion, bool mean) {
+           [](Classes& s, const SeriesTuple& x, Address index, int64_t index_stride,
+              const SeriesTuple& share, const SeriesTuple& w, int64_t n, const Criterion& criterion,
+              bool mean) {
              s.x = series(x);
              s.index = at<const int64_t>(index);
+             s.index_stride = index_stride;
              s.share = series(share);
+             s.w = series(w);
              s.n = n;
              s.criterion = criterion;
              s.mean = mean;

@@ -271,8 +271,9 @@ bool Step::launch(Objective& objective, int threads) {
   const Forward& forward = *objective.forward;
   const auto look = [&](double* grad) {
     const double* params = forward.params.data();
-    return plan_.classes ? polyfuse::objective(classes_of(objective), threads, params, grad)
-                         : polyfuse::objective(problem, moments, params, grad);
+    return plan_.classes
+               ? polyfuse::objective(classes_of(objective, problem.data), threads, params, grad)
+               : polyfuse::objective(problem, moments, params, grad);
   };
   double loss;
   if (moments || data_.n < kLongLaunch) {
@@ -286,7 +287,7 @@ bool Step::launch(Objective& objective, int threads) {
     grad_ = std::move(grad);
   }
   if (plan_.classes && std::isnan(loss)) {
-    const Classes classes = classes_of(objective);
+    const Classes classes = classes_of(objective, problem.data);
     if (const int64_t* bad = class_out_of_range(classes)) {
       PyErr_Format(PyExc_IndexError, "target: expected classes from 0 to %d, got %lld",
                    classes.n_classes - 1, static_cast<long long>(*bad));
@@ -312,7 +313,8 @@ bool Step::launch(Objective& objective, int threads) {
 
 bool Step::weigh(Problem& problem, const Objective& objective) const {
   const Layout of_w = Layout::of_any(objective.weight.ptr());
-  if (!of_w.serves_as(y_.layout()) || !of_w.same_shape(y_.layout())) return false;
+  const Layout& like = plan_.classes ? x_.layout() : y_.layout();
+  if (!of_w.serves_as(like) || !of_w.same_shape(like)) return false;
   problem.data.w = of_w.address;
   problem.data.w_stride = of_w.n_dims == 1 ? of_w.stride[0] : 1;
   const CriterionKind kind = problem.criterion.kind;
@@ -324,15 +326,16 @@ bool Step::weigh(Problem& problem, const Objective& objective) const {
   return true;
 }
 
-Classes Step::classes_of(const Objective& objective) const {
+Classes Step::classes_of(const Objective& objective, const Data& data) const {
   Classes classes = plan_.classes.value_or(Classes{});
-  classes.x = {data_.x, data_.x_stride, 0, dtype_};
-  classes.n = data_.n;
+  classes.x = {data.x, data.x_stride, 0, dtype_};
+  classes.w = {data.w, data.w_stride, 0, dtype_};
+  classes.n = data.n;
   if (y_.layout().n_dims == 1) {
-    classes.index = static_cast<const int64_t*>(data_.y);
-    classes.index_stride = data_.y_stride;
+    classes.index = static_cast<const int64_t*>(data.y);
+    classes.index_stride = data.y_stride;
   } else {
-    classes.share = {data_.y, classes.n_classes, 1, dtype_};
+    classes.share = {data.y, classes.n_classes, 1, dtype_};
   }
   classes.criterion = objective.criterion;
   classes.mean = objective.mean;

@@ -112,7 +112,7 @@ class Step {
   void update();
   // False for a weight that is none of every sample.
   bool weigh(Problem& problem, const Objective& objective) const;
-  Classes classes_of(const Objective& objective) const;
+  Classes classes_of(const Objective& objective, const Data& data) const;
 
   Plan& plan_;
   Dtype dtype_;

@@ -15,6 +15,7 @@ struct Classes {
   const int64_t* index = nullptr;  // [N], the classes; or
   int64_t index_stride = 1;
   Series share;  // [N, C], the probability of each, `fit` between classes
+  Series w;      // [N]; w.at null: 1 everywhere, a sample of weight 0 is left out
   int64_t n = 0;
   Criterion criterion;
   bool mean = true;

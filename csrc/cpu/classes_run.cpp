@@ -6,12 +6,13 @@ namespace polyfuse {
 
 double objective(const Classes& s, int threads, const double* params, double* grad) {
   const int n_params = s.n_terms * s.n_classes;
-  std::vector<double> sums(static_cast<size_t>(2 + n_params));
-  reduce(s.n, 2 + n_params, threads, sums.data(), [&](int64_t begin, int64_t end, double* out) {
+  std::vector<double> sums(static_cast<size_t>(3 + n_params));
+  reduce(s.n, 3 + n_params, threads, sums.data(), [&](int64_t begin, int64_t end, double* out) {
     passes_for(s.n).class_loss(s, params, begin, end, out);
   });
-  const double weight = s.mean ? 1.0 / sums[1] : 1.0;
-  for (int j = 0; j < n_params; ++j) grad[j] = sums[1] > 0.0 ? weight * sums[2 + j] : 0.0;
+  // As torch: the mean of nothing is nan, and a sample that is left out has no gradient.
+  const double weight = s.mean ? sums[1] != 0.0 ? 1.0 / sums[1] : NAN : 1.0;
+  for (int j = 0; j < n_params; ++j) grad[j] = sums[2] > 0.0 ? weight * sums[3 + j] : 0.0;
   return weight * sums[0];
 }
 

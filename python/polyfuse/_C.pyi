@@ -102,8 +102,9 @@ class Classes:
         self, n_terms: int, n_classes: int, shift: float, scale: float, basis: tuple
     ) -> None: ...
     def read(
-        self, x: Any, index: int, share: Any, n: int, criterion: Criterion, mean: bool
-    ) -> None: ...
+        self, x: Any, index: int, index_stride: int, share: Any, w: Any, n: int,
+        criterion: Criterion, mean: bool,
+    ) -> None: ...  # fmt: skip
     def descend(self, engine: int, moments: None, *args: Any) -> Any: ...
 
 class Plan:

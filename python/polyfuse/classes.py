@@ -40,10 +40,12 @@ def fit_classes(
     epochs, engine, backend, record_every, tol, nan_policy, weights, _ = wanted
     _check.one_of("engine", engine, ("auto", "stream"))
     _check.one_of("backend", backend, ("auto", "cpu"))
-    read, mean = check_classes(model, criterion, optimizer, x, y, weights)
+    read, mean = check_classes(model, criterion, optimizer, x, y)
+    w = _check.weight(x, *weights)
     if nan_policy == "omit":
         raise ValueError("nan_policy: expected raise or propagate with CrossEntropyLoss, got omit")
-    finite = bool(x.isfinite().all() and y.isfinite().all())
+    counted = slice(None) if w is None else w != 0
+    finite = bool(x[counted].isfinite().all() and y[counted].isfinite().all())
     if nan_policy == "raise" and not finite:
         raise ValueError("x, y: expected finite data, or nan_policy='propagate'")
     p, xs, ys = model.coefficients, _check.flat(x), y.detach().resolve_neg()
@@ -55,7 +57,9 @@ def fit_classes(
     kernels.read(
         (xs.data_ptr(), xs.stride(0), 0, xs.dtype is torch.float64),
         0 if index is None else index.data_ptr(),
+        1,
         share,
+        None if w is None else (w.data_ptr(), w.stride(0), 0, w.dtype is torch.float64),
         len(xs),
         read,
         mean,
@@ -68,7 +72,7 @@ def fit_classes(
 
 
 def check_classes(
-    model: Any, criterion: Any, optimizer: Any, x: Any, y: Any, weights: Any
+    model: Any, criterion: Any, optimizer: Any, x: Any, y: Any
 ) -> tuple[Criterion, bool]:
     """The criterion, and whether its reduction is a mean; raises what `fit` documents."""
     found = read_classes(criterion)
@@ -76,9 +80,6 @@ def check_classes(
         raise ValueError(f"criterion: {found}")
     if reason := refuse_own(model):
         raise ValueError(f"model: {reason}")
-    for name, value in zip(("sample_weight", "mask", "sigma"), weights, strict=True):
-        if value is not None:
-            raise ValueError(f"{name}: not with CrossEntropyLoss; its ignore_index leaves out")
     p = model.coefficients
     if p.numel() > MAX_PARAMETERS:
         raise ValueError(f"model: expected at most {MAX_PARAMETERS} coefficients, got {p.numel()}")

@@ -38,8 +38,6 @@ class FusedStep:
         """
         known, criterion, optimizer = self._known, self.criterion, self.optimizer
         weights = sample_weight, mask, sigma
-        if has_outputs(self.model) and any(value is not None for value in weights):
-            check_classes(self.model, criterion, optimizer, x, y, weights)  # refuses them
         if (
             known is None
             or not known.loop.sees(x)
@@ -49,7 +47,7 @@ class FusedStep:
             or refuse_parameters(known.tensors)
         ):
             if has_outputs(self.model):
-                read: Any = check_classes(self.model, criterion, optimizer, x, y, weights)
+                read: Any = check_classes(self.model, criterion, optimizer, x, y)
                 known = fused(self.model, x.dtype, x.device)
                 if known.traced is None:
                     raise ValueError(f"model: Polynomial is not fused: {known.reason}")
@@ -66,8 +64,9 @@ class FusedStep:
             known.see_criterion(criterion, *read)
             self._known = known
         assert known.criterion is not None
-        weight = _check.weight(y, *weights)
-        weight = None if weight is None else weight.view(y.shape)
+        of = x if has_outputs(self.model) else y
+        weight = _check.weight(of, *weights)
+        weight = None if weight is None else weight.view(of.shape)
         objective = Objective(Forward(known, x), y, y._version, *known.criterion, weight)
         if not objective.launch(optimizer):
             raise ValueError(f"x, y: expected plain dense tensors, got {type(x).__name__}")
