@@ -147,7 +147,7 @@ def test_weights_of_samples(way, options, targets):
 
 
 def once(make, x, y, **options):
-    """Loss and gradient, from `make` fit or from torch."""
+    """Loss and gradient, from torch or from `fit` with the backend of that name."""
     model, _ = two_models(degree=1)
     with torch.no_grad():
         model.coefficients[:, 3] = -1e308
@@ -159,7 +159,7 @@ def once(make, x, y, **options):
     optimizer = optim.SGD(model.parameters(), lr=0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of a loss that is nan
-        result = pf.fit(model, criterion, optimizer, x, y, epochs=1)
+        result = pf.fit(model, criterion, optimizer, x, y, epochs=1, backend=make)
     return torch.tensor(result.loss, dtype=x.dtype), model.coefficients.grad
 
 
@@ -184,7 +184,7 @@ def test_what_counts_nothing_or_loses_everything_is_torchs(name):
     y, options = NOTHING_COUNTS[name]
     x = torch.tensor([0.5, 2.0], dtype=torch.float64)
     y = torch.tensor(y, dtype=torch.float64 if isinstance(y[0], list) else torch.int64)
-    found, wanted = (once(make, x, y, **options) for make in ("fit", "torch"))
+    found, wanted = (once(make, x, y, **options) for make in ("cpu", "torch"))
     torch.testing.assert_close(found, wanted, equal_nan=True)
 
 
@@ -213,14 +213,19 @@ def test_bad_input_changes_nothing():
         ({"x": x * torch.nan}, ValueError, "x, y: expected finite data"),
         ({"criterion": nn.MSELoss()}, TypeError, "y: expected dtype"),
         (
-            {"criterion": nn.CrossEntropyLoss(weight=torch.ones(3))},
+            {"criterion": nn.CrossEntropyLoss(weight=torch.ones(3, dtype=torch.float64))},
             ValueError,
             "criterion: expected a weight of 4 classes",
         ),
         (
+            {"criterion": nn.CrossEntropyLoss(weight=torch.ones(4))},
+            ValueError,
+            "criterion: weight: expected the dtype torch.float64, got torch.float32",
+        ),
+        (
             {"criterion": nn.CrossEntropyLoss(weight=torch.ones(4, device="meta"))},
             ValueError,
-            "criterion: weight: expected a plain tensor on the CPU",
+            "criterion: weight: expected a plain tensor that needs",
         ),
         ({"y": y.to("meta")}, ValueError, "y: expected the device of x, cpu, got meta"),
         ({"sample_weight": x}, ValueError, "sample_weight: expected finite numbers >= 0"),

@@ -23,6 +23,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from .each_sample import each_sample  # noqa: E402
 
 N_SAMPLES = 10**8
+CLASSES = 10
 SGD = METHODS[SgdOptions].number
 FLAGS = {
     "step_kernel": [
@@ -55,6 +56,16 @@ FLAGS = {
         {"RUN": True, "GIVEN": True, "CHANGES": True},
         {"RUN": True, "CLOSED": True, "LOAD": True, "STORE": True, "SINGLE": 1},
         *({"RUN": True, "GIVEN": True, "METHOD": m.number} for m in METHODS.values()),
+    ],
+    "classes_step_kernel": [
+        {"INDEX": True, "MEAN": True},
+        {"LOAD": True, "STORE": True, "ROUND": True, "SINGLE": 15, "SMOOTH": True},
+    ],
+    "classes_stream_kernel": [
+        {"ALONE": True, "INDEX": True},
+        {"INDEX": True, "WEIGHTED": True, "SMOOTH": True},
+        {"METHOD": METHODS[AdamOptions].number, "INDEX": True, "WEIGHTED": True},
+        {"METHOD": METHODS[RAdamOptions].number},
     ],
     "solve_fits_kernel": [
         {},
@@ -107,6 +118,10 @@ def kernels():
 
 def cut_of(name, flags, terms, itemsize, target):
     machine = geometry.Machine(100, target.warp_size)
+    if "classes" in name:
+        return geometry.classes(
+            30 if flags.get("ALONE") else N_SAMPLES, terms, CLASSES, machine, 100
+        )
     if name == "stream_kernel":
         n = 1000 if flags["ALONE"] else N_SAMPLES
         others = flags.get("KIND") in [kind.tag for kind in ELEMENTARY]
@@ -129,6 +144,10 @@ def compiled(name, kernel, flags, degree, dtype, target):
         "w_stride": 1, "BLOCK": BLOCK,
         "METHOD": SGD,
     } | flags  # fmt: skip
+    if "classes" in name:
+        padded = geometry.width(CLASSES)
+        chunk = geometry.class_chunk(geometry.width(terms) * padded)
+        constants |= {"C": CLASSES, "CW": padded, "CHUNK": chunk}
     signature, attrs = {}, {}
     for i, (argument, p) in enumerate(inspect.signature(kernel.fn).parameters.items()):
         if argument in constants or p.annotation is triton.language.constexpr:
@@ -137,6 +156,8 @@ def compiled(name, kernel, flags, degree, dtype, target):
         elif argument.endswith("_ptr"):
             of_data = argument in ("x_ptr", "y_ptr", "g_ptr", "w_ptr") or name == "evaluate_kernel"
             other = "*i64" if (name, argument) == ("nonfinite_kernel", "out_ptr") else "*fp64"
+            if (argument, flags.get("INDEX")) == ("y_ptr", True):
+                other, of_data = "*i64", False
             signature[argument] = POINTERS.get(argument, other)
             if of_data and argument in ("x_ptr", "y_ptr", "g_ptr", "w_ptr", "out_ptr"):
                 signature[argument] = f"*{dtype}"
@@ -179,7 +200,7 @@ def test_compiles_and_keeps_everything_in_registers(name, kernel, flags, target,
     assert stack == 0
     if name in READS_WIDE and not flags.get("GIVEN"):
         assert re.search(r"ld\.global\.(v4\.b32|v2\.b64)", binary.asm["ptx"])  # 16 bytes
-    if name == "stream_kernel" and not flags["ALONE"]:
+    if name.endswith("stream_kernel") and not flags.get("ALONE"):
         together = cut.programs // 100 * cut.warps * 32
         assert registers * together <= 65536  # all programs are on the device at once
 

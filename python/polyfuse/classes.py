@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import Any
 
 import torch
 
-from . import _C, _check
-from .backends.native import make_classes
+from . import _check
+from .backends.classes import Targets, choose
 from .batch import options_held
 from .criteria import CROSS_ENTROPY, Criterion, build, kind_of, options_of
 from .logits import Logits, logits
@@ -39,8 +38,9 @@ def fit_classes(
     start = time.perf_counter()
     epochs, engine, backend, record_every, tol, nan_policy, weights, _ = wanted
     _check.one_of("engine", engine, ("auto", "stream"))
-    _check.one_of("backend", backend, ("auto", "cpu"))
     read, mean = check_classes(model, criterion, optimizer, x, y)
+    traced = _logits(model)
+    runner = choose(backend, traced, x.device)
     w = _check.weight(x, *weights)
     if nan_policy == "omit":
         raise ValueError("nan_policy: expected raise or propagate with CrossEntropyLoss, got omit")
@@ -48,26 +48,13 @@ def fit_classes(
     finite = bool(x[counted].isfinite().all() and y[counted].isfinite().all())
     if nan_policy == "raise" and not finite:
         raise ValueError("x, y: expected finite data, or nan_policy='propagate'")
-    p, xs, ys = model.coefficients, _check.flat(x), y.detach().resolve_neg()
-    kernels = make_classes(_logits(model))
-    index = ys.contiguous() if ys.ndim == 1 else None
-    share = None
-    if index is None:
-        share = ys.data_ptr(), *ys.stride(), ys.dtype is torch.float64
-    kernels.read(
-        (xs.data_ptr(), xs.stride(0), 0, xs.dtype is torch.float64),
-        0 if index is None else index.data_ptr(),
-        1,
-        share,
-        None if w is None else (w.data_ptr(), w.stride(0), 0, w.dtype is torch.float64),
-        len(xs),
-        read,
-        mean,
-    )
-    options = options_held(p, optimizer)
+    xs, ys = _check.flat(x), y.detach().resolve_neg()
+    options = options_held(model.coefficients, optimizer)
+    before = runner.launches()
+    run = runner.run_of(Targets(traced, read, mean, xs, ys, w), options)
     return descend(
-        partial(kernels.descend, 0, None), "stream", p, options, optimizer, epochs, record_every,
-        tol, start, _C.launches(),
+        run, "stream", model.coefficients, options, optimizer, epochs, record_every, tol, start,
+        before, runner,
     )  # fmt: skip
 
 
@@ -75,7 +62,7 @@ def check_classes(
     model: Any, criterion: Any, optimizer: Any, x: Any, y: Any
 ) -> tuple[Criterion, bool]:
     """The criterion, and whether its reduction is a mean; raises what `fit` documents."""
-    found = read_classes(criterion)
+    found = read_classes(criterion, x)
     if isinstance(found, str):
         raise ValueError(f"criterion: {found}")
     if reason := refuse_own(model):
@@ -85,9 +72,9 @@ def check_classes(
         raise ValueError(f"model: expected at most {MAX_PARAMETERS} coefficients, got {p.numel()}")
     shares = isinstance(y, torch.Tensor) and y.is_floating_point()
     _check.alike(x, **({"y": y} if shares else {}))
-    if p.dtype is not x.dtype or x.device.type != "cpu" or p.device != x.device:
+    if p.dtype is not x.dtype or p.device != x.device:
         raise TypeError(
-            f"x: expected {p.dtype} on a CPU, as the model's coefficients, "
+            f"x: expected {p.dtype} on {p.device}, as the model's coefficients, "
             f"got {x.dtype} on {x.device}"
         )
     _check.memory(x=x)
@@ -110,8 +97,8 @@ def check_classes(
         raise TypeError(f"y: expected a torch.Tensor, got {type(y).__name__}")
     elif y.dtype is not torch.int64:
         raise TypeError(f"y: expected classes of int64, or probabilities, got {y.dtype}")
-    if y.device.type != "cpu":
-        raise ValueError(f"y: expected the device of x, cpu, got {y.device}")
+    if y.device != x.device:
+        raise ValueError(f"y: expected the device of x, {x.device}, got {y.device}")
     _check.memory(y=y)
     if y.shape != expected:
         raise ValueError(f"y: expected shape {expected}, got {tuple(y.shape)}")
@@ -125,13 +112,13 @@ def _logits(model: Polynomial) -> Logits:
     return logits(model.coefficients, model.basis, shift, scale)
 
 
-def read_classes(criterion: Any) -> tuple[Criterion, bool] | str:
-    """What `recognise.read_criterion` gives, for several outputs."""
+def read_classes(criterion: Any, like: Any = None) -> tuple[Criterion, bool] | str:
+    """What `recognise.read_criterion` gives, for several outputs of x like this."""
     name = type(criterion).__name__
     if not isinstance(criterion, torch.nn.Module) or kind_of(type(criterion)) is not CROSS_ENTROPY:
         hint = "independent curves are a batch (batch_shape=)"
         return f"expected CrossEntropyLoss for several outputs, got {name}; {hint}"
     if not is_torchs(criterion):
         return f"{name} has hooks or a forward of its own"
-    found = options_of(criterion)
+    found = options_of(criterion, like if isinstance(like, torch.Tensor) else None)
     return found if isinstance(found, str) else build(*found)

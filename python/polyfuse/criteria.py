@@ -236,8 +236,10 @@ def read(
 def _classes(weight: Any, ignore: Any, smoothing: Any, like: Any) -> Options | str:
     """The options of cross entropy; or why they are not fused."""
     if weight is not None:
-        if type(weight) is not Tensor or weight.requires_grad or weight.device.type != "cpu":
-            return "weight: expected a plain tensor on the CPU that needs no gradient"
+        if type(weight) is not Tensor or weight.requires_grad or weight.device.type == "meta":
+            return "weight: expected a plain tensor that needs no gradient"
+        if like is not None and weight.device != like.device:
+            return f"weight: expected the device {like.device}, got {weight.device}"
         if weight.ndim != 1 or not 0 < len(weight) <= MAX_CLASSES or not weight.is_contiguous():
             return f"weight: expected one of each class, got shape {tuple(weight.shape)}"
         if like is not None and weight.dtype != like.dtype:

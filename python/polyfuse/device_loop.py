@@ -14,6 +14,7 @@ from . import _C
 from ._check import GONE
 from .backends.device import DeviceMap, DeviceRule, device_rule
 from .backends.tables import OnDevice, tables
+from .logits import Logits
 from .rules import Options, Rule
 from .symbolic import Traced
 
@@ -118,9 +119,10 @@ class DeviceLoop(_C.Loop):
         criterion = objective.criterion.over_rows_of(forward.x)
         weight = None if objective.weight is None else objective.weight.reshape(-1)
         moments = self.moments if criterion.squared and weight is None else None
+        y = objective.y if isinstance(self.traced, Logits) else objective.y.reshape(-1)
         state = self.runner.step(
-            self.map, self.rule, table, forward.x.reshape(-1), objective.y.reshape(-1),
-            self.traced, objective.mean, moments, criterion, weight,
+            self.map, self.rule, table, forward.x.reshape(-1), y, self.traced,
+            objective.mean, moments, criterion, weight,
         )  # fmt: skip
         objective.state = state
         n_params = len(self.traced.slots)

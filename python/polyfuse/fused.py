@@ -14,6 +14,7 @@ from torch.autograd.graph import increment_version
 
 from . import _C, _check
 from .backends import backend_of
+from .backends.classes import backend_of as backend_of_classes
 from .backends.native import make_plan
 from .backends.reference import coefficients
 from .backends.resident import Resident, resident
@@ -70,6 +71,8 @@ class Fused:
         self.cheap = not contents.copies and not contents.tensors
         # None: torch runs what is on this device.
         self.runner: Any = backend_of(device, len(slots))
+        if isinstance(self.traced, Logits) and not self.on_host:
+            self.runner = backend_of_classes(self.traced, device)
         if self.on_host or self.runner is None or self.traced is None:
             is64 = dtype == torch.float64
             of_y = self.traced.of_y if self.traced and self.traced.of_x is not None else None
@@ -234,7 +237,7 @@ class Fused:
     def evaluate(self, forward: Any) -> torch.Tensor:
         """The output at x, of the parameters as they were at model(x)."""
         if isinstance(self.traced, Logits):
-            return self.traced.of(self.gather(forward.params)[0], forward.x)
+            return self.traced.of(self._coefficients_of_classes(forward), forward.x)
         assert self.traced is not None
         x = forward.x
         y = self.runner.evaluate(self.traced, self.coefficients(forward), self.rows_of(x))
@@ -243,13 +246,21 @@ class Fused:
     def project(self, forward: Any, grad: torch.Tensor) -> list[torch.Tensor]:
         """Gradient of that output -> of every parameter tensor."""
         if isinstance(self.traced, Logits):
-            (p,) = self.gather(forward.params)
+            p = self._coefficients_of_classes(forward)
             with torch.enable_grad():
                 y = self.traced.of(p.requires_grad_(), forward.x)
             return list(torch.autograd.grad(y, p, grad))
         g = grad.reshape(-1).contiguous()
         grad_coef = self.runner.project(self.traced, self.rows_of(forward.x), g)
         return self.pull_back(forward, grad_coef)
+
+    def _coefficients_of_classes(self, forward: Any) -> torch.Tensor:
+        """[K, C], as they were at model(x)."""
+        loop = self.loop
+        (p,) = self.gather(
+            loop.params_of(forward) if isinstance(loop, DeviceLoop) else forward.params
+        )
+        return p
 
     def pull_back(self, forward: Any, grad_coef: Any) -> list[torch.Tensor]:
         """Gradient of the coefficients [K] -> of every parameter tensor."""

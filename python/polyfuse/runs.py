@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import _C
-from .backends.batched import SLICE_SECONDS
+from .backends.batched import SLICE_SECONDS, Cpu
 from .optim.kept import read_kept, write_kept
 from .result import FitResult
 from .rules import KEPT, Options, kept_of, row_of
@@ -29,12 +28,13 @@ def descend(
     tol: float,
     start: float,
     launched: int,
+    backend: Any = Cpu,
 ) -> FitResult:
     """All epochs; then parameters, .grad and optimizer state are as the loop would leave them.
 
-    start: when the call began; launched: kernels that had been launched by then.
+    start: when the call began; launched: kernels that the backend had launched by then.
     """
-    params, kept = p.detach().double().reshape(-1).numpy().copy(), np.zeros((KEPT, p.numel()))
+    params, kept = p.detach().double().cpu().reshape(-1).numpy().copy(), np.zeros((KEPT, p.numel()))
     if options is not None:
         kept = read_kept(options, optimizer.state.get(p, {}), p.numel())
     grad = np.zeros(p.numel())
@@ -54,7 +54,7 @@ def descend(
     with torch.no_grad(), np.errstate(over="ignore"):
         p.copy_(torch.from_numpy(params).view(p.shape))
         if done and p.requires_grad:
-            p.grad = torch.from_numpy(grad).to(p.dtype).view(p.shape)
+            p.grad = torch.from_numpy(grad).to(p.dtype).to(p.device).view(p.shape)
     if done and options is not None and any(kept_of(options)):
         write_kept(options, optimizer, p, kept)
     if at[-1:] != [done]:
@@ -70,8 +70,8 @@ def descend(
         converged=converged,
         stop_reason=reason,
         engine=engine,
-        backend="cpu",
-        launches=_C.launches() - launched,
+        backend=backend.name,
+        launches=backend.launches() - launched,
         seconds=time.perf_counter() - start,
         history_epochs=np.array(at, dtype=np.int64),
         history=np.array(history),

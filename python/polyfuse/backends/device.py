@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..bases import recurrence_of
 from ..problem import Moments, Problem, Schedule, State
 from ..rules import KEPT, Rule, row_of
 from ..symbolic import Traced
@@ -110,6 +111,12 @@ def _rows(rules: Sequence[Rule], device: torch.device) -> torch.Tensor:
                 numbers = row_of(options)
                 row[: len(numbers)] = numbers
     return torch.from_numpy(rows).to(device)
+
+
+@lru_cache(maxsize=64)
+def recurrence_on(basis: str, terms: int, device: torch.device) -> torch.Tensor:
+    """alpha, beta, gamma [3, K] of a basis."""
+    return torch.tensor(recurrence_of(basis, terms), device=device)
 
 
 def n_recorded(schedule: Schedule) -> int:

@@ -13,6 +13,7 @@ MAX_WARPS = 8
 REGISTERS = 255  # a thread's; left to itself the assembler spills some to make room
 ALONE_TILES = 8  # one program takes so many tiles faster than many programs meet
 LAUNCH_SECONDS = 0.2
+MAX_EPOCHS = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ def width(count: int) -> int:
 def chunk(sums: int) -> int:
     """Programs whose partial sums are added side by side."""
     return max(1, 512 // width(sums))
+
+
+def class_chunk(sums: int) -> int:
+    """The same where a run's registers have no room for more than one of them a thread."""
+    return max(1, 128 // sums)
 
 
 def band(size: int) -> int:
@@ -88,6 +94,19 @@ def stream(n: int, itemsize: int, terms: int, machine: Machine, others: int = 0)
         return Pass(1, rows, vec, warps, min(count, most))
     programs = min(tiles(count, 2), machine.processors)
     return Pass(programs, rows, vec, warps, min(tiles(count, programs), most))
+
+
+def classes(n: int, terms: int, outputs: int, machine: Machine, most: int) -> Pass:
+    """A pass over samples by classes, of at most so many programs: tiles [rows, outputs], padded,
+    of which a thread holds few elements, as it sums `terms` products of each."""
+    many = width(outputs)
+    if machine.interpreted:
+        return Pass(1, min(width(n), max(1, 4096 // many)), 1, 1)
+    warps = 4 if n * many <= ALONE_TILES * 512 and width(terms) * many <= 256 else MAX_WARPS
+    rows = max(1, machine.warp * warps * (2 if terms <= 5 else 1) // many)
+    count = tiles(n, rows)
+    programs = 1 if count <= ALONE_TILES else min(tiles(count, 2), most)
+    return Pass(programs, rows, 1, warps)
 
 
 def elementwise(n: int, itemsize: int, machine: Machine) -> Pass:

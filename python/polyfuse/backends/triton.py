@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from ..criteria import ELEMENTARY, SQUARED, Criterion
+from ..logits import Logits
 from ..problem import Problem, Report, Schedule
 from ..symbolic import Traced
 from . import geometry, launch
+from .classes import Targets
 from .device import (
     MAX_CHANGES,
     OUTCOME,
@@ -141,6 +143,10 @@ class Triton:
         criterion: Criterion = SQUARED, weight: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """The fused step from what the table points at; returns its state buffer."""
+        if isinstance(model, Logits):
+            from . import classes_triton
+
+            return classes_triton.step(Targets(model, criterion, mean, x, y, weight), rule, table)
         size = len(ROWS) * map.n_params + len(OUTCOME)
         state = torch.empty(size, dtype=torch.float64, device=x.device)
         run = Run(map, rule, state, table, load=True, mean=mean, criterion=criterion)
