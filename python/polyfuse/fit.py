@@ -18,8 +18,10 @@ from .backends.resident import Resident
 from .batch import fit_batch, is_batch
 from .bounds import with_bounds
 from .classes import has_outputs
+from .criteria import GAUSSIAN
 from .engines import choose_engine, leap_pays, refuse_engine
 from .fused import Fused, read_data
+from .gaussian import extra_of, of_variances
 from .linear import Held
 from .optim.owners import Holding, holding, options_watched
 from .outputs import fit_outputs
@@ -63,7 +65,7 @@ def prepare(
     known, xs, ys = read_data(model, x, y)
     last = known.last_fit
     if last is None or not last.holds(criterion, optimizer, y):
-        read = read_criterion(criterion, y)
+        read = read_criterion(criterion, y, *extra_of(criterion))
         if isinstance(read, str):
             raise ValueError(f"criterion: {read}")
         reason = refuse_optimizer(optimizer)
@@ -77,14 +79,19 @@ def prepare(
     if reason:
         raise ValueError(f"model: {reason}")
     kind, mean = last.read
-    weight = _check.weight(y, *weights)
+    omit = nan_policy == "omit"
+    weight: torch.Tensor | None
+    if kind.kind is GAUSSIAN:
+        kind, mean, weight = of_variances(kind, mean, xs, ys, weights, omit)
+    else:
+        weight = _check.weight(y, *weights)
     reason = kind.refuse_targets(ys, weight)
     if reason:
         raise ValueError(f"y: {reason}")
     held = Holding(optimizer, *last.held)
     problem = Problem(
         known.traced, "mean" if mean else "sum", held.rule, xs, ys,
-        nan_policy == "omit", criterion=kind.over_rows_of(y), weight=weight,
+        omit, criterion=kind.over_rows_of(y), weight=weight,
     )  # fmt: skip
     return known, held, problem
 
@@ -198,7 +205,8 @@ def fit(
             left out, whatever it holds.
         mask: bool, in the shape of x: samples where it is False are left out.
         sigma: standard deviation > 0 of every y, in the shape of x: a weight of 1 / sigma^2, with
-            which the sum of squared errors is chi-squared.
+            which the sum of squared errors is chi-squared; for ``GaussianNLLLoss`` the square root
+            of the variance that a call of it takes.
         bounds: a pair (lower, upper) of numbers or tensors that broadcast to every parameter, or a
             dict of such pairs by a parameter's name; infinite where there is none. Parameters are
             moved to the nearest value within before the first epoch and after every update;

@@ -9,9 +9,11 @@ import torch
 from . import _check
 from .backends import choose
 from .classes import check_classes, has_outputs
+from .criteria import GAUSSIAN, Criterion
 from .device_loop import DeviceLoop
 from .fit import prepare
 from .fused import Fused, fused
+from .gaussian import extra_of, of_variances
 from .optim.owners import Holding
 from .problem import Problem, Schedule
 from .recognise import read_criterion, refuse_parameters
@@ -24,6 +26,7 @@ class FusedStep:
     def __init__(self, model: Any, criterion: Any, optimizer: Any):
         self.model, self.criterion, self.optimizer = model, criterion, optimizer
         self._known: Fused | None = None
+        self._read: tuple[Criterion, bool] | None = None
 
     def __call__(
         self, x: torch.Tensor, y: torch.Tensor, *, sample_weight: torch.Tensor | None = None,
@@ -57,17 +60,22 @@ class FusedStep:
                 )
                 if not (known.on_host or isinstance(known.loop, DeviceLoop)):
                     return self._run(known, held, problem)
-                read = read_criterion(criterion, x)
+                read = read_criterion(criterion, x, *extra_of(criterion))
                 assert not isinstance(read, str), read  # prepare has asked
             if not known.accepts(y, x, read[0]):  # of another layout, or in need of a gradient
                 x, y = (t.detach().resolve_neg().clone().contiguous() for t in (x, y))
-            known.see_criterion(criterion, *read)
-            self._known = known
-        assert known.criterion is not None
-        of = x if has_outputs(self.model) else y
-        weight = _check.weight(of, *weights)
+            if read[0].kind is not GAUSSIAN:  # a call of it takes a variance as well
+                known.see_criterion(criterion, *read)
+            self._known, self._read = known, read
+        assert self._read is not None
+        (kind, mean), of = self._read, x if has_outputs(self.model) else y
+        weight: torch.Tensor | None
+        if kind.kind is GAUSSIAN:
+            kind, mean, weight = of_variances(kind, mean, x, y, weights)
+        else:
+            weight = _check.weight(of, *weights)
         weight = None if weight is None else weight.view(of.shape)
-        objective = Objective(Forward(known, x), y, y._version, *known.criterion, weight)
+        objective = Objective(Forward(known, x), y, y._version, kind, mean, weight)
         if not objective.launch(optimizer):
             raise ValueError(f"x, y: expected plain dense tensors, got {type(x).__name__}")
         optimizer.zero_grad()
