@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from . import _C, _check
-from .backends.batched import Cpu, Run
+from .backends.batched import Cpu, Fits, Run
 from .batch import FitStatus, options_held, read_fits, ways_of
 from .classes import fit_classes
-from .criteria import CROSS_ENTROPY, Criterion, kind_of
+from .criteria import BCE, CROSS_ENTROPY, Criterion, kind_of
 from .engines import choose_engine, refuse_engine
+from .nn.criterion import is_torchs
 from .problem import Wanted
 from .recognise import read_criterion, refuse_optimizer
 from .result import FitResult
@@ -38,7 +39,8 @@ def fit_outputs(
     _check.one_of("backend", backend, ("auto", "cpu"))
     if tol >= 0:
         raise ValueError(f"tol: expected None for several outputs, got {tol!r}")
-    read = read_criterion(criterion, y)
+    positive = _pos_weight(criterion, model, y)
+    read = read_criterion(criterion if positive is None else _without_pos_weight(criterion), y)
     if isinstance(read, str):
         raise ValueError(f"criterion: {read}")
     kind, mean = read
@@ -62,6 +64,8 @@ def fit_outputs(
         if fits.omit:
             counted = torch.where(fits.x.isfinite() & fits.y.isfinite(), counted, 0.0)
         kind = Criterion(kind.kind, kind.options, kind.factor / float(counted.double().sum()))
+    if positive is not None:
+        fits = _weighed(fits, positive, weight)
     run = Run(fits, p, kind, False, options, optimizer, engine, epochs, record_every, tol)
     before = _C.launches()
     out = Cpu().descend(run)
@@ -84,3 +88,36 @@ def fit_outputs(
         history_epochs=np.append(at, epochs),
         history=np.append(out.recorded.sum(1).numpy(), loss),
     )
+
+
+def _pos_weight(criterion: Any, model: Any, y: Any) -> torch.Tensor | None:
+    """That of BCEWithLogitsLoss, [C], where it has several elements."""
+    weight = getattr(criterion, "pos_weight", None)
+    if kind_of(type(criterion)) is not BCE or not isinstance(weight, torch.Tensor):
+        return None
+    if weight.numel() == 1 or not isinstance(y, torch.Tensor) or not is_torchs(criterion):
+        return None
+    reason = None
+    if weight.shape not in ((model.outputs,), (1, model.outputs)):
+        reason = f"expected one or {model.outputs} elements, got shape {tuple(weight.shape)}"
+    elif (weight.dtype, weight.device) != (y.dtype, y.device) or weight.requires_grad:
+        reason = f"expected {y.dtype} on {y.device} that needs no gradient, got {weight.dtype}"
+    elif not ((weight > 0) & weight.isfinite()).all():
+        reason = "expected finite numbers > 0"
+    if reason:
+        raise ValueError(f"criterion: pos_weight: {reason}")
+    return weight.detach().reshape(-1)
+
+
+def _without_pos_weight(criterion: Any) -> torch.nn.Module:
+    return torch.nn.BCEWithLogitsLoss(criterion.weight, reduction=criterion.reduction)
+
+
+def _weighed(fits: Fits, positive: torch.Tensor, weight: torch.Tensor | None) -> Fits:
+    """A target t whose positive part counts p times is one of p t / w, w = 1 - t + p t, that counts
+    w times."""
+    share = positive * fits.y
+    w = 1 - fits.y + share
+    y = share / w
+    w = torch.where(w.isfinite(), w, 1.0)
+    return fits._replace(y=y, w=w if weight is None else w * weight)
