@@ -32,7 +32,7 @@ RUNS = {
     "weights": ["test_device_weights.py"],
     "resident": ["test_resident.py"],
     "batches": ["interpreted_batch.py"],
-    "classes": ["interpreted_classes.py"],
+    "classes": ["test_device_classes.py"],
     "schedules": ["test_schedulers.py", "-k", "on_a_device"],
 }
 

@@ -16,6 +16,18 @@ double number(const Series& series, int64_t at) {
                                         : static_cast<const double*>(series.at)[at];
 }
 
+// All classes are here.
+struct InTurn {
+  int n_classes;
+
+  template <class F>
+  PF_INLINE void each(F&& f) const {
+    for (int c = 0; c < n_classes; ++c) f(c);
+  }
+  PF_INLINE Pack largest(const Pack& v) const { return v; }
+  PF_INLINE Pack sum(const Pack& v) const { return v; }
+};
+
 // Of eight samples: kept is 0 for those that are left out, counted what they count in a mean.
 struct Eight {
   Pack u, target, kept, counted;
@@ -73,7 +85,7 @@ void class_loss(const Classes& s, const double* coef, int64_t begin, int64_t end
       for (int k = 0; k < terms; ++k) logit += phi[k] * coef[k * classes + c];
       z[c] = logit;
     }
-    const Pack found = cross_entropy(classes, share, z, [&](int c, const Pack& term) {
+    const Pack found = cross_entropy(InTurn{classes}, share, z, [&](int c, const Pack& term) {
       const Pack mine = if_zero(eight.kept, Pack{}, term);
       return alone ? if_zero(eight.target - c, mine, Pack{}) : mine;
     });

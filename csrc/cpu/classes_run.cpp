@@ -1,3 +1,4 @@
+#include "../core/cross_entropy.h"
 #include "blocks.h"
 #include "classes.h"
 #include "stepping.h"
@@ -10,8 +11,8 @@ double objective(const Classes& s, int threads, const double* params, double* gr
   reduce(s.n, 3 + n_params, threads, sums.data(), [&](int64_t begin, int64_t end, double* out) {
     passes_for(s.n).class_loss(s, params, begin, end, out);
   });
-  // As torch: the mean of nothing is nan, and a sample that is left out has no gradient.
-  const double weight = s.mean ? sums[1] != 0.0 ? 1.0 / sums[1] : NAN : 1.0;
+  const double weight = factor_of(s.mean, sums[1]);
+  // Samples that are left out have no gradient.
   for (int j = 0; j < n_params; ++j) grad[j] = sums[2] > 0.0 ? weight * sums[3 + j] : 0.0;
   return weight * sums[0];
 }

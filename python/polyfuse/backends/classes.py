@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +11,14 @@ import torch
 from .. import _C
 from ..criteria import Criterion
 from ..logits import Logits
+from ..problem import Schedule, State
 from ..rules import Options
 from . import AUTO, REGISTRY, Backend
+from .device import DeviceState, n_recorded
 from .native import make_classes
+
+CLASS_COST = 60  # of exp and log, in multiplications and additions
+MAX_EPOCHS = 1 << 62
 
 
 class Targets(NamedTuple):
@@ -49,18 +54,51 @@ class Cpu:
         return lambda *schedule_and_state: kernels.descend(0, None, *schedule_and_state)
 
 
+Start = Callable[[torch.Tensor, Schedule], None]  # launches, from what is in a state buffer
+
+
+def on_device(start: Start, at_once: int, device: torch.device) -> Callable[..., Any]:
+    """What `runs.descend` calls, of a kernel that takes so many epochs at once."""
+
+    def run(
+        rows: Any, first: int, epochs: int, every: int, tol: float, seconds: float,
+        previous: float, threads: int, params: Any, kept: Any, grad: Any,
+    ) -> Any:  # fmt: skip
+        schedule = Schedule(first, min(epochs, at_once), every, tol, seconds, previous)
+        state = DeviceState(State(params, kept, grad), schedule, device)
+        assert state.buffer is not None
+        start(state.buffer, schedule)
+        state.finish()
+        out = state.outcome()
+        done, converged = int(out["epochs"]), bool(out["converged"])
+        taken = n_recorded(schedule._replace(epochs=min(schedule.epochs, done + converged)))
+        return done, converged, out["loss"], state.recorded(taken), out["previous"]
+
+    return run
+
+
+@lru_cache(maxsize=64)
+def class_weights(
+    weight: tuple[float, ...] | None, outputs: int, device: torch.device
+) -> torch.Tensor:
+    """[C]"""
+    return torch.tensor(weight or (1.0,) * outputs, dtype=torch.float64, device=device)
+
+
+def _cuda() -> Any:
+    from .classes_cuda import Cuda
+
+    return Cuda(REGISTRY["cuda"])
+
+
 def _triton() -> Any:
     from .classes_triton import Triton
 
     return Triton()
 
 
-HOMES: dict[str, Callable[[], Any]] = {"cpu": Cpu, "triton": _triton}  # by name, what makes them
-
-
-@cache
-def backend_called(name: str) -> Any:
-    return HOMES[name]()
+# By name, what makes them.
+HOMES: dict[str, Callable[[], Any]] = {"cpu": Cpu, "cuda": _cuda, "triton": _triton}
 
 
 def refuse(name: str, model: Logits, device: torch.device) -> str | None:
@@ -68,7 +106,7 @@ def refuse(name: str, model: Logits, device: torch.device) -> str | None:
     reason = REGISTRY[name].missing()
     if reason is not None:
         return f"not available: {reason}"
-    answer: str | None = backend_called(name).refuse(model, device)
+    answer: str | None = HOMES[name]().refuse(model, device)
     return answer
 
 
@@ -90,7 +128,7 @@ def choose(name: str, model: Logits, device: torch.device) -> Any:
         if candidate in HOMES:
             reason = refuse(candidate, model, device)
             if reason is None:
-                return backend_called(candidate)
+                return HOMES[candidate]()
             reasons.append(f"{candidate}: {reason}")
     why = "; ".join(reasons) or "none does"
     raise ValueError(f"backend: {name} cannot serve this model on {device}: {why}")

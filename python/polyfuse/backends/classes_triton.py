@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
 
 from ..logits import Logits
-from ..problem import Schedule, State
+from ..problem import Schedule
 from ..rules import Options
 from . import geometry, launch
-from .classes import Targets
-from .device import (
-    OUTCOME,
-    ROWS,
-    DeviceRule,
-    DeviceState,
-    device_rule,
-    n_recorded,
-    recurrence_on,
-)
+from .classes import CLASS_COST, MAX_EPOCHS, Targets, class_weights, on_device
+from .device import OUTCOME, ROWS, DeviceRule, device_rule, recurrence_on
 from .geometry import Machine, Pass
 from .tables import Tables
 from .triton import interpreted
 
 MAX_COEFFICIENTS = 1024  # padded, of one program
 MAX_TERMS = 16  # of which the kernels are a multiple in size
-CLASS_COST = 60  # of exp and log, in multiplications and additions
 
 
 class Triton:
@@ -58,28 +48,19 @@ class Triton:
         work, counters = _workspace(targets, cut)
         terms = (model.degree + 1 + CLASS_COST) * model.outputs
         at_once = geometry.epochs_at_once(
-            "stream", len(x), x.itemsize, terms, geometry.MAX_EPOCHS, False, machine
+            "stream", len(x), x.itemsize, terms, MAX_EPOCHS, False, machine
         )
         alone = cut.programs == 1
 
-        def run(
-            rows: Any, first: int, epochs: int, every: int, tol: float, seconds: float,
-            previous: float, threads: int, params: Any, kept: Any, grad: Any,
-        ) -> Any:  # fmt: skip
-            schedule = Schedule(first, min(epochs, at_once), every, tol, seconds, previous)
-            state = DeviceState(State(params, kept, grad), schedule, x.device)
+        def start(state: torch.Tensor, schedule: Schedule) -> None:
+            first, epochs, every, tol, *_ = schedule
             launch.launch(
                 classes_stream_kernel, cut.programs, cut.warps, *_arguments(targets), rule.rows,
-                state.buffer, first, schedule.epochs, every, tol, work, counters, ALONE=alone,
+                state, first, epochs, every, tol, work, counters, ALONE=alone,
                 launch_cooperative_grid=not alone, METHOD=rule.method, **_sizes(targets, cut),
             )  # fmt: skip
-            state.finish()
-            out = state.outcome()
-            done, converged = int(out["epochs"]), bool(out["converged"])
-            taken = n_recorded(schedule._replace(epochs=min(schedule.epochs, done + converged)))
-            return done, converged, out["loss"], state.recorded(taken), out["previous"]
 
-        return run
+        return on_device(start, at_once, x.device)
 
 
 def step(targets: Targets, rule: DeviceRule, table: Tables) -> torch.Tensor:
@@ -121,7 +102,7 @@ def _arguments(targets: Targets) -> tuple[Any, ...]:
     w = x if w is None else w
     return (
         x, y, w, len(x), x.stride(0), y.stride(0), y.stride(-1), w.stride(0), model.shift,
-        model.scale, _class_weights(weight, model.outputs, x.device), ignored, smoothing,
+        model.scale, class_weights(weight, model.outputs, x.device), ignored, smoothing,
         recurrence_on(model.basis, model.degree + 1, x.device),
     )  # fmt: skip
 
@@ -134,11 +115,3 @@ def _sizes(targets: Targets, cut: Pass) -> dict[str, Any]:
         "INDEX": targets.y.ndim == 1, "WEIGHTED": targets.weight is not None,
         "SMOOTH": dict(targets.criterion.options)["label_smoothing"] != 0,
     }  # fmt: skip
-
-
-@lru_cache(maxsize=64)
-def _class_weights(
-    weight: tuple[float, ...] | None, outputs: int, device: torch.device
-) -> torch.Tensor:
-    """[C]"""
-    return torch.tensor(weight or (1.0,) * outputs, dtype=torch.float64, device=device)

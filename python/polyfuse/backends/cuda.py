@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from ..criteria import ELEMENTARY, SQUARED, Criterion
+from ..logits import Logits
 from ..problem import Problem, Report, Schedule
 from ..symbolic import Traced
+from .classes import Targets
 from .device import (
     MAX_CHANGES,
     OUTCOME,
@@ -156,11 +158,19 @@ class Cuda:
         """The fused step from what the table points at; returns its state buffer."""
         module, size = self.module, len(ROWS) * map.n_params + len(OUTCOME)
         state = torch.empty(size, dtype=torch.float64, device=x.device)
+        flags = module.LOAD | module.STORE | module.STEP
+        if isinstance(model, Logits):
+            from .classes_cuda import Cuda as OfClasses
+
+            OfClasses(self).launch(
+                Targets(model, criterion, mean, x, y, weight), rule=rule, state=state,
+                tables=table, schedule=Schedule(0, 1), flags=flags,
+            )  # fmt: skip
+            return state
         self.launch(
             "step" if moments is None else "epochs", model, x, y, map=map, rule=rule, state=state,
             moments=None if moments is None else moments.buffer, tables=table, engine="moments",
-            mean=mean, schedule=Schedule(0, 1), criterion=criterion, weight=weight,
-            flags=module.LOAD | module.STORE | module.STEP,
+            mean=mean, schedule=Schedule(0, 1), criterion=criterion, weight=weight, flags=flags,
         )  # fmt: skip
         return state
 
@@ -189,6 +199,7 @@ class Cuda:
         out: torch.Tensor | None = None, engine: str = "stream", mean: bool = True,
         omit: bool = False, schedule: Schedule = NO_SCHEDULE, flags: int = 0,
         criterion: Criterion = SQUARED, weight: torch.Tensor | None = None,
+        classes: tuple[int, ...] | None = None,
     ) -> None:  # fmt: skip
         """One kernel on the current stream, with what `device` lays out; waits for nothing."""
         module, device = self.module, x.device
@@ -211,6 +222,8 @@ class Cuda:
                 0 if out is None else out.data_ptr(), self.workspace(device, stream).data_ptr(),
                 device.index or 0, self.geometry(kernel, data, map, device),
             )  # fmt: skip
+            if classes is not None:
+                run.set_classes(*classes)
             getattr(module, "moments" if kernel == "epochs" else kernel)(run, stream)
         self._launches += 1
 

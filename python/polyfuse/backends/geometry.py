@@ -13,7 +13,6 @@ MAX_WARPS = 8
 REGISTERS = 255  # a thread's; left to itself the assembler spills some to make room
 ALONE_TILES = 8  # one program takes so many tiles faster than many programs meet
 LAUNCH_SECONDS = 0.2
-MAX_EPOCHS = 1 << 62
 
 
 @dataclass(frozen=True)
