@@ -63,8 +63,8 @@ def test_criteria(n, options, targets, dtype, backend):
     w[1::3] = 0.0
     for more in ({}, {"sample_weight": w}):
         assert_same_run(
-            backend, nn.CrossEntropyLoss(**options), x, y, lambda p: optim.SGD(p, lr=0.3 / n, momentum=0.5),
-            **more,
+            backend, nn.CrossEntropyLoss(**options), x, y,
+            lambda p: optim.SGD(p, lr=0.3 / n, momentum=0.5), **more,
         )  # fmt: skip
 
 
@@ -81,8 +81,8 @@ def test_every_optimizer(name, options, backend):
 def test_bases(degree, basis, backend):
     x, y, _ = data(40)
     assert_same_run(
-        backend, nn.CrossEntropyLoss(label_smoothing=0.1), x[::2], y[::2], lambda p: optim.SGD(p, lr=0.1),
-        degree=degree, basis=basis,
+        backend, nn.CrossEntropyLoss(label_smoothing=0.1), x[::2], y[::2],
+        lambda p: optim.SGD(p, lr=0.1), degree=degree, basis=basis,
     )  # fmt: skip
 
 
