@@ -156,7 +156,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<pf::Plan>(m, "Plan")
       .def(py::init<int, int, py::list, double, double, py::object>())
       .def("set_rule", &pf::Plan::set_rule)
-      .def("set_stacked", [](pf::Plan& p, const pf::Stacked& stacked) { p.stacked = stacked; })
+      .def("set_stacked", &pf::Plan::set_stacked)
       .def("set_changes", &pf::Plan::set_changes)
       .def_property(
           "criterion", [](const pf::Plan& p) { return p.problem.criterion; },

@@ -94,10 +94,18 @@ PYBIND11_MODULE(_cuda, m) {
         run.device = device;
         run.grid = grid;
         return run;
-      }));
+      }))
+      .def("set_classes", [](pf::Run& run, int n_classes, int64_t class_stride, uintptr_t weight,
+                             uintptr_t alpha, uintptr_t beta, uintptr_t gamma) {
+        run.n_classes = n_classes;
+        run.class_stride = class_stride;
+        run.criterion.class_weight = at<const double>(weight);
+        run.basis = {at<const double>(alpha), at<const double>(beta), at<const double>(gamma)};
+      });
 
   m.def("step", &launch_on<pf::launch_step>);
   m.def("stream", &launch_on<pf::launch_stream>);
+  m.def("classes", &launch_on<pf::launch_classes>);
   m.def("moments", &launch_on<pf::launch_moments>);
   m.def("evaluate", &launch_on<pf::launch_evaluate>);
   m.def("project", &launch_on<pf::launch_project>);

@@ -30,27 +30,6 @@ Series series(const SeriesTuple& of) {
   return {at<const void>(address), sample, fit, float64 ? Dtype::Float64 : Dtype::Float32};
 }
 
-using Array = py::array_t<double, py::array::c_style>;
-
-// What a run is told besides its data; run(rules, schedule, state) takes the epochs.
-template <class Run>
-py::tuple report_of(const py::list& rows, int64_t first_epoch, int64_t epochs, int64_t record_every,
-                    double tol, double seconds, double previous, Array& params, Array& kept,
-                    Array& grad, Run&& run) {
-  std::vector<UpdateRule> rule;
-  for (py::handle row : rows) rule.push_back(rule_from(row));
-  const State state{params.mutable_data(), kept.mutable_data(), grad.mutable_data()};
-  const Schedule schedule{first_epoch, epochs, record_every, tol, seconds, previous};
-  Report out;
-  count_launch();
-  {
-    py::gil_scoped_release release;
-    out = run(rule.data(), schedule, state);
-  }
-  const Array recorded(static_cast<py::ssize_t>(out.recorded.size()), out.recorded.data());
-  return py::make_tuple(out.epochs, out.converged, out.loss, recorded, out.previous);
-}
-
 }  // namespace
 
 void bind_surface(py::module_& m) {
@@ -72,27 +51,15 @@ void bind_stacked(py::module_& m) {
         s.basis = {at<const double>(alpha), at<const double>(beta), at<const double>(gamma)};
         return s;
       }))
-      .def("read",
-           [](Stacked& s, const SeriesTuple& x, const SeriesTuple& y, const SeriesTuple& w,
-              Address index, int64_t n, const Criterion& criterion, bool mean) {
-             s.x = series(x);
-             s.y = series(y);
-             s.w = series(w);
-             s.index = at<const int64_t>(index);
-             s.n = n;
-             s.criterion = criterion;
-             s.mean = mean;
-           })
-      .def("descend",
-           [](const Stacked& s, int, py::handle, const py::list& rows, int64_t first_epoch,
-              int64_t epochs, int64_t record_every, double tol, double seconds, double previous,
-              int threads, Array params, Array kept, Array grad) {
-             return report_of(rows, first_epoch, epochs, record_every, tol, seconds, previous,
-                              params, kept, grad,
-                              [&](const UpdateRule* rule, const Schedule& schedule, State state) {
-                                return descend(s, rule, schedule, threads, state);
-                              });
-           });
+      .def("read", [](Stacked& s, const SeriesTuple& x, const SeriesTuple& y, const SeriesTuple& w,
+                      Address index, int64_t index_stride, int64_t n) {
+        s.x = series(x);
+        s.y = series(y);
+        s.w = series(w);
+        s.index = at<const int64_t>(index);
+        s.index_stride = index_stride;
+        s.n = n;
+      });
 }
 
 void bind_batch(py::module_& m) {

@@ -48,6 +48,12 @@ Plan::Plan(int n_params, int n_coefficients, const py::list& term_list, double s
   problem.rule = rule.data();
 }
 
+void Plan::set_stacked(const Stacked& of) {
+  stacked = of;
+  problem.stacked = &*stacked;
+  problem.map.n_params = of.n_terms * of.n_outputs;
+}
+
 UpdateRule rule_from(py::handle options) {
   UpdateRule rule;
   if (options.is_none()) return rule;

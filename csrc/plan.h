@@ -32,6 +32,7 @@ struct Plan {
   // surface: the arguments of its tables, or None.
   Plan(int n_params, int n_coefficients, const py::list& terms, double shift, double scale,
        const py::object& surface);
+  void set_stacked(const Stacked& of);
   void set_rule(const py::list& options);
   // And a rule for each epoch, counted from a launch's start, from which on another holds.
   void set_changes(const py::list& changes);

@@ -277,10 +277,10 @@ bool Step::launch(Objective& objective, int threads) {
   const bool squared = problem.criterion.kind == CriterionKind::SquaredError && !problem.data.w;
   const Moments* moments = moments_ && squared ? &*moments_ : nullptr;
   const Forward& forward = *objective.forward;
+  const Stacked stacked = plan_.stacked ? stacked_of(problem) : Stacked{};
+  if (plan_.stacked) problem.stacked = &stacked;
   const auto look = [&](double* grad) {
-    const double* params = forward.params.data();
-    return plan_.stacked ? polyfuse::objective(stacked_of(problem), threads, params, grad)
-                         : polyfuse::objective(problem, moments, params, grad);
+    return polyfuse::objective(problem, moments, forward.params.data(), grad);
   };
   double loss;
   if (moments || n_elements() < kLongLaunch) {
@@ -294,7 +294,6 @@ bool Step::launch(Objective& objective, int threads) {
     grad_ = std::move(grad);
   }
   if (plan_.stacked && std::isnan(loss)) {
-    const Stacked stacked = stacked_of(problem);
     if (const int64_t* bad = class_out_of_range(stacked)) {
       PyErr_Format(PyExc_IndexError, "target: expected classes from 0 to %d, got %lld",
                    stacked.n_outputs - 1, static_cast<long long>(*bad));
@@ -320,7 +319,9 @@ bool Step::launch(Objective& objective, int threads) {
 
 bool Step::weigh(Problem& problem, const Objective& objective) const {
   const Layout of_w = Layout::of_any(objective.weight.ptr());
-  if (!of_w.serves_as(y_.layout()) || !of_w.same_shape(y_.layout())) return false;
+  const bool of_rows = objective.criterion.kind == CriterionKind::CrossEntropy;
+  const Layout& like = of_rows ? x_.layout() : y_.layout();
+  if (!of_w.serves_as(like) || !of_w.same_shape(like)) return false;
   problem.data.w = of_w.address;
   problem.data.w_stride = of_w.n_dims == 1 ? of_w.stride[0] : 1;
   const CriterionKind kind = problem.criterion.kind;
@@ -338,16 +339,19 @@ Stacked Step::stacked_of(const Problem& problem) const {
   const bool own = x_.layout().n_dims > 1;
   stacked.x = {data_.x, own ? outputs : data_.x_stride, own ? 1 : 0, dtype_};
   stacked.n = data_.n;
+  const auto rows = [&](const void* at, int64_t stride) {
+    return Series{at, y_.layout().n_dims == 1 ? stride : outputs, 1, dtype_};
+  };
   if (has_classes()) {
     stacked.index = static_cast<const int64_t*>(data_.y);
     stacked.index_stride = data_.y_stride;
   } else {
-    stacked.y = {data_.y, y_.layout().n_dims == 1 ? data_.y_stride : outputs, 1, dtype_};
-    stacked.w = {problem.data.w, y_.layout().n_dims == 1 ? problem.data.w_stride : outputs, 1,
-                 dtype_};
+    stacked.y = rows(data_.y, data_.y_stride);
   }
-  stacked.criterion = problem.criterion;
-  stacked.mean = problem.mean;
+  if (problem.criterion.kind == CriterionKind::CrossEntropy)
+    stacked.w = {problem.data.w, problem.data.w_stride, 0, dtype_};
+  else
+    stacked.w = rows(problem.data.w, problem.data.w_stride);
   return stacked;
 }
 

@@ -13,8 +13,8 @@ from polyfuse.backends.cuda import Cuda
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("bindings_cuda.cpp", "bindings_cuda_fits.cpp", "cuda/fits.cpp", "cuda/geometry.cpp",
-           "cuda/descend_fits.cu", "cuda/device.cu", "cuda/moments.cu", "cuda/solve_fits.cu",
-           "cuda/step.cu", "cuda/stream.cu", "cuda/verbs.cu")  # fmt: skip
+           "cuda/classes.cu", "cuda/descend_fits.cu", "cuda/device.cu", "cuda/moments.cu",
+           "cuda/solve_fits.cu", "cuda/step.cu", "cuda/stream.cu", "cuda/verbs.cu")  # fmt: skip
 FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wno-unknown-pragmas", "-fPIC", "-fvisibility=hidden",
          "-pthread", "-U_FORTIFY_SOURCE", "-Werror")  # fmt: skip
 
@@ -77,6 +77,7 @@ class Emulated(Cuda):
         if self.blocks is None or kernel in ("epochs", "update", "store"):
             return grid
         grid.blocks = self.blocks
+        grid.cooperative = kernel == "classes"
         if kernel == "stream":  # half of a block's chunk on chip where it fits, the rest in memory
             width = 2 if data.dtype else 4
             grid.chunk = -(-data.n // (self.blocks * width)) * width

@@ -1,5 +1,7 @@
 """Cross entropy of polynomial logits, against loops of plain PyTorch."""
 
+import warnings
+
 import polyfuse as pf
 import polyfuse.nn as nn
 import polyfuse.optim as optim
@@ -101,6 +103,91 @@ def test_logits_of_any_size():
     assert result.loss == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("targets", ["classes", "probabilities"])
+@pytest.mark.parametrize("options", ["mean", "sum", "all"])
+@pytest.mark.parametrize("way", ["fit", "fuse"])
+def test_weights_of_samples(way, options, targets):
+    x, y, shares = data(101)
+    w = torch.linspace(0, 2, 101, dtype=torch.float64)
+    w[40:50] = 0.0
+    fitted, looped = two_models()
+    options = dict(CRITERIA[options])
+    counted, target = (
+        options.get("weight", torch.ones(4))[y] * (y != options.get("ignore_index")),
+        y,
+    )
+    if targets == "probabilities":
+        options.pop("ignore_index", None)
+        counted, target = 1.0, shares
+    criterion = nn.CrossEntropyLoss(**options)
+    of_each = torch.nn.CrossEntropyLoss(**(options | {"reduction": "none"}))
+    optimizers = [optim.SGD(m.parameters(), lr=3e-3) for m in (fitted, looped)]
+    losses = []
+    for _ in range(6):
+        total = (w * counted).sum() if criterion.reduction == "mean" else 1.0
+        loss = (w * of_each(looped.forward(x), target)).sum() / total
+        optimizers[1].zero_grad()
+        loss.backward()
+        optimizers[1].step()
+        losses.append(loss.item())
+    x, target = x.clone(), target.clone()
+    x[44] = torch.nan  # left out, whatever it holds
+    if targets == "probabilities":
+        target[46] = torch.inf
+    if way == "fit":
+        result = pf.fit(
+            fitted, criterion, optimizers[0], x, target, epochs=6, record_every=1, sample_weight=w
+        )
+        found = result.history[:6].tolist()
+    else:
+        step = pf.fuse(fitted, criterion, optimizers[0])
+        found = [step(x, target, sample_weight=w, mask=w > 0).item() for _ in range(6)]
+    assert found == pytest.approx(losses, rel=1e-9)
+    torch.testing.assert_close(fitted.coefficients, looped.coefficients, rtol=1e-9, atol=1e-11)
+
+
+def once(make, x, y, **options):
+    """Loss and gradient, from torch or from `fit` with the backend of that name."""
+    model, _ = two_models(degree=1)
+    with torch.no_grad():
+        model.coefficients[:, 3] = -1e308
+    criterion = nn.CrossEntropyLoss(**options)
+    if make == "torch":
+        loss = torch.nn.CrossEntropyLoss(**options)(model.forward(x), y)
+        loss.backward()
+        return loss.detach(), model.coefficients.grad
+    optimizer = optim.SGD(model.parameters(), lr=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a loss that is nan
+        result = pf.fit(model, criterion, optimizer, x, y, epochs=1, backend=make)
+    return torch.tensor(result.loss, dtype=x.dtype), model.coefficients.grad
+
+
+ZERO = torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=torch.float64)  # the last has a logit of -inf
+NOTHING_COUNTS = {
+    "a mean of weights that are 0": ([0, 0], {"weight": ZERO}),
+    "a sum of them": ([0, 0], {"weight": ZERO, "reduction": "sum"}),
+    "a mean of them, smoothed": ([0, 0], {"weight": ZERO + 0.0, "label_smoothing": 0.1}),
+    "some ignored": ([0, 2], {"weight": ZERO, "ignore_index": 2}),
+    "all ignored": ([2, 2], {"weight": ZERO, "ignore_index": 2}),
+    "0 of an infinite loss": ([3, 1], {"weight": ZERO}),
+    "an infinite loss": ([3, 1], {}),
+    "an infinite loss that is ignored": ([3, 1], {"ignore_index": 3}),
+    "an infinite loss elsewhere": ([1, 1], {}),
+    "an infinite loss elsewhere, smoothed": ([1, 1], {"label_smoothing": 0.1}),
+    "an infinite loss elsewhere of probability 0": ([[0.0, 1, 0, 0], [0, 1, 0, 0]], {}),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING_COUNTS)
+def test_what_counts_nothing_or_loses_everything_is_torchs(name):
+    y, options = NOTHING_COUNTS[name]
+    x = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    y = torch.tensor(y, dtype=torch.float64 if isinstance(y[0], list) else torch.int64)
+    found, wanted = (once(make, x, y, **options) for make in ("cpu", "torch"))
+    torch.testing.assert_close(found, wanted, equal_nan=True)
+
+
 def test_tol_stops():
     x, y, _ = data(300)
     model, _ = two_models()
@@ -123,22 +210,30 @@ def test_bad_input_changes_nothing():
         ({"y": y[:5]}, ValueError, r"y: expected shape \(20,\), got \(5,\)"),
         ({"y": shares[:, :3]}, ValueError, r"y: expected shape \(20, 4\), got \(20, 3\)"),
         ({"x": x[:, None]}, ValueError, r"x: expected shape \(n,\)"),
-        ({"x": x * torch.nan}, ValueError, "x, y: expected finite data"),
+        ({"x": x * torch.nan}, ValueError, "x, y: .*; expected finite data"),
         ({"criterion": nn.MSELoss()}, TypeError, "y: expected dtype"),
         (
-            {"criterion": nn.CrossEntropyLoss(weight=torch.ones(3))},
+            {"criterion": nn.CrossEntropyLoss(weight=torch.ones(3, dtype=torch.float64))},
             ValueError,
             "criterion: expected a weight of 4 classes",
         ),
         (
+            {"criterion": nn.CrossEntropyLoss(weight=torch.ones(4))},
+            ValueError,
+            "criterion: weight: expected the dtype torch.float64, got torch.float32",
+        ),
+        (
             {"criterion": nn.CrossEntropyLoss(weight=torch.ones(4, device="meta"))},
             ValueError,
-            "criterion: weight: expected a plain tensor on the CPU",
+            "criterion: weight: expected a plain tensor that needs",
         ),
         ({"y": y.to("meta")}, ValueError, "y: expected the device of x, cpu, got meta"),
-        ({"sample_weight": x.abs()}, ValueError, "sample_weight: not with CrossEntropyLoss"),
-        ({"engine": "moments"}, ValueError, "engine: expected one of auto, stream"),
-        ({"progress": True}, ValueError, "progress: not for several outputs"),
+        ({"sample_weight": x}, ValueError, "sample_weight: expected finite numbers >= 0"),
+        ({"mask": y}, TypeError, "mask: expected dtype bool"),
+        ({"engine": "moments"}, ValueError, "engine: moments cannot .* no function of the moments"),
+        ({"backend": "nonsense"}, ValueError, "backend: expected one of auto, cpu"),
+        ({"backend": "reference"}, ValueError, "backend: reference cannot .* several outputs"),
+        ({"bounds": (1.0, -1.0)}, ValueError, "bounds: expected lower <= upper"),
     ]
     for change, error, message in cases:
         arguments = {"x": x, "y": y, "criterion": nn.CrossEntropyLoss(), "epochs": 3} | change

@@ -250,7 +250,7 @@ def test_engines_that_need_squared_error_are_refused():
     [
         (torch.nn.NLLLoss(), "NLLLoss is not fused; fused: MSELoss, L1Loss, "),
         (torch.nn.L1Loss(reduction="none"), "reduction 'none' gives no scalar loss"),
-        (torch.nn.GaussianNLLLoss(), "its variance comes with every call"),
+        (torch.nn.GaussianNLLLoss(), "its variance comes with every call of it; here with sigma="),
         (torch.nn.BCEWithLogitsLoss(weight=torch.ones(30)), "weight: expected one element"),
         (torch.nn.BCEWithLogitsLoss(pos_weight=torch.ones(1)), "pos_weight: expected the dtype"),
         (torch.nn.PoissonNLLLoss(full=1), "full: expected a bool, got 1"),
@@ -300,3 +300,55 @@ def test_targets_outside_the_domain(name, target, message):
     assert not model.coefficients.any() and model.coefficients.grad is None
     pf.fit(model, criterion, optimizer, x, y, epochs=2, mask=torch.arange(20) != 7)
     assert model.coefficients.all()
+
+
+@pytest.mark.parametrize("n", [1, 9, 129])
+@pytest.mark.parametrize("scale", [3e-3, 0.6, 50.0])
+@pytest.mark.parametrize("options", [{}, {"full": True, "reduction": "sum", "eps": 0.1}], ids=str)
+def test_gaussian_of_the_variances_in_sigma(options, scale, n, dtype):
+    x, y = data(CASES["l1"], n, dtype)
+    sigma = (scale * (0.5 + torch.rand(n, generator=torch.Generator().manual_seed(2)))).to(dtype)
+    w = torch.linspace(0, 2, n).to(dtype) if n > 1 else torch.ones(1, dtype=dtype)
+    criterion, none = (torch.nn.GaussianNLLLoss(**(options | {"reduction": r}))
+                       for r in (options.get("reduction", "mean"), "none"))  # fmt: skip
+    lr = 1e-3 * min(scale**2, 1.0) / (n if criterion.reduction == "sum" else 1)
+    for more in ({}, {"sample_weight": w}):
+        fitted, stepped, looped = (Quadratic(torch.float64).to(dtype) for _ in range(3))
+        optimizers = [torch.optim.SGD(m.parameters(), lr=lr) for m in (fitted, stepped, looped)]
+        losses = []
+        for _ in range(5):
+            values = none(looped(x), y, sigma**2)
+            weights = more.get("sample_weight", torch.ones_like(x))
+            total = weights.sum() if criterion.reduction == "mean" else 1.0
+            loss = (weights * values).sum() / total
+            optimizers[2].zero_grad()
+            loss.backward()
+            optimizers[2].step()
+            losses.append(loss.item())
+        result = pf.fit(fitted, criterion, optimizers[0], x, y, epochs=5, record_every=1,
+                        sigma=sigma, **more)  # fmt: skip
+        step = pf.fuse(stepped, criterion, optimizers[1])
+        found = [step(x, y, sigma=sigma, **more).item() for _ in range(5)]
+        rtol = 1e-4 if dtype == torch.float32 else 1e-9
+        np.testing.assert_allclose(result.history[:5], losses, rtol=rtol, atol=rtol)
+        np.testing.assert_allclose(found, losses, rtol=rtol, atol=rtol)
+        for model in (fitted, stepped):
+            torch.testing.assert_close(model.c, looped.c, rtol=rtol, atol=rtol)
+
+
+def test_gaussian_leaves_out_samples_and_knows_its_likelihood():
+    x, y = data(CASES["l1"], 40, torch.float64)
+    sigma = torch.full_like(x, 0.7)
+    model, whole = Quadratic(torch.float64), Quadratic(torch.float64)
+    criterion = torch.nn.GaussianNLLLoss(full=True)
+    y[3] = torch.nan
+    keep = y.isfinite()
+    results = [
+        pf.fit(m, criterion, torch.optim.SGD(m.parameters(), lr=0.1), x[at], y[at], epochs=500,
+               sigma=sigma[at], nan_policy="omit")
+        for m, at in ((model, slice(None)), (whole, keep))
+    ]  # fmt: skip
+    torch.testing.assert_close(model.c, whole.c)
+    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-12)
+    of_each = torch.distributions.Normal(model(x[keep]), 0.7).log_prob(y[keep])
+    assert results[0].statistics.log_likelihood == pytest.approx(of_each.sum().item())

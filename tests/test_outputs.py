@@ -95,6 +95,28 @@ def test_tol_is_of_the_loss_of_all_outputs(name):
     torch.testing.assert_close(fitted.coefficients, looped.coefficients)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_pos_weight_of_every_output(soft, reduction, weighted):
+    x, y, fitted, looped = make()
+    y = y if soft else y.round()
+    w = torch.linspace(0, 2, y.numel(), dtype=torch.float64).view(y.shape) if weighted else None
+    positive = torch.tensor([3.0, 0.2, 0.5], dtype=torch.float64)
+    criterion = nn.BCEWithLogitsLoss(pos_weight=positive, reduction=reduction)
+    of_each = torch.nn.BCEWithLogitsLoss(pos_weight=positive, reduction="none")
+    optimizers = [optim.SGD(m.parameters(), lr=0.01) for m in (fitted, looped)]
+    result = pf.fit(fitted, criterion, optimizers[0], x, y, epochs=9, record_every=1,
+                    sample_weight=w)  # fmt: skip
+    counted = torch.ones_like(y) if w is None else w
+    counted = counted / counted.sum() if reduction == "mean" else counted
+    losses = loop(
+        looped, optimizers[1], lambda p, t: (counted * of_each(p, t)).sum(), x, y, 9
+    )  # fmt: skip
+    np.testing.assert_allclose(result.history[:9], losses, rtol=1e-9)
+    torch.testing.assert_close(fitted.coefficients, looped.coefficients, rtol=1e-9, atol=1e-11)
+
+
 def test_solve_finds_every_optimum():
     x, y, model, _ = make()
     result = pf.solve(model, x, y, covariance=True)
@@ -118,6 +140,18 @@ def test_bad_input_changes_nothing():
         ({"criterion": torch.nn.NLLLoss()}, "criterion: NLLLoss is not fused"),
         ({"criterion": nn.PoissonNLLLoss(), "y": y - 5}, "y: expected .* for PoissonNLLLoss"),
         ({"tol": 1e-3, "engine": "moments"}, "engine: moments cannot .* tol is of the loss of all"),
+        (
+            {"criterion": nn.BCEWithLogitsLoss(pos_weight=torch.ones(2, dtype=y.dtype))},
+            r"criterion: pos_weight: expected one or 3 elements, got shape \(2,\)",
+        ),
+        (
+            {"criterion": nn.BCEWithLogitsLoss(pos_weight=torch.ones(3))},
+            "criterion: pos_weight: expected torch.float64 on cpu",
+        ),
+        (
+            {"criterion": nn.BCEWithLogitsLoss(pos_weight=torch.zeros(3, dtype=y.dtype))},
+            "criterion: pos_weight: expected finite numbers > 0",
+        ),
         ({"engine": "moments", "criterion": nn.L1Loss()}, "engine: moments cannot"),
         ({"backend": "nonsense"}, "backend: expected one of auto, cpu"),
     ]

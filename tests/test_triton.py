@@ -34,6 +34,7 @@ RUNS = {
     "bounds": ["test_bounds.py", "-k", "on_a_device"],
     "batches": ["interpreted_batch.py"],
     "surfaces": ["interpreted_surface.py"],
+    "classes": ["test_device_classes.py"],
     "schedules": ["test_schedulers.py", "-k", "on_a_device"],
 }
 

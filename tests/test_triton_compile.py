@@ -24,6 +24,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from .each_sample import each_sample  # noqa: E402
 
 N_SAMPLES = 10**8
+CLASSES = 10
 SGD = METHODS[SgdOptions].number
 WIDEST = {
     "P": surface_triton.MAX_TERMS, "K": surface_triton.MAX_TERMS, "C": surface_triton.MAX_TERMS,
@@ -82,6 +83,17 @@ FLAGS = {
         {"RUN": True, **WIDEST},
         {"RUN": True, "GIVEN": True, "STEP": True, "LOAD": True, "STORE": True, "ROUND": True},
     ],
+    "classes_step_kernel": [
+        {"INDEX": True, "MEAN": True},
+        {"LOAD": True, "STORE": True, "ROUND": True, "SINGLE": 15, "SMOOTH": True},
+    ],
+    "classes_stream_kernel": [
+        {"ALONE": True, "INDEX": True},
+        {"INDEX": True, "WEIGHTED": True, "SMOOTH": True},
+        {"METHOD": METHODS[AdamOptions].number, "INDEX": True, "WEIGHTED": True},
+        {"METHOD": METHODS[RAdamOptions].number},
+        {"INDEX": True, "CHANGES": True, "LOAD": True, "STORE": True, "BOUNDED": True},
+    ],
     "solve_fits_kernel": [
         {},
         {"OMIT": True, "WEIGHTED": True},
@@ -135,6 +147,10 @@ def kernels():
 
 def cut_of(name, flags, terms, itemsize, target, share):
     machine = geometry.Machine(100, target.warp_size)
+    if "classes" in name:
+        return geometry.classes(
+            30 if flags.get("ALONE") else N_SAMPLES, terms, CLASSES, machine, 100
+        )
     if name == "stream_kernel":
         n = 1000 if flags["ALONE"] else N_SAMPLES
         others = flags.get("KIND") in [kind.tag for kind in ELEMENTARY]
@@ -165,6 +181,10 @@ def compiled(name, kernel, flags, degree, dtype, target, share=geometry.SHARES[0
             "ROWS": cut.rows, "PW": width, "CHUNK": geometry.chunk(sums),
             "x_column": constants.pop("x_stride"),
         }  # fmt: skip
+    if "classes" in name:
+        padded = geometry.width(CLASSES)
+        chunk = geometry.class_chunk(geometry.width(terms) * padded)
+        constants |= {"C": CLASSES, "CW": padded, "CHUNK": chunk}
     signature, attrs = {}, {}
     for i, (argument, p) in enumerate(inspect.signature(kernel.fn).parameters.items()):
         if argument in constants or p.annotation is triton.language.constexpr:
@@ -173,6 +193,8 @@ def compiled(name, kernel, flags, degree, dtype, target, share=geometry.SHARES[0
         elif argument.endswith("_ptr"):
             of_data = argument in ("x_ptr", "y_ptr", "g_ptr", "w_ptr") or name == "evaluate_kernel"
             other = "*i64" if (name, argument) == ("nonfinite_kernel", "out_ptr") else "*fp64"
+            if (argument, flags.get("INDEX")) == ("y_ptr", True):
+                other, of_data = "*i64", False
             signature[argument] = POINTERS.get(argument, other)
             if of_data and argument in ("x_ptr", "y_ptr", "g_ptr", "w_ptr", "out_ptr"):
                 signature[argument] = f"*{dtype}"
@@ -215,7 +237,7 @@ def test_compiles_and_keeps_everything_in_registers(name, kernel, flags, target,
     assert stack == 0
     if name in READS_WIDE and not flags.get("GIVEN"):
         assert re.search(r"ld\.global\.(v4\.b32|v2\.b64)", binary.asm["ptx"])  # 16 bytes
-    if name == "stream_kernel" and not flags["ALONE"]:
+    if name in ("stream_kernel", "classes_stream_kernel") and not flags.get("ALONE"):
         assert_all_there_at_once(registers, cut)
 
 

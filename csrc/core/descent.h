@@ -125,6 +125,9 @@ struct Descent {
   Schedule schedule;
   double* grad;         // [P], of the epoch that is looked at
   bool single = false;  // loss, gradient and update in float32
+  bool alike = false;   // rule [1]: that of all parameters
+
+  PF_HD const UpdateRule& rule_of(int i) const { return rule[alike ? 0 : i]; }
 };
 
 // The update of every parameter, in the precision of T.
@@ -135,7 +138,7 @@ PF_HD void update_all(const Team& team, const Descent& descent, State s) {
     T p = T(s.params[i]), kept[kKept];
     PF_UNROLL
     for (int r = 0; r < kKept; ++r) kept[r] = T(s.kept[r * n + i]);
-    update(descent.rule[i], p, T(s.grad[i]), kept);
+    update(descent.rule_of(i), p, T(s.grad[i]), kept);
     if (s.low) p = projected(p, T(s.low[i]), T(s.high[i]));
     s.params[i] = p;
     PF_UNROLL

@@ -20,7 +20,7 @@ enum class CriterionKind : int32_t {
   PoissonNLL = 6,
   KLDiv = 7,
   GaussianNLL = 8,
-  CrossEntropy = 9,  // of several outputs, in cpu/classes.cpp
+  CrossEntropy = 9,  // of several outputs, in cross_entropy.h
 };
 
 // A criterion and its options, named as torch's; each kind reads its own, all the weight.

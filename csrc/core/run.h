@@ -1,6 +1,7 @@
 // What one launch on a device is told: sizes, addresses of device memory, and how it is laid out.
 #pragma once
 
+#include "basis.h"
 #include "descent.h"
 #include "problem.h"
 
@@ -46,6 +47,11 @@ struct Run {
   const double* factor = nullptr;  // [T]
   const Span* spans = nullptr;     // [T]
   const int32_t* slots = nullptr;  // [F]
+
+  // Of classes: parameters are [K, C] in the terms of a basis, the criterion is cross entropy.
+  int32_t n_classes = 0;
+  int64_t class_stride = 0;  // of the probabilities y [N, C]; 0: y are classes, int64
+  Recurrence basis;
 
   const double* rule = nullptr;  // [1 + C, P, kRuleRow]: method, options
   // Epochs of the launch, ascending, from which on the next rule holds, and one that never comes;

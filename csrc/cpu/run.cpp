@@ -6,6 +6,7 @@
 
 #include "../core/closed_form.h"
 #include "../core/team.h"
+#include "stacked.h"
 #include "surface_objective.h"
 
 namespace polyfuse {
@@ -75,7 +76,9 @@ template <class Objective>
 Report step_by_step(const Problem& problem, Objective& objective, const Schedule& schedule,
                     State s) {
   std::vector<double> grad(static_cast<size_t>(problem.map.n_params));
-  Descent descent{problem.map.n_params, problem.rule, schedule, grad.data()};
+  const bool alike = problem.stacked;
+  Descent descent{problem.map.n_params, problem.rule, schedule, grad.data(), false, alike};
+  const int64_t n = alike ? problem.stacked->n * problem.stacked->n_outputs : problem.data.n;
   Report out;
   out.previous = schedule.previous;
   using Clock = std::chrono::steady_clock;
@@ -83,7 +86,8 @@ Report step_by_step(const Problem& problem, Objective& objective, const Schedule
   const auto record = [&](double loss) { out.recorded.push_back(loss); };
   const int64_t *change = problem.changes, *const last = change + problem.n_changes;
   const auto follow = [&] {
-    for (; change != last && *change <= out.epochs; ++change) descent.rule += descent.n_params;
+    for (; change != last && *change <= out.epochs; ++change)
+      descent.rule += alike ? 1 : descent.n_params;
   };
   int64_t unlooked = 0;  // samples read since the last look at the clock
   const auto pause = [&] {
@@ -91,18 +95,18 @@ Report step_by_step(const Problem& problem, Objective& objective, const Schedule
     if (schedule.tol < 0.0) {
       // Up to the next recorded epoch, or the last, whose gradient stays behind.
       const int64_t epoch = schedule.first_epoch + out.epochs - 1;
-      const int64_t most = std::max<int64_t>(1, kLook / problem.data.n);
+      const int64_t most = std::max<int64_t>(1, kLook / n);
       int64_t quiet = std::min<int64_t>(schedule.epochs - out.epochs - 1, most);
       if (schedule.record_every > 0)
         quiet = std::min(quiet, schedule.record_every - epoch % schedule.record_every - 1);
       if (change != last) quiet = std::min(quiet, *change - out.epochs);
       if (quiet > 0 && run_resident(objective, descent.rule, quiet, s)) {
         out.epochs += quiet;
-        unlooked += quiet * problem.data.n;
+        unlooked += quiet * n;
         follow();
       }
     }
-    unlooked += problem.data.n;
+    unlooked += n;
     if (schedule.seconds <= 0.0 || unlooked < kLook) return true;
     unlooked = 0;
     return std::chrono::duration<double>(Clock::now() - start).count() <= schedule.seconds;
@@ -135,6 +139,8 @@ MomentsObjective from_moments(const Problem& problem, const Moments& moments) {
 
 double objective(const Problem& problem, const Moments* moments, const double* params,
                  double* grad) {
+  if (problem.stacked)
+    return StackedStream{stacked_of(problem), problem.threads}(Alone{}, params, grad);
   if (problem.surface) {
     const Surface surface = surface_of(problem);
     return Mapped<SurfaceStream>{problem.map, {surface, problem.threads}}(Alone{}, params, grad);
@@ -145,6 +151,10 @@ double objective(const Problem& problem, const Moments* moments, const double* p
 
 Report descend(const Problem& problem, Engine engine, const Moments* moments,
                const Schedule& schedule, State s) {
+  if (problem.stacked) {
+    StackedStream stream{stacked_of(problem), problem.threads};
+    return step_by_step(problem, stream, schedule, s);
+  }
   if (engine == Engine::Stream) {
     StreamObjective stream{problem};
     return step_by_step(problem, stream, schedule, s);

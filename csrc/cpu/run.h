@@ -9,14 +9,16 @@
 namespace polyfuse {
 
 struct Surface;
+struct Stacked;
 
 struct Problem {
   Data data;
   const Surface* surface = nullptr;  // the terms of several variables; null: of one
+  const Stacked* stacked = nullptr;  // polynomials side by side, in place of data and terms
   Criterion criterion;
   bool mean = true;  // reduction: mean, else sum
   CoefficientMap map;
-  const UpdateRule* rule = nullptr;  // [1 + C, P]
+  const UpdateRule* rule = nullptr;  // [1 + C, P]; of those side by side [1 + C], for all
   // The epochs of the launch, ascending, from which on the next row of rules holds.
   const int64_t* changes = nullptr;  // [C]
   int n_changes = 0;

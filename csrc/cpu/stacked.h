@@ -2,6 +2,7 @@
 // logits of classes, or the fits of a batch in a training loop.
 #pragma once
 
+#include "../core/team.h"
 #include "batch.h"
 #include "run.h"
 
@@ -13,7 +14,7 @@ struct Stacked {
   Recurrence basis;
 
   Series x;                        // [N], or [N, C] of neighbours
-  Series y, w;                     // [N, C], neighbours; w.at null: 1 everywhere
+  Series y, w;                     // [N, C], neighbours; w.at null: 1 everywhere; of classes w [N]
   const int64_t* index = nullptr;  // [N], classes in place of y
   int64_t index_stride = 1;
   int64_t n = 0;
@@ -21,9 +22,14 @@ struct Stacked {
   bool mean = true;
 };
 
-// Parameters are [K, C]. The loss is nan where a class is out of range.
-double objective(const Stacked&, int threads, const double* params, double* grad);
+// Loss and gradient; parameters are [K, C]. The loss is nan where a class is out of range.
+struct StackedStream {
+  Stacked stacked;
+  int threads;
+  double operator()(Alone, const double* params, double* grad) const;
+};
+
+Stacked stacked_of(const Problem&);
 const int64_t* class_out_of_range(const Stacked&);  // the first; null: none
-Report descend(const Stacked&, const UpdateRule* rule, const Schedule&, int threads, State);
 
 }  // namespace polyfuse

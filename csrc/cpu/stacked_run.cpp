@@ -1,6 +1,6 @@
+#include "../core/cross_entropy.h"
 #include "blocks.h"
 #include "stacked.h"
-#include "stepping.h"
 
 namespace polyfuse {
 namespace {
@@ -9,19 +9,21 @@ constexpr int64_t kShare = 64;  // of the outputs, that a thread takes
 
 double class_objective(const Stacked& s, int threads, const double* params, double* grad) {
   const int n_params = s.n_terms * s.n_outputs;
-  std::vector<double> sums(static_cast<size_t>(2 + n_params));
-  reduce(s.n, 2 + n_params, threads, sums.data(), [&](int64_t begin, int64_t end, double* out) {
+  std::vector<double> sums(static_cast<size_t>(3 + n_params));
+  reduce(s.n, 3 + n_params, threads, sums.data(), [&](int64_t begin, int64_t end, double* out) {
     passes_for(s.n).class_loss(s, params, begin, end, out);
   });
-  const double weight = s.mean ? 1.0 / sums[1] : 1.0;
-  for (int j = 0; j < n_params; ++j) grad[j] = sums[1] > 0.0 ? weight * sums[2 + j] : 0.0;
+  const double weight = factor_of(s.mean, sums[1]);
+  // Samples that are left out have no gradient.
+  for (int j = 0; j < n_params; ++j) grad[j] = sums[2] > 0.0 ? weight * sums[3 + j] : 0.0;
   return weight * sums[0];
 }
 
 }  // namespace
 
 // Threads take shares of the outputs and blocks of the samples, whose sums are added in order.
-double objective(const Stacked& s, int threads, const double* params, double* grad) {
+double StackedStream::operator()(Alone, const double* params, double* grad) const {
+  const Stacked& s = stacked;
   if (s.criterion.kind == CriterionKind::CrossEntropy)
     return class_objective(s, threads, params, grad);
   const int64_t outputs = s.n_outputs, n_params = s.n_terms * outputs;
@@ -48,23 +50,19 @@ double objective(const Stacked& s, int threads, const double* params, double* gr
   return weight * value;
 }
 
+Stacked stacked_of(const Problem& problem) {
+  Stacked s = *problem.stacked;
+  s.criterion = problem.criterion;
+  s.mean = problem.mean;
+  return s;
+}
+
 const int64_t* class_out_of_range(const Stacked& s) {
   for (int64_t i = 0; s.index && i < s.n; ++i) {
     const int64_t* at = s.index + i * s.index_stride;
     if ((*at < 0 || *at >= s.n_outputs) && *at != s.criterion.ignore) return at;
   }
   return nullptr;
-}
-
-Report descend(const Stacked& s, const UpdateRule* rule, const Schedule& schedule, int threads,
-               State state) {
-  const auto look = [&](Alone, const double* params, double* grad) {
-    return objective(s, threads, params, grad);
-  };
-  return with_clock(s.n_terms * s.n_outputs, rule, schedule,
-                    [&](auto& descent, auto& out, auto& record, auto& pause) {
-                      step_by_step(Alone{}, look, descent, out, state, record, pause);
-                    });
 }
 
 }  // namespace polyfuse

@@ -31,7 +31,7 @@ std::vector<std::pair<std::string, int>> kernels() {
     found.emplace_back("update<" + of + ">", kMaxParams);
     for (const int bucket : kBuckets) {
       const std::string arguments = "<" + of + ", " + std::to_string(bucket);
-      for (const char* name : {"moments", "project"})
+      for (const char* name : {"moments", "project", "classes_step", "classes_stream"})
         found.emplace_back(name + arguments + ">", kPassThreads);
       for (const char* criterion : {", SquaredError>", ", AnyOther>"}) {
         found.emplace_back("stream" + arguments + criterion, stream_threads(bucket));

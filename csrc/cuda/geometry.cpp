@@ -43,6 +43,13 @@ Geometry pass_over(int64_t n, const Device& device) {
   return grid;
 }
 
+// Threads that take the classes of a sample.
+int lanes_of(int n_classes) {
+  int lanes = 1;
+  while (lanes < n_classes) lanes *= 2;
+  return lanes;
+}
+
 // Every block keeps its chunk on chip, as far as it fits.
 Geometry stream_over(int64_t n, Dtype dtype, int n_terms, const Device& device, bool weighted) {
   const int64_t width = 16 / size_of(dtype);
@@ -64,15 +71,12 @@ Geometry stream_over(int64_t n, Dtype dtype, int n_terms, const Device& device, 
 }  // namespace
 
 Kernel kernel_named(const std::string& name) {
-  constexpr std::pair<const char*, Kernel> kNames[] = {{"stream", Kernel::Stream},
-                                                       {"step", Kernel::Step},
-                                                       {"moments", Kernel::Moments},
-                                                       {"epochs", Kernel::Epochs},
-                                                       {"evaluate", Kernel::Evaluate},
-                                                       {"project", Kernel::Project},
-                                                       {"count_nonfinite", Kernel::Count},
-                                                       {"update", Kernel::Update},
-                                                       {"store", Kernel::Store}};
+  constexpr std::pair<const char*, Kernel> kNames[] = {
+      {"stream", Kernel::Stream},   {"step", Kernel::Step},
+      {"classes", Kernel::Classes}, {"moments", Kernel::Moments},
+      {"epochs", Kernel::Epochs},   {"evaluate", Kernel::Evaluate},
+      {"project", Kernel::Project}, {"count_nonfinite", Kernel::Count},
+      {"update", Kernel::Update},   {"store", Kernel::Store}};
   for (const auto& [known, kernel] : kNames)
     if (name == known) return kernel;
   throw std::invalid_argument("kernel: there is none called " + name);
@@ -83,6 +87,11 @@ Geometry geometry(Kernel kernel, int64_t n, Dtype dtype, int n_terms, int n_para
   Geometry grid;
   switch (kernel) {
     case Kernel::Stream: return stream_over(n, dtype, n_terms, device, weighted);
+    case Kernel::Classes:
+      grid = pass_over(n * lanes_of(n_params / n_terms), device);
+      grid.blocks = std::min(grid.blocks, device.processors);
+      grid.cooperative = grid.blocks > 1;
+      break;
     case Kernel::Step:
     case Kernel::Evaluate:
     case Kernel::Project:

@@ -11,6 +11,7 @@ namespace polyfuse {
 enum class Kernel : int32_t {
   Stream,
   Step,
+  Classes,
   Moments,
   Epochs,
   Evaluate,

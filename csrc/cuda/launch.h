@@ -15,6 +15,7 @@ namespace polyfuse {
 // All take device addresses in Run and launch on `stream`; they throw what CUDA refuses.
 void launch_step(const Run&, void* stream);
 void launch_stream(const Run&, void* stream);
+void launch_classes(const Run&, void* stream);
 void launch_moments(const Run&, void* stream);
 void launch_evaluate(const Run&, void* stream);
 void launch_project(const Run&, void* stream);

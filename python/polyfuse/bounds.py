@@ -58,7 +58,7 @@ def with_bounds(problem: Problem, bounds: Any, known: Fused, module: torch.nn.Mo
     number = {id(t): i for i, t in enumerate(known.tensors)}
     named = {name: p for name, p in module.named_parameters() if id(p) in number}
     pairs = read_bounds(bounds, named)
-    ends = torch.full((2, len(problem.rule)), torch.inf, dtype=torch.float64)
+    ends = torch.full((2, problem.model.n_params), torch.inf, dtype=torch.float64)
     ends[0] = -torch.inf
     for name, pair in pairs.items():
         at = known.at[number[id(named[name])]]

@@ -236,8 +236,10 @@ def read(
 def _classes(weight: Any, ignore: Any, smoothing: Any, like: Any) -> Options | str:
     """The options of cross entropy; or why they are not fused."""
     if weight is not None:
-        if type(weight) is not Tensor or weight.requires_grad or weight.device.type != "cpu":
-            return "weight: expected a plain tensor on the CPU that needs no gradient"
+        if type(weight) is not Tensor or weight.requires_grad or weight.device.type == "meta":
+            return "weight: expected a plain tensor that needs no gradient"
+        if like is not None and weight.device != like.device:
+            return f"weight: expected the device {like.device}, got {weight.device}"
         if weight.ndim != 1 or not 0 < len(weight) <= MAX_CLASSES or not weight.is_contiguous():
             return f"weight: expected one of each class, got shape {tuple(weight.shape)}"
         if like is not None and weight.dtype != like.dtype:
@@ -284,7 +286,7 @@ def _values_of(module: Any, *extra: Any) -> tuple[Kind, dict[str, Any]] | str:
     values = module.__dict__ | module._buffers
     if kind is GAUSSIAN:
         if len(extra) != 1:
-            return "its variance comes with every call; fused in the training loop alone"
+            return "its variance comes with every call; with sigma= in fit and fuse of one output"
         values["var"] = extra[0]
     elif extra:
         return f"expected a prediction and a target, got {len(extra)} more"

@@ -16,6 +16,7 @@ from .backends.device import DeviceMap, DeviceRule, device_rule, state_size
 from .backends.resident import unheld
 from .backends.tables import OnDevice, tables
 from .rules import Options, Rule
+from .stacked import Stacked
 from .symbolic import Traced
 
 GIVEN, UNLIKE, ACCUMULATE, HELD, STALE = range(5)  # what give_grads answers
@@ -57,7 +58,7 @@ class DeviceLoop(_C.Loop):
     # -- the optimizer and the data
 
     def set_rule(self, rule: Rule) -> None:
-        self.rule = device_rule(rule, self.device)
+        self.rule = device_rule(rule, self.device, self.traced.n_params)
         slots = zip(self.traced.slots, rule, strict=True)
         self.options = {t: options for (t, _), options in slots if options is not None}
 
@@ -74,7 +75,7 @@ class DeviceLoop(_C.Loop):
         self.spares = [torch.empty_like(t, requires_grad=False) if i in mine else None
                        for i, t in tensors]  # fmt: skip
         if owner is None:
-            self.rule = device_rule((None,) * len(self.traced.slots), self.device)
+            self.rule = device_rule((None,), self.device, self.traced.n_params)
 
     def settle(self, moments: Any, x_version: int, y_version: int) -> None:
         super().settle(None, x_version, y_version)
@@ -107,7 +108,7 @@ class DeviceLoop(_C.Loop):
         """The scalar parameters, float64 [P]."""
         with torch.no_grad():
             rows = [t.reshape(-1).double() for t in self.traced.tensors]
-            return torch.stack([rows[t][e] for t, e in self.traced.slots])
+            return torch.stack([rows[t][e] for t, e in self.traced.places])
 
     # -- launch and update
 
@@ -127,12 +128,13 @@ class DeviceLoop(_C.Loop):
         criterion = objective.criterion.over_rows_of(forward.x)
         weight = None if objective.weight is None else objective.weight.reshape(-1)
         moments = self.moments if criterion.squared and weight is None else None
+        y = objective.y if isinstance(self.traced, Stacked) else objective.y.reshape(-1)
         state = self.runner.step(
-            self.map, self.rule, table, forward.fused.rows_of(forward.x), objective.y.reshape(-1),
+            self.map, self.rule, table, forward.fused.rows_of(forward.x), y,
             self.traced, objective.mean, moments, criterion, weight, self.buffer(capturing),
         )  # fmt: skip
         objective.state = state
-        n_params = len(self.traced.slots)
+        n_params = self.traced.n_params
         forward.before = state[2 * n_params : 3 * n_params]
         self.last = Launched(objective, state, grads, [], in_place)
         self.last.versions.extend(self._versions(self.last))
@@ -163,7 +165,7 @@ class DeviceLoop(_C.Loop):
     def buffer(self, capturing: bool) -> torch.Tensor:
         """Where a launch leaves all else; a graph's own is among what the graph keeps."""
         if capturing or not (self.states and unheld(self.states, 0, False)):
-            size = state_size(len(self.traced.slots))
+            size = state_size(self.traced.n_params)
             new = torch.empty(size, dtype=torch.float64, device=self.device)
             if capturing:
                 return new

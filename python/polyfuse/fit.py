@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from .bounds import with_bounds
 from .classes import has_outputs
 from .linear import Held
 from .optim.owners import holding
-from .outputs import fit_outputs
+from .outputs import fit_apart
 from .prepare import choose_for, prepare
 from .problem import Problem, Wanted
 from .result import FitResult
@@ -24,12 +24,6 @@ from .single import Single
 from .stability import warn_diverged
 from .surface import is_surface, source_of
 from .training import Between, Callback, train
-
-# Polynomials that have kernels of their own.
-OTHERS: tuple[tuple[Any, Any, str], ...] = (
-    (is_batch, fit_batch, "a batch of fits"),
-    (has_outputs, fit_outputs, "several outputs"),
-)
 
 
 def fit(
@@ -89,11 +83,12 @@ def fit(
             left out, whatever it holds.
         mask: bool, in the shape of x: samples where it is False are left out.
         sigma: standard deviation > 0 of every y, in the shape of x: a weight of 1 / sigma^2, with
-            which the sum of squared errors is chi-squared.
+            which the sum of squared errors is chi-squared; for ``GaussianNLLLoss`` the square root
+            of the variance that a call of it takes.
         bounds: a pair (lower, upper) of numbers or tensors that broadcast to every parameter, or a
             dict of such pairs by a parameter's name; infinite where there is none. Parameters are
             moved to the nearest value within before the first epoch and after every update;
-            parameters that no optimizer holds stay. Not for several outputs.
+            parameters that no optimizer holds stay.
 
     Returns:
         FitResult: final loss, history, engine, launches and why the run stopped; for a
@@ -121,15 +116,13 @@ def fit(
     if callback is not None and not every:
         raise ValueError("callback: needs record_every, the epochs at which it is called")
     weights, between = (sample_weight, mask, sigma), Between(scheduler, callback, progress)
-    for is_one, fit_other, what in OTHERS:
-        if is_one(model):
-            wanted = Wanted(epochs, engine, backend, every, tolerance, nan_policy, weights, bounds)
-            if is_one is is_batch:
-                return fit_other(model, criterion, optimizer, x, y, wanted, between)
-            between.refuse_for(what)
-            if bounds is not None:
-                raise ValueError(f"bounds: not for {what}, got {bounds!r}")
-            return fit_other(model, criterion, optimizer, x, y, wanted)
+    wanted = Wanted(epochs, engine, backend, every, tolerance, nan_policy, weights, bounds)
+    if is_batch(model):
+        return cast(FitResult, fit_batch(model, criterion, optimizer, x, y, wanted, between))
+    if several := has_outputs(model):
+        apart = fit_apart(model, criterion, optimizer, x, y, wanted, between)
+        if apart is not None:
+            return apart
     known, held, problem = prepare(model, criterion, optimizer, x, y, nan_policy, weights)
     problem = with_bounds(problem, bounds, known, model)
     schedulers = None
@@ -165,7 +158,9 @@ def fit(
         seconds=time.perf_counter() - start,
         history_epochs=history_epochs,
         history=history[0] if len(history) == 1 else np.concatenate([np.zeros(0), *history]),
-        _data=Held.of(problem, source_of(model, x) if is_surface(model) else None),
+        _data=None
+        if several
+        else Held.of(problem, source_of(model, x) if is_surface(model) else None),
         _params=run.state.params,
         _module=known.module,
     )

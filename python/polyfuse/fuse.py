@@ -9,10 +9,11 @@ import torch
 from . import _check
 from .backends import choose
 from .batch import is_batch, spread
-from .classes import has_outputs, refuse_weights
-from .criteria import CROSS_ENTROPY
+from .classes import has_outputs
+from .criteria import CROSS_ENTROPY, GAUSSIAN, Criterion
 from .device_loop import DeviceLoop
 from .fused import Fused, fused
+from .gaussian import extra_of, of_variances
 from .optim.owners import Holding
 from .outputs import check_stacked
 from .prepare import prepare
@@ -28,6 +29,7 @@ class FusedStep:
     def __init__(self, model: Any, criterion: Any, optimizer: Any):
         self.model, self.criterion, self.optimizer = model, criterion, optimizer
         self._known: Fused | None = None
+        self._read: tuple[Criterion, bool] | None = None
 
     def __call__(
         self, x: torch.Tensor, y: torch.Tensor, *, sample_weight: torch.Tensor | None = None,
@@ -61,20 +63,25 @@ class FusedStep:
                 )
                 if not (known.on_host or isinstance(known.loop, DeviceLoop)):
                     return self._run(known, held, problem)
-                read = read_criterion(criterion, x)
+                read = read_criterion(criterion, x, *extra_of(criterion))
                 assert not isinstance(read, str), read  # prepare has asked
             if not known.accepts(y, x, read[0]):  # of another layout, or in need of a gradient
                 x, y = (t.detach().resolve_neg().clone().contiguous() for t in (x, y))
-            known.see_criterion(criterion, *read)
-            self._known = known
-        assert known.criterion is not None
-        if isinstance(known.traced, Stacked):
-            if known.criterion[0].kind is CROSS_ENTROPY:
-                refuse_weights(weights)
-            weights = spread(weights, y)
-        weight = _check.weight(y, *weights)
-        weight = None if weight is None else weight.view(y.shape)
-        objective = Objective(Forward(known, x), y, y._version, *known.criterion, weight)
+            if read[0].kind is not GAUSSIAN:  # a call of it takes a variance as well
+                known.see_criterion(criterion, *read)
+            self._known, self._read = known, read
+        assert self._read is not None
+        kind, mean = self._read
+        of = x if kind.kind is CROSS_ENTROPY else y
+        weight: torch.Tensor | None
+        if kind.kind is GAUSSIAN:
+            kind, mean, weight = of_variances(kind, mean, x, y, weights)
+        else:
+            if of is y and isinstance(known.traced, Stacked):
+                weights = spread(weights, y)
+            weight = _check.weight(of, *weights)
+        weight = None if weight is None else weight.view(of.shape)
+        objective = Objective(Forward(known, x), y, y._version, kind, mean, weight)
         if not objective.launch(optimizer):
             raise ValueError(f"x, y: expected plain dense tensors, got {type(x).__name__}")
         optimizer.zero_grad()

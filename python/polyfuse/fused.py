@@ -14,11 +14,11 @@ import torch
 from torch.autograd.graph import increment_version
 
 from . import _C, _check
-from .backends import backend_of
+from .backends import backend_of, backend_of_classes
 from .backends.native import make_plan
 from .backends.reference import coefficients
 from .backends.resident import Resident, resident
-from .criteria import SQUARED, Criterion
+from .criteria import CROSS_ENTROPY, SQUARED, Criterion
 from .device_loop import DeviceLoop
 from .optim.kept import read_kept, write_kept
 from .optim.owners import Holding
@@ -74,6 +74,8 @@ class Fused:
         several = bool(self.polynomial and self.polynomial.exponents)
         n_slots = len(self.traced.slots) if self.traced else 0
         self.runner: Any = backend_of(device, n_slots, several)
+        if isinstance(self.traced, Stacked) and not self.on_host:
+            self.runner = backend_of_classes(device, self.traced)
         of_y = self.traced.rows_of_y if self.traced else None
         if self.on_host or self.runner is None or self.traced is None:
             is64 = dtype == torch.float64
@@ -183,6 +185,10 @@ class Fused:
         if self.traced is None or not self.traced.fits(y, x, criterion):
             return False
         w = criterion.samples
+        if isinstance(self.traced, Stacked) and not (
+            self.on_host or criterion.kind is CROSS_ENTROPY
+        ):
+            return False
         if w is not None and not (
             self.on_host and w.shape == y.shape and w.dtype is x.dtype and self.reads(w)
         ):
@@ -253,7 +259,7 @@ class Fused:
     def evaluate(self, forward: Any) -> torch.Tensor:
         """The output at x, of the parameters as they were at model(x)."""
         if isinstance(self.traced, Stacked):
-            return self.traced.of(self.gather(forward.params)[0], forward.x)
+            return self.traced.of(self._side_by_side(forward), forward.x)
         assert self.traced is not None
         x = forward.x
         y = self.runner.evaluate(self.traced, self.coefficients(forward), self.rows_of(x))
@@ -262,13 +268,19 @@ class Fused:
     def project(self, forward: Any, grad: torch.Tensor) -> list[torch.Tensor]:
         """Gradient of that output -> of every parameter tensor."""
         if isinstance(self.traced, Stacked):
-            (p,) = self.gather(forward.params)
+            p = self._side_by_side(forward)
             with torch.enable_grad():
                 y = self.traced.of(p.requires_grad_(), forward.x)
             return list(torch.autograd.grad(y, p, grad))
         g = grad.reshape(-1).contiguous()
         grad_coef = self.runner.project(self.traced, self.rows_of(forward.x), g)
         return self.pull_back(forward, grad_coef)
+
+    def _side_by_side(self, forward: Any) -> torch.Tensor:
+        """Coefficients [K, *of_y], as they were at model(x)."""
+        loop = self.loop
+        there = loop.params_of(forward) if isinstance(loop, DeviceLoop) else forward.params
+        return self.gather(there)[0]
 
     def pull_back(self, forward: Any, grad_coef: Any) -> list[torch.Tensor]:
         """Gradient of the coefficients [K] -> of every parameter tensor."""

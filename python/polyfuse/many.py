@@ -21,8 +21,9 @@ class Many:
 
     max_changes = 4096  # of the rule, in one launch
 
-    def __init__(self, model: Any, run: Run, runner: Any, nan_policy: str):
+    def __init__(self, model: Any, run: Run, runner: Any, nan_policy: str, one_loss: bool = False):
         self.model, self.run, self.runner, self.nan_policy = model, run, runner, nan_policy
+        self.one_loss = one_loss  # that of all fits, their sum
         self.out: Outcome | None = None  # of the last launch
         self.done, self.loss, self.previous = 0, UNKNOWN, UNKNOWN
 
@@ -54,10 +55,16 @@ class Many:
         if run.record_every:  # losses that have settled are recorded no more
             recorded = recorded[: replace(run, epochs=done + 1 - first).records()]
         shape = run.parameter.shape[1:]
-        recorded, loss = recorded.view(-1, *shape), out.loss.view(shape)
-        left = out, done, loss, out.previous
+        previous: Any = out.previous
+        loss: Any = out.loss.view(shape)
+        recorded = recorded.view(-1, *shape)
+        if self.one_loss:
+            loss = float(loss.sum())
+            previous = None if previous is None else float(previous.sum())
+            recorded = recorded.sum(1).cpu().numpy()
+        left = out, done, loss, previous
         self.out, self.done, self.loss, self.previous = left
-        return Report(done - first, done < last, loss, recorded, None, out.previous)
+        return Report(done - first, done < last, loss, recorded, None, previous)
 
     def commit(self) -> None:
         if self.out is not None:

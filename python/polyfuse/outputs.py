@@ -5,98 +5,144 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from . import _check
-from ._check import OR_ELSE
-from .backends import REGISTRY
 from .backends.batched import Fits, Run
-from .backends.native import make_stacked
 from .batch import epochs_backend, read_fits
-from .batch_result import FitStatus, ways_of
-from .classes import check_classes, fit_classes, has_outputs
-from .criteria import CROSS_ENTROPY, Criterion, kind_of
+from .batch_result import FitStatus
+from .bounds import read_bounds
+from .classes import check_classes, has_outputs
+from .criteria import BCE, CROSS_ENTROPY, Criterion, kind_of
 from .engines import choose_engine, refuse_engine
-from .problem import Wanted
+from .fused import Fused, fused
+from .many import Many
+from .nn.criterion import is_torchs
+from .optim.owners import Holding, holding
+from .problem import Problem, Wanted
 from .recognise import read_objects
 from .result import FitResult
 from .rules import SgdOptions, options_held
-from .runs import descend
+from .schedulers import Schedulers
+from .training import Between, train
 
 
-def fit_outputs(
+def fit_apart(
     model: Any,
     criterion: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     x: Any,
     y: Any,
     wanted: Wanted,
-) -> FitResult:
-    """`fit` of x [N] and y [N, C], or of classes; one loss of all outputs."""
+    between: Between,
+) -> FitResult | None:
+    """`fit` of x [N] and y [N, C] as that of C fits, whose losses add up; None where the kernels
+    take all outputs together: those of cross entropy, and `stream` on a CPU."""
     if kind_of(type(criterion)) is CROSS_ENTROPY:
-        return fit_classes(model, criterion, optimizer, x, y, wanted)
+        return None
     start = time.perf_counter()
-    epochs, engine, backend, record_every, tol, nan_policy, weights, _ = wanted
+    epochs, engine, backend, record_every, tol, nan_policy, weights, bounds = wanted
     fits, kind, mean = _read(model, criterion, optimizer, x, y, weights, nan_policy)
     p = model.coefficients
     options = options_held(p, optimizer)
+    box = None if options is None else read_bounds(bounds, {"coefficients": p}).get("coefficients")
     linear = isinstance(options, SgdOptions | None)
-    runner = epochs_backend(backend, fits)
-    as_one = runner.name == "cpu"  # stream: all outputs under their one loss
+    runner = epochs_backend(backend, fits, box is not None)
+    together = runner.name == "cpu"
 
     def refused(engine: str) -> str | None:
-        reason = refuse_engine(engine, kind, tol, linear=linear, shared=fits.shared)
-        reason = reason or runner.refuse_engine(engine)
-        if reason is None and tol >= 0 and not (as_one and engine == "stream"):
+        reason = refuse_engine(
+            engine, kind, tol, linear=linear, shared=fits.shared,
+            scheduled=bool(between.scheduler), bounded=box is not None,
+        ) or runner.refuse_engine(engine)  # fmt: skip
+        if reason is None and tol >= 0 and not (together and engine == "stream"):
             return "tol is of the loss of all outputs; use stream, on a CPU"
         return reason
 
     engine = choose_engine(engine, refused)
+    if together and engine == "stream":
+        return None
+    if not hasattr(runner, "most_epochs"):
+        between.refuse_for(f"several outputs on {runner.name}, which takes one launch")
+    schedulers = None
+    if between.scheduler:
+        schedulers = Schedulers(between.scheduler, optimizer, lambda: run.rule())
     kind = kind.over_rows_of(y)
-    counted = None if fits.w is None else fits.w.expand_as(fits.y)
-    if fits.omit:
-        finite = fits.x.isfinite() & fits.y.isfinite()
-        counted = torch.where(finite, 1.0 if counted is None else counted, 0.0).to(fits.y.dtype)
-    if as_one and engine == "stream":
-        if nan_policy == "raise":
-            bad = ~(fits.x.isfinite() & fits.y.isfinite())
-            _check.finite(int((bad if counted is None else bad & (counted != 0)).sum()), OR_ELSE)
-        data = [None if t is None else t.contiguous() for t in (fits.x, fits.y, counted)]
-        kernels = make_stacked(model.trace_stacked())
-        kernels.read(*map(_series, data), 0, len(fits.y), kind, mean)
-        return descend(
-            partial(kernels.descend, 0, None), engine, p, options, optimizer, epochs,
-            record_every, tol, start, REGISTRY["cpu"],
-        )  # fmt: skip
     if mean:  # over the outputs too, where the kernels know each one alone
+        counted = _counted(fits)
         total = fits.y.numel() if counted is None else float(counted.double().sum())
         kind = Criterion(kind.kind, kind.options, kind.factor / total)
-    run = Run(fits, p, kind, False, options, optimizer, engine, epochs, record_every, tol)
+    if (positive := _pos_weight(criterion, model, y)) is not None:
+        fits = _weighed(fits, positive)
+    if box is not None:
+        low, high = (end.reshape(fits.params.shape).contiguous() for end in box)
+        box = low, high
+        fits = fits._replace(params=fits.params.clamp(low, high).to(p.dtype))
     before = runner.launches()
-    out = runner.descend(run)
-    ways = ways_of(out.status, nan_policy, fits)
-    run.leave(out)
-    loss = float(out.loss.sum())
-    diverged = FitStatus.DIVERGED in ways or not math.isfinite(loss)
-    if diverged:
+    watched = schedulers is not None and schedulers.needs_loss
+    run = Many(
+        model,
+        Run(
+            fits, p, kind, False, options, optimizer, engine, epochs, record_every, tol, box,
+            watched=watched,
+        ),
+        runner,
+        nan_policy,
+        one_loss=True,
+    )  # fmt: skip
+    reason, history_epochs, history = train(run, epochs, record_every, schedulers, between)
+    out = run.out
+    if out is None:
+        raise KeyboardInterrupt  # in the first launch: nothing has changed
+    if FitStatus.DIVERGED in out.status or not math.isfinite(run.loss):
+        reason = "diverged" if reason == "epochs" else reason
         warnings.warn("the fit diverged to inf or nan", RuntimeWarning, stacklevel=3)
-    at = np.arange(0, epochs, record_every) if record_every else np.zeros(0, dtype=np.int64)
     return FitResult(
-        loss=loss,
-        epochs=epochs,
+        loss=run.loss,
+        epochs=run.done,
         converged=False,
-        stop_reason="diverged" if diverged else "epochs",
+        stop_reason=reason,
         engine=engine,
         backend=runner.name,
         launches=runner.launches() - before,
         seconds=time.perf_counter() - start,
-        history_epochs=np.append(at, epochs),
-        history=np.append(out.recorded.sum(1).cpu().numpy(), loss),
+        history_epochs=history_epochs,
+        history=np.concatenate([np.zeros(0), *history]),
     )
+
+
+def prepare_outputs(
+    model: Any, criterion: Any, optimizer: Any, x: Any, y: Any, nan_policy: str, weights: Any
+) -> tuple[Fused, Holding, Problem]:
+    """`prepare` of several outputs under one loss: y [N, C], or classes."""
+    if kind_of(type(criterion)) is CROSS_ENTROPY:
+        kind, mean = check_classes(model, criterion, optimizer, x, y)
+        xs, ys, weight = _check.flat(x), y.detach().resolve_neg(), _check.weight(x, *weights)
+        if nan_policy == "omit":
+            keep = xs.isfinite() & ys.isfinite().reshape(len(xs), -1).all(1)
+            weight = torch.where(keep, 1.0 if weight is None else weight, 0.0)
+        weight = None if weight is None else weight.to(xs.dtype).contiguous()
+    else:
+        fits, kind, mean = _read(model, criterion, optimizer, x, y, weights, nan_policy)
+        kind, counted = kind.over_rows_of(y), _counted(fits)
+        if (positive := _pos_weight(criterion, model, y)) is not None:
+            if mean:
+                total = fits.y.numel() if counted is None else float(counted.double().sum())
+                kind, mean = Criterion(kind.kind, kind.options, kind.factor / total), False
+            fits = _weighed(fits._replace(w=counted), positive)
+            counted = fits.w
+        xs, ys = fits.x[:, 0], fits.y.contiguous()
+        weight = None if counted is None else counted.contiguous()
+    known = fused(model, xs.dtype, xs.device)
+    if known.traced is None:
+        raise ValueError(f"model: Polynomial is not fused: {known.reason}")
+    held = holding(known, optimizer)
+    reduction = "mean" if mean else "sum"
+    problem = Problem(known.traced, reduction, held.rule, xs, ys, criterion=kind, weight=weight)
+    return known, held, problem
 
 
 def check_stacked(
@@ -105,14 +151,19 @@ def check_stacked(
     """The criterion of a batch, or of outputs, under one loss, and whether its reduction is a mean;
     raises what `fuse` documents."""
     if has_outputs(model) and kind_of(type(criterion)) is CROSS_ENTROPY:
-        return check_classes(model, criterion, optimizer, x, y, weights)
+        return check_classes(model, criterion, optimizer, x, y)
+    if _pos_weight(criterion, model, y) is not None:
+        raise ValueError("criterion: pos_weight: expected one element; fit takes one an output")
     return _read(model, criterion, optimizer, x, y, weights, "propagate")[1:]
 
 
 def _read(
     model: Any, criterion: Any, optimizer: Any, x: Any, y: Any, weights: Any, nan_policy: str
 ) -> tuple[Fits, Criterion, bool]:
-    """The data, the criterion, and whether its reduction is a mean; checked."""
+    """The data, the criterion but for a pos_weight of each output, and whether its reduction is a
+    mean; checked."""
+    if _pos_weight(criterion, model, y) is not None:
+        criterion = torch.nn.BCEWithLogitsLoss(criterion.weight, reduction=criterion.reduction)
     fits = read_fits(model, x, y, nan_policy, weights)
     kind, mean = read_objects(criterion, optimizer, y)
     if reason := kind.refuse_targets(fits.y, None if fits.w is None else fits.w.expand_as(fits.y)):
@@ -120,8 +171,41 @@ def _read(
     return fits, kind, mean
 
 
-def _series(t: torch.Tensor | None) -> tuple[int, int, int, bool] | None:
-    """[N, C], or [N, 1] of what all outputs share, as the kernels are told of it."""
-    if t is None:
+def _counted(fits: Fits) -> torch.Tensor | None:
+    """The weight of every sample of every output [N, C], 0 where it is left out; None: all 1."""
+    counted = None if fits.w is None else fits.w.expand_as(fits.y)
+    if not fits.omit:
+        return counted
+    finite = fits.x.isfinite() & fits.y.isfinite()
+    return torch.where(finite, 1.0 if counted is None else counted, 0.0).to(fits.y.dtype)
+
+
+def _pos_weight(criterion: Any, model: Any, y: Any) -> torch.Tensor | None:
+    """That of BCEWithLogitsLoss, [C], where it has several elements."""
+    weight = getattr(criterion, "pos_weight", None)
+    if kind_of(type(criterion)) is not BCE or not isinstance(weight, torch.Tensor):
         return None
-    return t.data_ptr(), t.stride(0), int(t.shape[1] > 1), t.dtype is torch.float64
+    if weight.numel() == 1 or not isinstance(y, torch.Tensor) or not is_torchs(criterion):
+        return None
+    if not has_outputs(model):
+        return None
+    reason = None
+    if weight.shape not in ((model.outputs,), (1, model.outputs)):
+        reason = f"expected one or {model.outputs} elements, got shape {tuple(weight.shape)}"
+    elif (weight.dtype, weight.device) != (y.dtype, y.device) or weight.requires_grad:
+        reason = f"expected {y.dtype} on {y.device} that needs no gradient, got {weight.dtype}"
+    elif not ((weight > 0) & weight.isfinite()).all():
+        reason = "expected finite numbers > 0"
+    if reason:
+        raise ValueError(f"criterion: pos_weight: {reason}")
+    return weight.detach().reshape(-1)
+
+
+def _weighed(fits: Fits, positive: torch.Tensor) -> Fits:
+    """A target t whose positive part counts p times is one of p t / w, w = 1 - t + p t, that counts
+    w times."""
+    share = positive * fits.y
+    w = 1 - fits.y + share
+    y = share / w
+    w = torch.where(w.isfinite(), w, 1.0)
+    return fits._replace(y=y, w=w if fits.w is None else w * fits.w)

@@ -8,12 +8,17 @@ from typing import Any
 import torch
 
 from . import _C, _check
+from .classes import has_outputs
+from .criteria import GAUSSIAN
 from .engines import choose_engine, leap_pays, refuse_engine
 from .fused import Fused, read_data
+from .gaussian import extra_of, of_variances
 from .optim.owners import Holding, holding, options_watched
+from .outputs import prepare_outputs
 from .problem import Problem
 from .recognise import read_objects, refuse_parameters, refuse_shape
 from .rules import is_sgd
+from .stacked import Stacked
 from .surface import is_surface, read_surface
 from .watching import watched
 
@@ -30,10 +35,12 @@ def prepare(
     """The problem that these objects state; raises what `fit` documents."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if has_outputs(model):
+        return prepare_outputs(model, criterion, optimizer, x, y, nan_policy, weights)
     known, xs, ys = (read_surface if is_surface(model) else read_data)(model, x, y)
     last = known.last_fit
     if last is None or not last.holds(criterion, optimizer, y):
-        read = read_objects(criterion, optimizer, y)
+        read = read_objects(criterion, optimizer, y, *extra_of(criterion))
         if known.polynomial is None:
             raise ValueError(f"model: {type(model).__name__} is not fused: {known.reason}")
         last = LastFit(known, criterion, optimizer, y, read)
@@ -42,7 +49,12 @@ def prepare(
     if reason:
         raise ValueError(f"model: {reason}")
     kind, mean = last.read
-    weight = _check.weight(y, *weights)
+    omit = nan_policy == "omit"
+    weight: torch.Tensor | None
+    if kind.kind is GAUSSIAN:
+        kind, mean, weight = of_variances(kind, mean, xs, ys, weights, omit)
+    else:
+        weight = _check.weight(y, *weights)
     weight = None if weight is None else weight.to(ys.dtype)
     reason = kind.refuse_targets(ys, weight)
     if reason:
@@ -50,7 +62,7 @@ def prepare(
     held = Holding(optimizer, *last.held)
     problem = Problem(
         known.traced, "mean" if mean else "sum", held.rule, xs, ys,
-        nan_policy == "omit", criterion=kind.over_rows_of(y), weight=weight,
+        omit, criterion=kind.over_rows_of(y), weight=weight,
     )  # fmt: skip
     return known, held, problem
 
@@ -92,10 +104,13 @@ class LastFit:
 
 def refuse(problem: Problem, engine: str, tol: float, scheduled: bool = False) -> str | None:
     """None, or why the engine cannot compute this run exactly."""
-    return refuse_engine(
+    reason = refuse_engine(
         engine, problem.criterion, tol, linear=is_sgd(problem.rule), affine=problem.model.affine,
         scheduled=scheduled, bounded=problem.bounds is not None,
     )  # fmt: skip
+    if reason is None and engine != "stream" and isinstance(problem.model, Stacked):
+        return "the kernels take all outputs together, sample by sample"
+    return reason
 
 
 def choose_for(

@@ -46,17 +46,19 @@ def refuse_optimizer(optimizer: Any) -> str | None:
 
 
 def read_criterion(
-    criterion: Any, like: torch.Tensor | None = None
+    criterion: Any, like: torch.Tensor | None = None, *extra: Any
 ) -> tuple[Criterion, bool] | str:
     """What this criterion, of targets like `like`, is, and whether its reduction is a mean; or why
-    it is not one that is compiled."""
-    found = read_options(criterion, like)
+    it is not one that is compiled. extra: what a call takes besides a prediction and a target."""
+    found = read_options(criterion, like, *extra)
     return found if isinstance(found, str) else build(*found)
 
 
-def read_objects(criterion: Any, optimizer: Any, like: torch.Tensor) -> tuple[Criterion, bool]:
+def read_objects(
+    criterion: Any, optimizer: Any, like: torch.Tensor, *extra: Any
+) -> tuple[Criterion, bool]:
     """What `read_criterion` gives; raises where criterion or optimizer is not compiled."""
-    read = read_criterion(criterion, like)
+    read = read_criterion(criterion, like, *extra)
     if isinstance(read, str):
         raise ValueError(f"criterion: {read}")
     if reason := refuse_optimizer(optimizer):
@@ -65,7 +67,7 @@ def read_objects(criterion: Any, optimizer: Any, like: torch.Tensor) -> tuple[Cr
 
 
 def read_options(
-    criterion: Any, like: torch.Tensor | None = None
+    criterion: Any, like: torch.Tensor | None = None, *extra: Any
 ) -> tuple[Kind, Options, str] | str:
     """The same as what `build` makes it of."""
     if not isinstance(criterion, torch.nn.Module):
@@ -75,7 +77,7 @@ def read_options(
         return f"{name} is not fused; fused: {', '.join(kind.name for kind in KINDS)}"
     if not is_torchs(criterion):
         return f"{name} has hooks or a forward of its own"
-    return options_of(criterion, like)
+    return options_of(criterion, like, *extra)
 
 
 def refuse_criterion(criterion: Any) -> str | None:

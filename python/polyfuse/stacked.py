@@ -27,6 +27,10 @@ class Stacked(Traced):
         return self.tensors[0].numel()
 
     @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        return tuple((0, element) for element in range(self.n_params))
+
+    @property
     def stretches(self) -> list[tuple[int, int, int]]:
         return [(0, 0, self.n_params)]
 

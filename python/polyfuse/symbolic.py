@@ -51,6 +51,11 @@ class Traced:
         return len(self.slots)
 
     @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """(tensor, element) of every scalar parameter."""
+        return self.slots
+
+    @property
     def stretches(self) -> list[tuple[int, int, int]]:
         """(tensor, element, count) of scalar parameters that follow one another there."""
         found: list[tuple[int, int, int]] = []

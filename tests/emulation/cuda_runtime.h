@@ -86,12 +86,17 @@ class Block {
   }
   template <class T>
   T shuffle_down(T value, unsigned offset) {
+    const unsigned lane = threadIdx.x % kWarpSize;
+    return shuffle(value, lane + offset < kWarpSize ? lane + offset : lane);
+  }
+  template <class T>
+  T shuffle(T value, unsigned from_lane) {
     static_assert(sizeof(T) == sizeof(double), "");
-    const unsigned me = threadIdx.x, lane = me % kWarpSize;
+    const unsigned me = threadIdx.x;
     const unsigned turn = fibers_[me].turn++ % 2;
     std::memcpy(&fibers_[me].offered[turn], &value, sizeof value);
     meet_warp();
-    const unsigned from = lane + offset < kWarpSize ? me + offset : me;
+    const unsigned from = me / kWarpSize * kWarpSize + from_lane;
     std::memcpy(&value, &fibers_[from].offered[turn], sizeof value);
     return value;
   }
@@ -171,6 +176,10 @@ inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst
 template <class T>
 T __shfl_down_sync(unsigned, T value, unsigned offset) {
   return emulation::Block::current->shuffle_down(value, offset);
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, unsigned offset) {
+  return emulation::Block::current->shuffle(value, threadIdx.x % emulation::kWarpSize ^ offset);
 }
 template <class T>
 T __ldcg(const T* p) {

@@ -23,6 +23,9 @@ class Backend(Protocol):
     def refuse(self, problem: Problem) -> str | None:
         """None, or why this backend cannot serve the problem."""
 
+    def refuse_classes(self, model: Any) -> str | None:
+        """None, or why this backend cannot serve a `Stacked` model under cross entropy."""
+
     def evaluate(self, model: Any, coef: Any, x: torch.Tensor) -> torch.Tensor:
         """V c: [K], [N] -> [N]."""
 
@@ -90,6 +93,14 @@ def backend_of(device: torch.device, n_params: int, several: bool = False) -> Ba
     for backend in (REGISTRY[name] for name in AUTO.get(device.type, ())):
         serves = n_params <= backend.max_params and (backend.several_variables or not several)
         if serves and not backend.missing():
+            return backend
+    return None
+
+
+def backend_of_classes(device: torch.device, model: Any) -> Backend | None:
+    """The same of polynomials side by side, whose loss is their cross entropy."""
+    for backend in (REGISTRY[name] for name in AUTO.get(device.type, ())):
+        if not (backend.refuse_classes(model) or backend.missing()):
             return backend
     return None
 

@@ -9,8 +9,9 @@ import torch
 
 from ..rules import SgdOptions, row_of
 from .batched import DEGREE_BY, Fits, Outcome, Run
-from .batched_triton import NO_CLOSED_FORM, recurrence_on
+from .batched_triton import NO_CLOSED_FORM
 from .cuda import Cuda
+from .device import recurrence_on
 from .native import ENGINE
 
 MOST_PACED = 1 << 16  # epochs whose rates are computed once for all fits

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 
-from ..bases import recurrence_of
 from ..rules import SgdOptions
 from . import launch
 from .batched import DEGREE_BY, Fits, Outcome, Run
-from .device import device_rule
+from .device import device_rule, recurrence_on
 from .triton import interpreted
 
 BLOCK = 128  # fits of a program
@@ -109,9 +108,3 @@ def _launch(kernel: Any, fits: Fits, *arguments: Any, **constants: Any) -> None:
         fits.shift, fits.scale, recurrence_on(fits.basis, terms, fits.x.device), *arguments,
         K=terms, BLOCK=BLOCK, OMIT=fits.omit, WEIGHTED=fits.w is not None, **constants,
     )  # fmt: skip
-
-
-@lru_cache(maxsize=64)
-def recurrence_on(basis: str, terms: int, device: torch.device) -> torch.Tensor:
-    """alpha, beta, gamma [3, K]."""
-    return torch.tensor(recurrence_of(basis, terms), device=device)

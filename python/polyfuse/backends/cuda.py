@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from ..criteria import ELEMENTARY, SQUARED, Criterion
+from ..criteria import CROSS_ENTROPY, ELEMENTARY, SQUARED, Criterion
 from ..problem import Problem, Report, Schedule
+from ..stacked import Stacked
 from ..symbolic import Traced
 from .device import (
     MAX_CHANGES,
@@ -19,12 +20,16 @@ from .device import (
     DeviceRule,
     begin,
     bounds_of,
+    class_weights,
+    cost_of,
     loss_and_gradient,
     n_recorded,
+    recurrence_on,
     rule_of,
     state_size,
 )
 from .native import ENGINE
+from .reference import finite
 from .tables import Tables
 
 MOST_RECORDED = 1 << 20  # losses of one launch
@@ -32,6 +37,7 @@ NO_SCHEDULE = Schedule(0, 0)
 
 
 MAX_PARAMS = 64  # as csrc/core/run.h has it
+MAX_CLASSES = 32  # neighbouring threads of a warp take one each
 
 
 @cache
@@ -69,10 +75,23 @@ class Cuda:
     def refuse(self, problem: Problem) -> str | None:
         if problem.x.device.type != self.device_type:
             return f"the data is on {problem.x.device}"
+        if isinstance(problem.model, Stacked):
+            if problem.criterion.kind is not CROSS_ENTROPY:
+                return "several outputs are under one loss on CPUs alone"
+            return self.refuse_classes(problem.model)
         if len(problem.model.slots) > MAX_PARAMS:
             return f"{len(problem.model.slots)} scalar parameters, more than {MAX_PARAMS}"
         if problem.model.exponents:
             return "the model has several variables"
+        return None
+
+    def refuse_classes(self, model: Stacked) -> str | None:
+        if model.batch or not model.of_y:
+            return "not several outputs"
+        if model.outputs > MAX_CLASSES:
+            return f"{model.outputs} classes, more than {MAX_CLASSES}"
+        if model.n_params > MAX_PARAMS:
+            return f"{model.n_params} coefficients, more than {MAX_PARAMS}"
         return None
 
     def evaluate(
@@ -121,8 +140,9 @@ class Cuda:
         buffer = moments.buffer if moments is not None else None
         if buffer is None and engine != "stream":
             buffer = torch.empty(4 * model.degree + 6, dtype=torch.float64, device=device)
+        whole = "classes" if isinstance(model, Stacked) else "stream"
         self.launch(
-            "stream" if engine == "stream" else "moments" if moments is None else "epochs",
+            whole if engine == "stream" else "moments" if moments is None else "epochs",
             model, problem.x, problem.y, map=DeviceMap.of(model, device),
             rule=rule_of(problem), state=held.buffer, moments=buffer, tables=held.tables,
             flags=flags,
@@ -141,6 +161,8 @@ class Cuda:
         return Report(epochs, converged, outcome["loss"], recorded, moments, outcome["previous"])
 
     def nonfinite(self, problem: Problem) -> int:
+        if isinstance(problem.model, Stacked):
+            return int((~finite(problem)).sum())
         count = torch.empty((), dtype=torch.int64, device=problem.x.device)
         map = DeviceMap.identity_of(1, problem.x.device)
         self.launch(
@@ -159,8 +181,9 @@ class Cuda:
         module = self.module
         if state is None:
             state = torch.empty(state_size(map.n_params), dtype=torch.float64, device=x.device)
+        one = "classes" if isinstance(model, Stacked) else "step"
         self.launch(
-            "step" if moments is None else "epochs", model, x, y, map=map, rule=rule, state=state,
+            one if moments is None else "epochs", model, x, y, map=map, rule=rule, state=state,
             moments=None if moments is None else moments.buffer, tables=table, engine="moments",
             mean=mean, schedule=Schedule(0, 1), criterion=criterion, weight=weight,
             flags=module.LOAD | module.STORE | module.STEP,
@@ -216,6 +239,14 @@ class Cuda:
                 0 if out is None else out.data_ptr(), self.workspace(device, stream).data_ptr(),
                 device.index or 0, self.geometry(kernel, data, map, device),
             )  # fmt: skip
+            if isinstance(model, Stacked):
+                weight_of = dict(criterion.options)["weight"]
+                of_class = class_weights(weight_of, model.outputs, device)
+                rows = recurrence_on(model.basis, model.n_terms, device)
+                run.set_classes(
+                    model.outputs, y.stride(1) if y is not None and y.ndim > 1 else 0,
+                    of_class.data_ptr(), *(row.data_ptr() for row in rows),
+                )  # fmt: skip
             getattr(module, "moments" if kernel == "epochs" else kernel)(run, stream)
         self._launches += 1
 
@@ -252,7 +283,7 @@ class Cuda:
         x, every = problem.x, schedule.record_every
         most = self.module.epochs_within(
             schedule.seconds, ENGINE[engine], x.numel(), int(x.dtype == torch.float64),
-            problem.model.degree + 1, problem.criterion.kind in ELEMENTARY, self.sizes(x.device),
+            cost_of(problem.model), problem.criterion.kind in ELEMENTARY, self.sizes(x.device),
         )  # fmt: skip
         return min(schedule.epochs, most, every * MOST_RECORDED if every else most)
 

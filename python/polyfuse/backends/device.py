@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..bases import recurrence_of
 from ..problem import Moments, Problem, Schedule, State
 from ..rules import KEPT, Rule, row_of
+from ..stacked import Stacked
 from ..symbolic import Traced
 from .tables import Tables, method_of, nothing, tables
 
@@ -47,7 +49,7 @@ class DeviceMap:
 
     @classmethod
     def of(cls, model: Traced, device: torch.device) -> DeviceMap:
-        return _map(model.terms, model.n_terms, len(model.slots), device)
+        return _map(model.terms, model.n_terms, model.n_params, device)
 
     @classmethod
     def identity_of(cls, n_terms: int, device: torch.device) -> DeviceMap:
@@ -87,28 +89,31 @@ MAX_CHANGES = 4096  # of the rule, in one launch
 
 
 @lru_cache(maxsize=64)
-def device_rule(rule: Rule, device: torch.device) -> DeviceRule:
-    return DeviceRule(_rows([rule], device), method_of(rule))
+def device_rule(rule: Rule, device: torch.device, n_params: int | None = None) -> DeviceRule:
+    """n_params: how many follow a rule of one."""
+    return DeviceRule(_rows([rule], device, n_params), method_of(rule))
 
 
 def rule_of(problem: Problem) -> DeviceRule:
     """The problem's rule, with its changes."""
     device = problem.x.device
     if not problem.changes:
-        return device_rule(problem.rule, device)
+        return device_rule(problem.rule, device, problem.model.n_params)
     epochs, rules = zip(*problem.changes, strict=True)
-    rows = _rows([problem.rule, *rules], device)
+    rows = _rows([problem.rule, *rules], device, problem.model.n_params)
     changes = torch.tensor([*epochs, NEVER], dtype=torch.int64, device=device)
     return DeviceRule(rows, method_of(problem.rule), changes)
 
 
-def _rows(rules: Sequence[Rule], device: torch.device) -> torch.Tensor:
+def _rows(rules: Sequence[Rule], device: torch.device, n_params: int | None = None) -> torch.Tensor:
     rows = np.zeros((len(rules), len(rules[0]), RULE_ROW))
     for of_rule, rule in zip(rows, rules, strict=True):
         for row, options in zip(of_rule, rule, strict=True):
             if options is not None:
                 numbers = row_of(options)
                 row[: len(numbers)] = numbers
+    if n_params is not None and rows.shape[1] == 1:
+        rows = rows.repeat(n_params, axis=1)
     return torch.from_numpy(rows).to(device)
 
 
@@ -117,6 +122,30 @@ def bounds_of(problem: Problem) -> torch.Tensor | None:
     if problem.bounds is None:
         return None
     return torch.from_numpy(np.stack(problem.bounds)).to(problem.x.device)
+
+
+@lru_cache(maxsize=64)
+def recurrence_on(basis: str, terms: int, device: torch.device) -> torch.Tensor:
+    """alpha, beta, gamma [3, K] of a basis."""
+    return torch.tensor(recurrence_of(basis, terms), device=device)
+
+
+CLASS_COST = 60  # of exp and log, in multiplications and additions
+
+
+def cost_of(model: Traced) -> int:
+    """Of a sample in an epoch, as coefficients of a power series."""
+    if isinstance(model, Stacked):
+        return (model.n_terms + CLASS_COST) * model.outputs
+    return model.n_terms
+
+
+@lru_cache(maxsize=64)
+def class_weights(
+    weight: tuple[float, ...] | None, outputs: int, device: torch.device
+) -> torch.Tensor:
+    """[C] float64"""
+    return torch.tensor(weight or (1.0,) * outputs, dtype=torch.float64, device=device)
 
 
 def n_recorded(schedule: Schedule) -> int:

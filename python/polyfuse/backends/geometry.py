@@ -60,6 +60,11 @@ def chunk(sums: int) -> int:
     return max(1, 512 // width(sums))
 
 
+def class_chunk(sums: int) -> int:
+    """The same where a run's registers have no room for more than one of them a thread."""
+    return max(1, 128 // sums)
+
+
 def band(size: int) -> int:
     """Rows of a matrix of the closed form in registers at a time."""
     return max(1, min(width(size), 4096 // width(size)))
@@ -111,6 +116,19 @@ def stream(
     programs = min(tiles(count, 2), share.programs * machine.processors)
     resident = min(tiles(count, programs), most)
     return Pass(programs, rows, vec, warps, resident, share.registers)
+
+
+def classes(n: int, terms: int, outputs: int, machine: Machine, most: int) -> Pass:
+    """A pass over samples by classes, of at most so many programs: tiles [rows, outputs], padded,
+    of which a thread holds few elements, as it sums `terms` products of each."""
+    many = width(outputs)
+    if machine.interpreted:
+        return Pass(1, min(width(n), max(1, 4096 // many)), 1, 1)
+    warps = 4 if n * many <= ALONE_TILES * 512 and width(terms) * many <= 256 else MAX_WARPS
+    rows = max(1, machine.warp * warps * (2 if terms <= 5 else 1) // many)
+    count = tiles(n, rows)
+    programs = 1 if count <= ALONE_TILES else min(tiles(count, 2), most)
+    return Pass(programs, rows, 1, warps)
 
 
 def elementwise(n: int, itemsize: int, machine: Machine) -> Pass:

@@ -11,7 +11,7 @@ from .. import _C
 from ..bases import recurrence_of
 from ..exponents import layout
 from ..problem import Problem, Report, Schedule, State
-from ..rules import Rule, rows_of
+from ..rules import rows_of
 from ..stacked import Stacked
 from ..symbolic import MAX_PARAMS, Traced
 from .reference import design, finite
@@ -40,11 +40,34 @@ def make_stacked(model: Stacked) -> Any:
     return _C.Stacked(model.n_terms, model.outputs, model.shift, model.scale, rows)
 
 
-def borrow_plan(model: Traced, rule: Rule) -> Any:
-    """A plan that nobody else has, with this rule, until it is given back."""
-    plan, there = vars(model).pop("_plan", None) or (make_plan(model), None)
-    if there is not rule:
-        plan.set_rule(rows_of(rule))
+def read_stacked(problem: Problem) -> Any:
+    """The same with the problem's data, which must outlive it."""
+    assert isinstance(problem.model, Stacked)
+    stacked, (x, y, w) = make_stacked(problem.model), (problem.x, problem.y, problem.weight)
+    index = y.dtype is torch.int64
+
+    def series(t: torch.Tensor | None) -> tuple[int, int, int, bool] | None:
+        if t is None:
+            return None
+        fit = t.stride(1) if t.ndim > 1 else 0
+        return t.data_ptr(), t.stride(0), fit, t.dtype is torch.float64
+
+    stacked.read(
+        series(x), None if index else series(y), series(w), y.data_ptr() if index else 0,
+        y.stride(0), len(x),
+    )  # fmt: skip
+    return stacked
+
+
+def borrow_plan(problem: Problem) -> Any:
+    """A plan of the problem that nobody else has, until it is given back."""
+    plan, there = vars(problem.model).pop("_plan", None) or (make_plan(problem.model), None)
+    if there is not problem.rule:
+        plan.set_rule(rows_of(problem.rule))
+    if isinstance(problem.model, Stacked):
+        plan.set_stacked(read_stacked(problem))
+    plan.mean = problem.reduction == "mean"
+    plan.criterion = problem.criterion
     return plan
 
 
@@ -84,6 +107,9 @@ class Cpu:
             return f"the data is on {problem.x.device}"
         return None
 
+    def refuse_classes(self, model: Stacked) -> str | None:
+        return None
+
     def evaluate(self, model: Traced, coef: np.ndarray, x: torch.Tensor) -> torch.Tensor:
         if model.exponents:
             return (design(model, x) @ torch.from_numpy(coef)).to(x.dtype)
@@ -97,9 +123,7 @@ class Cpu:
         return _C.project(make_data(model, x, g), model.n_terms, torch.get_num_threads())
 
     def loss_and_gradient(self, problem: Problem, params: Any) -> tuple[float, np.ndarray]:
-        plan = borrow_plan(problem.model, problem.rule)
-        plan.mean = problem.reduction == "mean"
-        plan.criterion = problem.criterion
+        plan = borrow_plan(problem)
         data = make_data(problem.model, problem.x, problem.y, problem.omit, problem.weight)
         found = _C.loss_and_gradient(plan, data, params, torch.get_num_threads())
         vars(problem.model)["_plan"] = plan, problem.rule
@@ -112,11 +136,9 @@ class Cpu:
     def descend(
         self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: State
     ) -> Report:
-        plan = borrow_plan(problem.model, problem.rule)
+        plan = borrow_plan(problem)
         if problem.changes:
             plan.set_changes([(epoch, rows_of(rule)) for epoch, rule in problem.changes])
-        plan.mean = problem.reduction == "mean"
-        plan.criterion = problem.criterion
         data = make_data(problem.model, problem.x, problem.y, problem.omit, problem.weight)
         descend: Any = _C.descend_surface if problem.model.exponents else _C.descend
         report = Report(
@@ -129,7 +151,7 @@ class Cpu:
         return report
 
     def nonfinite(self, problem: Problem) -> int:
-        if problem.model.exponents:
+        if problem.model.exponents or isinstance(problem.model, Stacked):
             return int((~finite(problem)).sum())
         data = make_data(problem.model, problem.x, problem.y, w=problem.weight)
         return _C.count_nonfinite(data, torch.get_num_threads())

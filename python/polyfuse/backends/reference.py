@@ -11,6 +11,7 @@ import torch
 
 from ..problem import Moments, Problem, Report, Schedule, State
 from ..rules import METHODS, OPTIONS_OF, Rule, SgdOptions, group_of, kept_of
+from ..stacked import Stacked
 from ..symbolic import MAX_PARAMS, Traced
 
 
@@ -42,10 +43,16 @@ def coefficients(model: Traced, params: torch.Tensor) -> torch.Tensor:
 
 
 def finite(problem: Problem) -> torch.Tensor:
-    """Whether each sample is, or is left out, [N]."""
+    """Whether each sample is, or is left out: [N], or [N, C] of the outputs."""
     x = problem.x.isfinite()
-    good = (x if x.ndim < 2 else x.all(dim=1)) & problem.y.isfinite()
-    return good if problem.weight is None else good | (problem.weight == 0)
+    good, y, w = x if x.ndim < 2 else x.all(dim=1), problem.y.isfinite(), problem.weight
+    if isinstance(problem.model, Stacked) and y.ndim > 1:
+        if w is None or w.ndim == 1:  # probabilities of classes
+            y = y.all(dim=1)
+        else:
+            good = good[:, None]
+    good = good & y
+    return good if w is None else good | (w == 0)
 
 
 def kept(
@@ -121,7 +128,12 @@ class Reference:
             return f"the data is on {problem.x.device}"
         if problem.model.exponents:
             return "the model has several variables"
+        if isinstance(problem.model, Stacked):
+            return self.refuse_classes(problem.model)
         return None
+
+    def refuse_classes(self, model: Any) -> str | None:
+        return "the model has several outputs"
 
     def evaluate(self, model: Traced, coef: np.ndarray, x: torch.Tensor) -> torch.Tensor:
         return (design(model, x) @ torch.as_tensor(coef, device=x.device)).to(x.dtype)

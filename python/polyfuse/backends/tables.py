@@ -50,7 +50,7 @@ def tables(
     to = params if next_params is None else next_params
     kept_to = kept if next_kept is None else next_kept
     rows = [
-        tuple(0 if of[t] is None else address(of[t], e) for t, e in model.slots)
+        tuple(0 if of[t] is None else address(of[t], e) for t, e in model.places)
         for of in (params, grads, *kept, to, *kept_to)
     ]
     key = (device, *rows)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..criteria import ELEMENTARY, SQUARED, Criterion
+from ..criteria import CROSS_ENTROPY, ELEMENTARY, SQUARED, Criterion
 from ..problem import Problem, Report, Schedule
+from ..stacked import Stacked
 from ..symbolic import Traced
-from . import geometry, launch, surface_triton
+from . import classes_triton, geometry, launch, surface_triton
 from .device import (
     MAX_CHANGES,
     DeviceMap,
@@ -20,6 +21,7 @@ from .device import (
     DeviceRule,
     begin,
     bounds_of,
+    cost_of,
     loss_and_gradient,
     n_recorded,
     rule_of,
@@ -36,6 +38,8 @@ def interpreted() -> bool:
 
 
 def _kernels(model: Traced) -> Any:
+    if isinstance(model, Stacked):
+        return classes_triton
     return surface_triton if model.exponents else launch
 
 
@@ -43,6 +47,8 @@ def _samples(
     model: Traced, x: torch.Tensor, y: torch.Tensor, omit: bool = False,
     weight: torch.Tensor | None = None,
 ) -> Any:  # fmt: skip
+    if isinstance(model, Stacked):
+        return classes_triton.Samples(x, y, model, weight)
     if model.exponents:
         return surface_triton.Samples.of(model, x, y, omit, weight)
     return Samples(x, y, model.shift, model.scale, omit, weight)
@@ -71,12 +77,19 @@ class Triton:
         device = problem.x.device
         if device.type != ("cpu" if interpreted() else "cuda"):
             return f"the data is on {device}"
+        if isinstance(problem.model, Stacked):
+            if problem.criterion.kind is not CROSS_ENTROPY:
+                return "several outputs are under one loss on CPUs alone"
+            return self.refuse_classes(problem.model)
         if len(problem.model.slots) > geometry.MAX_PARAMS:
             return f"{len(problem.model.slots)} parameters, above {geometry.MAX_PARAMS}"
         terms = problem.model.n_terms
         if problem.model.exponents and terms > surface_triton.MAX_TERMS:
             return f"{terms} terms of several variables, above {surface_triton.MAX_TERMS}"
         return None
+
+    def refuse_classes(self, model: Stacked) -> str | None:
+        return classes_triton.refuse(model)
 
     def evaluate(self, model: Traced, coef: Any, x: torch.Tensor) -> torch.Tensor:
         coef = torch.as_tensor(coef, dtype=torch.float64, device=x.device).contiguous()
@@ -116,7 +129,7 @@ class Triton:
                 engine,
                 samples.x.numel(),
                 samples.x.element_size(),
-                terms,
+                cost_of(problem.model),
                 schedule.epochs,
                 problem.criterion.kind in ELEMENTARY,
                 launch.machine(device),
@@ -150,7 +163,7 @@ class Triton:
         )
 
     def nonfinite(self, problem: Problem) -> int:
-        if problem.model.exponents:
+        if problem.model.exponents or isinstance(problem.model, Stacked):
             return int((~finite(problem)).sum())
         return int(launch.nonfinite(_samples_of(problem)))
 

@@ -130,7 +130,8 @@ class BCEWithLogitsLoss(Criterion, torch.nn.BCEWithLogitsLoss):
         weight: of the loss; fused where it has one element or, in the training loop on CPUs, one
             for every sample.
         reduction: "mean", "sum" or "none".
-        pos_weight: of the positive samples; fused where it has one element.
+        pos_weight: of the positive samples; fused where it has one element or, in `polyfuse.fit`,
+            one for every output.
 
     Shapes: input and target, from 0 to 1, of one shape; the loss is a scalar, or has that shape
     for "none".
@@ -180,7 +181,8 @@ class GaussianNLLLoss(Criterion, torch.nn.GaussianNLLLoss):
     """Gaussian negative log likelihood, as `torch.nn.GaussianNLLLoss`.
 
     In the training loop, mean and sum of a deferred prediction are fused where the variance is one
-    number, or a tensor of one element that needs no gradient.
+    number, or a tensor of one element that needs no gradient; `polyfuse.fit` and the step of
+    `polyfuse.fuse` take the square roots of the variances as ``sigma=``.
 
     Args:
         full: whether the constant log(2 pi) / 2 is added.
