@@ -133,13 +133,9 @@ def test_bad_bounds_change_nothing(bounds, error, message, batch):
     assert torch.equal(model.coefficients, before)
 
 
-def test_who_takes_no_bounds_says_so():
+def test_the_closed_form_takes_no_bounds():
     x, y = data()
     model = parabola()
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="engine: closed_form cannot serve this case: bounds"):
         pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=3, bounds=(0, 1), engine="closed_form")
-    pair = nn.Polynomial(1, outputs=2, dtype=torch.float64)
-    with pytest.raises(ValueError, match="bounds: not for several outputs"):
-        pf.fit(pair, nn.MSELoss(), optim.SGD(pair.parameters(), lr=0.1), x,
-               torch.stack([x, y], 1), epochs=3, bounds=(0, 1))  # fmt: skip

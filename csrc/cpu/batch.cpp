@@ -13,6 +13,8 @@ namespace polyfuse {
 inline namespace PF_ISA {
 namespace {
 
+constexpr int kAhead = 4 * kTile;  // so many fits on, samples are on their way to the cache
+
 // The samples of fits from `fit` on, into[pack * n + i]. Row by row where fits are neighbours in
 // memory, or else fit by fit.
 template <class T>
@@ -23,7 +25,7 @@ void gather_of(const Series& series, int64_t n, int64_t fit, int count, FitPack*
     for (int64_t i = 0; i < n; ++i) {
       const T* row = from + i * series.sample;
       for (int p = 0; p < packs; ++p) {
-        __builtin_prefetch(row + count + p * kFitLanes);  // of the next tile
+        __builtin_prefetch(row + kAhead + p * kFitLanes);
         into[p * n + i] = FitPack::load(row + p * kFitLanes);
       }
     }
@@ -186,7 +188,7 @@ class FitsAbreast {
     store_row(total_, batch_.weight_sum + fit_, count_);
     FitPack status = rest_ - rest_;  // 0 converged, 2 rank deficient, nan
     status += if_less(rank_ - FitPack::all(terms), 0.0, FitPack::all(2.0), FitPack{});
-    if (!all_finite(status))
+    if (!status.all_finite())
       for (int i = 0; i < kFitLanes; ++i)
         if (!finite(status.lane(i))) status = with_lane(status, i, 3.0);
     store_row(status, reinterpret_cast<int32_t*>(batch_.status) + fit_, count_);
@@ -312,7 +314,7 @@ void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work
   if (whole && batch.omit) {  // a gap in some fit
     FitPack nothing{};
     for (int64_t i = 0; i < packs * n; ++i) nothing += y[i] - y[i];
-    whole = all_finite(nothing);
+    whole = nothing.all_finite();
   }
   FitPack *x = nullptr, *w = nullptr;
   if (!whole) {
@@ -347,11 +349,8 @@ void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work
 
 void batch_fits(const BatchPlan& plan, int64_t begin, int64_t end) {
   Workspace work;
-  const int64_t tile = tile_fits(plan.batch.n);
-  for (int64_t at = begin; at < end; at += tile) {
-    const int64_t to = std::min(end, at + tile);
-    run_tile(plan, at, to, work);
-  }
+  for (int64_t at = begin; at < end; at += kTile)
+    run_tile(plan, at, std::min(end, at + kTile), work);
 }
 
 }  // namespace PF_ISA

@@ -85,9 +85,9 @@ struct BatchPlan {
   explicit BatchPlan(const Batch& of) : batch(of) { std::copy_n(of.kept_once, kKept, kept); }
 };
 
-// Fits that are read together: their rows are read whole cache lines at a time, and stay in the
-// second-level cache.
-constexpr int64_t tile_fits(int64_t n) { return n <= 128 ? 64 : n <= 512 ? 32 : 16; }
+// Fits that are read together: a cache line of every row. More at once would ask for more lines
+// than can be on their way.
+constexpr int kTile = 16;
 
 // Numbers [kKept] that the rule keeps once per tensor, so many epochs later.
 std::vector<double> kept_once_after(const Batch&, int64_t epochs);

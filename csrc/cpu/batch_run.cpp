@@ -162,8 +162,7 @@ int64_t share_of(const Batch& batch) {
   double work = read;
   if (!batch.solve && batch.engine == Engine::Stream) work *= std::max(1.0, epochs);
   if (!batch.solve && batch.engine == Engine::Moments) work += epochs * terms * terms;
-  const int64_t tile = tile_fits(batch.n);
-  return std::max<int64_t>(1, static_cast<int64_t>(kShare / work) / tile) * tile;
+  return std::max<int64_t>(1, static_cast<int64_t>(kShare / work) / kTile) * kTile;
 }
 
 }  // namespace

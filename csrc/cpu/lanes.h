@@ -14,12 +14,6 @@ inline namespace PF_ISA {
 constexpr int kFitLanes = 2 * kRegister / static_cast<int>(sizeof(double));
 using FitPack = PackOf<kFitLanes>;
 
-inline bool all_finite(const FitPack& pack) {
-  double sum = 0.0;
-  for (int i = 0; i < kFitLanes; ++i) sum += pack.lane(i);
-  return finite(sum);
-}
-
 // Numbers of a row [B], as float or double; lanes past the end repeat the last.
 template <class T>
 PF_INLINE FitPack load_row(const T* row, int count) {
@@ -31,7 +25,7 @@ PF_INLINE FitPack load_row(const T* row, int count) {
 }
 template <class T>
 PF_INLINE void store_row(FitPack value, T* row, int count) {
-  if constexpr (std::is_floating_point<T>::value)
+  if constexpr (!std::is_same<T, int64_t>::value)
     if (count == kFitLanes) return value.store(row);
   double lane[kFitLanes];
   value.store(lane);

@@ -43,6 +43,9 @@ PF_VECTOR(float, uint32_t, 2)
 PF_VECTOR(float, uint32_t, 4)
 PF_VECTOR(float, uint32_t, 8)
 PF_VECTOR(float, uint32_t, 16)
+PF_VECTOR(int32_t, uint32_t, 2)
+PF_VECTOR(int32_t, uint32_t, 4)
+PF_VECTOR(int32_t, uint32_t, 8)
 #undef PF_VECTOR
 
 template <int Lanes, class S = double>
@@ -91,6 +94,12 @@ struct PackOf {
     }
 #endif
     const auto narrow = __builtin_convertvector(wide, typename Vector<float, kPartLanes>::Real);
+    std::memcpy(to, &narrow, sizeof narrow);
+  }
+
+  // Towards zero.
+  static PF_INLINE void narrowed(Part wide, int32_t* to) {
+    const auto narrow = __builtin_convertvector(wide, typename Vector<int32_t, kPartLanes>::Real);
     std::memcpy(to, &narrow, sizeof narrow);
   }
 
@@ -144,6 +153,19 @@ struct PackOf {
   PF_INLINE PackOf& operator+=(const PackOf& b) { return *this = *this + b; }
   PF_INLINE PackOf& operator-=(const PackOf& b) { return *this = *this - b; }
   PF_INLINE PackOf& operator*=(const PackOf& b) { return *this = *this * b; }
+
+  // Whether every lane is neither nan nor infinite.
+  PF_INLINE bool all_finite() const {
+    Part nothing{};  // 0, or nan
+    unroll<kParts>([&](auto i) { nothing += part[i] - part[i]; });
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Part) == 64 && sizeof(S) == 8)
+      return _mm512_cmp_pd_mask(__m512d(nothing), __m512d(nothing), _CMP_EQ_OQ) == 0xff;
+#endif
+    bool all = true;
+    for (int i = 0; i < kPartLanes; ++i) all &= nothing[i] == S(0);
+    return all;
+  }
 
   S lane(int i) const { return part[i / kPartLanes][i % kPartLanes]; }
 
