@@ -18,7 +18,7 @@ from ..test_optimizers import CASES as OPTIMIZERS
 from ..test_optimizers import assert_same, numbers, side
 from ..tolerance import assert_close, assert_like_torch, assert_relative
 
-DEVICE = torch.device(os.environ.get("POLYFUSE_TEST_DEVICE", "cuda"))
+DEVICE = torch.device(os.environ.get("POLYFUSE_TEST_DEVICE", "cuda:0"))
 REFERENCE = REGISTRY["reference"]
 OPTIONS = [
     {"lr": 0.05},
