@@ -10,6 +10,7 @@ import datetime
 import json
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -104,22 +105,27 @@ def cpu_name() -> dict[str, Any]:
     return {"device": device, "where": f"{torch.get_num_threads()} cores, {_C.isa()}"}
 
 
+def said(*command: str) -> str:
+    """What a command prints; 'unknown' where there is none."""
+    found = shutil.which(command[0])
+    run = subprocess.run(command, capture_output=True, text=True) if found else None
+    return (run.stdout.strip() if run else "") or "unknown"
+
+
 def gpu_name() -> dict[str, Any]:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.run(query, capture_output=True, text=True).stdout.split()
-    where = f"driver {driver[0] if driver else 'unknown'}, CUDA {torch.version.cuda}"
+    driver = said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split()[0]
+    where = f"driver {driver}, CUDA {torch.version.cuda}"
     return {"device": torch.cuda.get_device_name(), "where": where}
 
 
 def header(quick: bool, gpu: bool = False) -> dict[str, Any]:
     """Where and when, and of what."""
-    commit = ["git", "rev-parse", "--short", "HEAD"]
     return {
         **(gpu_name() if gpu else cpu_name()),
         "date": datetime.date.today().isoformat(),
         "versions": {"polyfuse": pf.__version__, "torch": torch.__version__,
                      "numpy": np.__version__, "python": platform.python_version()},
-        "commit": subprocess.run(commit, capture_output=True, text=True).stdout.strip(),
+        "commit": said("git", "rev-parse", "--short", "HEAD"),
         "quick": quick,
     }  # fmt: skip
 
@@ -168,12 +174,13 @@ def main() -> None:
         makers += on_gpu.cases(args.quick)
     else:
         makers += all_cases(args.quick)
-    report: dict[str, Any] = {
-        **header(args.quick, args.gpu),
-        "memory_growth_mib": memory_growth(args.quick),
-        "import_seconds": import_seconds(),
-        "cases": [],
-    }  # fmt: skip
+    report: dict[str, Any] = header(args.quick, args.gpu)
+    if not args.gpu:
+        report |= {
+            "memory_growth_mib": memory_growth(args.quick),
+            "import_seconds": import_seconds(),
+        }
+    report["cases"] = []
     failures = 0
     while makers:
         make = makers.pop(0)
@@ -190,7 +197,9 @@ def main() -> None:
         report["cases"].append(entry)
         if args.out:
             args.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"\nimport: {report['import_seconds']}, memory: {report['memory_growth_mib']:.1f} MiB")
+    if not args.gpu:
+        growth = report["memory_growth_mib"]
+        print(f"\nimport: {report['import_seconds']}, memory: {growth:.1f} MiB")
     if args.out:
         print(f"wrote {args.out}")
     sys.exit(failures > 0)

@@ -60,6 +60,15 @@ def test_shares_that_do_not_fit_on_chip(dtype, backend):
     assert_relative(found.params, truth.params, 1e-11)
 
 
+@pytest.mark.parametrize("engine", ["moments", "closed_form"])
+def test_matrices_that_take_much_shared_memory(engine, backend):
+    model, problem = make(13, 1003, torch.float64)
+    found, truth = state_of(model), state_of(model)
+    backend.descend(problem, engine, None, Schedule(0, 25), found)
+    REFERENCE.descend(problem, "stream", None, Schedule(0, 25), truth)
+    assert_relative(found.params, truth.params, 1e-9)
+
+
 @pytest.mark.parametrize(("engine", "epochs"), [("moments", 5000), ("closed_form", 100_000)])
 @pytest.mark.parametrize("offset", [0.0, 1.7e9])
 def test_long_runs(engine, epochs, offset, dtype, backend):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from polyfuse import workload
 from polyfuse.backends import REGISTRY, tables
+from polyfuse.device_loop import DeviceLoop
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from .criteria import BY_REDUCTION, CASES, KL_MEAN_WARNS
@@ -108,6 +109,18 @@ def test_a_fused_step_goes_on_in_the_same_memory(name, options, device, dtype, m
         if epoch > 2:
             assert device.launches() - before == 1
             assert recorded.names[calls:] == ["_to_copy"]
+
+
+def test_after_a_capture_parameters_stay_where_the_graph_has_them(sides, monkeypatch):
+    (side, _), capturing = sides, DeviceLoop.capturing
+    for _ in range(3):
+        step(side)
+    monkeypatch.setattr(DeviceLoop, "capturing", lambda loop: True)
+    step(side)
+    monkeypatch.setattr(DeviceLoop, "capturing", capturing)
+    before = [p.data_ptr() for p in side.model.parameters()]
+    step(side)
+    assert [p.data_ptr() for p in side.model.parameters()] == before
 
 
 def test_a_gradient_that_somebody_holds_stays_through_fused_steps(sides):

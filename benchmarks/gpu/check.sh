@@ -17,16 +17,19 @@ step() {  # name, seconds, command...; interrupted, pytest still reports what it
 pytest=(python3 -m pytest -m gpu -W default -p no:cacheprovider --tb short --durations 5)
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv | tee "$out/gpu.txt"
 # Machine code for this GPU alone; without it a build takes several times as long.
-install=(python3 -m pip install --no-build-isolation --no-deps .)
+install=(python3 -m pip install --disable-pip-version-check --no-build-isolation --no-deps .)
 export CMAKE_ARGS="-DCMAKE_CUDA_ARCHITECTURES=native"
 cuda=yes
 step build 140 "${install[@]}" || cuda=""
 [ "$cuda" ] || CMAKE_ARGS="-DPOLYFUSE_CUDA=off" step build_without_cuda 60 "${install[@]}"
-step info 20 polyfuse info
-[ "$cuda" ] && step tests_but_triton 50 "${pytest[@]}" -k "not triton" tests/gpu
-# Most of the time of Triton's tests is its compiler's.
-python3 -c "import xdist" 2>/dev/null && workers=(-n 8) || workers=()
+step info 20 python3 -c "from polyfuse.cli import main; main(['info'])"
+# Most of the time of tests is that of the reference on the CPU, and of Triton's compiler.
+python3 -c "import xdist" 2>/dev/null && workers=(-n "$(nproc)") || workers=()
+export OMP_NUM_THREADS=1
+[ "$cuda" ] && step tests_but_triton 50 "${pytest[@]}" "${workers[@]}" -k "not triton" tests/gpu
 step tests_of_triton 100 "${pytest[@]}" "${workers[@]}" -k "triton" tests/gpu
+unset OMP_NUM_THREADS
+export XLA_PYTHON_CLIENT_PREALLOCATE=false  # JAX leaves torch the memory that it does not use
 # Written after every case, so that what was measured is there even where time runs out.
 lines=80 step benchmark 140 python3 benchmarks/run.py --gpu --seconds 2 --out "$out/gpu.json"
 for tool in memcheck racecheck; do

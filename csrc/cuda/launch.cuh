@@ -9,7 +9,8 @@
 
 namespace polyfuse {
 
-constexpr int64_t kSharedByDefault = 48 * 1024;  // more needs a kernel's consent
+// Beyond what a kernel declares, 32 KiB at most; more than 48 KiB in all need its consent.
+constexpr int64_t kSharedByDefault = 16 * 1024;
 
 inline void check(cudaError_t status) {
   if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));

@@ -139,7 +139,7 @@ class DeviceLoop(_C.Loop):
         self.last = Launched(objective, state, grads, [], in_place)
         self.last.versions.extend(self._versions(self.last))
         if capturing:
-            self.captured.append((table, self.rule, grads))
+            self.captured.append((table, self.rule, grads, moments))
         return True
 
     def steps_alone(self) -> bool:
@@ -230,13 +230,15 @@ class DeviceLoop(_C.Loop):
 
     def move_on(self, last: Launched, unchanged: bool) -> None:
         """To the next parameters: by an exchange of memory, or a launch."""
-        spares = self.kept.exchangeable()
-        if not self.capturing() and unchanged and self.exchange(self.spares, spares):
+        spares, tensors = self.kept.exchangeable(), self.traced.tensors
+        # What a graph has captured reads and writes the memory of then.
+        if unchanged and not self.captured and self.exchange(self.spares, spares):
             self.kept.exchanged(spares)
             return
         self.kept.refresh()
-        tensors = self.traced.tensors
         table = tables(self.traced, tensors, last.grads, self.kept.rows)
+        if self.capturing():
+            self.captured.append(table)
         if unchanged:
             self.runner.store(self.map, self.rule, table, last.state, tensors[0].dtype)
         else:

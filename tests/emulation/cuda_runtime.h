@@ -13,6 +13,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <map>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -168,6 +169,11 @@ class Block {
 inline char* dynamic_shared() { return Block::current->shared(); }
 inline void wait_a_little() { std::this_thread::yield(); }
 
+// Bytes of shared memory that a launch may take besides the 32 KiB that a kernel may declare: up to
+// 48 KiB in all, and what a kernel has been made to consent to.
+constexpr size_t kSharedByDefault = 16 * 1024;
+inline std::map<const void*, size_t> consents;
+
 }  // namespace emulation
 
 inline void __syncthreads() { emulation::Block::current->meet(); }
@@ -196,7 +202,7 @@ inline unsigned atomicInc(unsigned* p, unsigned limit) {
   return old;
 }
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorNoDevice = 100 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorNoDevice = 100 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
 enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative };
@@ -220,7 +226,10 @@ inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+  emulation::consents[kernel] = bytes;
+  return cudaSuccess;
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrMultiProcessorCount ? 3 : 24 * 1024;
   return cudaSuccess;
@@ -231,6 +240,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                const Argument& argument) {
   const dim3 grid = config->gridDim, block = config->blockDim;
   const size_t shared = config->dynamicSmemBytes;
+  if (shared > emulation::kSharedByDefault &&
+      shared > emulation::consents[reinterpret_cast<const void*>(kernel)])
+    return cudaErrorInvalidValue;
   static bool backwards = false;
   backwards = !backwards;
   const auto run_block = [=](unsigned index) {
