@@ -55,11 +55,11 @@ NormalEquations of_data(const Data& data, int n_terms, bool precise, const Varia
 }
 
 // hi and lo: [rows, columns, 2]
-Array pickled(const Matrix& a) {
+Array array_of(const Matrix& a) {
   return Array({py::ssize_t(a.rows), py::ssize_t(a.columns), py::ssize_t(2)},
                reinterpret_cast<const double*>(a.entries.data()));
 }
-Matrix unpickled(const py::handle& from) {
+Matrix matrix_of(const py::handle& from) {
   const auto values = from.cast<Array>();
   Matrix a(static_cast<int>(values.shape(0)), static_cast<int>(values.shape(1)));
   std::copy_n(values.data(), values.size(), reinterpret_cast<double*>(a.entries.data()));
@@ -131,20 +131,26 @@ void bind_solve(py::module_& m) {
       .def_static("of_data", &of_data)
       .def_static("of_power_sums", &of_power_sums)
       .def_static("of_columns", &of_columns)
+      .def_static("of_sums",  // gram [K, K, 2], right [K + 1, 1, 2], reference and shift [K]
+                  [](const Array& gram, const Array& right, const Array& reference,
+                     const Array& shift, bool with_constant) {
+                    return of_sums(matrix_of(gram), matrix_of(right), reference.data(),
+                                   shift.data(), with_constant);
+                  })
       .def("add", &NormalEquations::add)
       .def(py::pickle(
           [](const NormalEquations& s) {
-            return py::make_tuple(pickled(s.gram), pickled(s.cross), s.square.hi, s.square.lo,
-                                  pickled(s.reference), pickled(s.inward), pickled(s.outward),
+            return py::make_tuple(array_of(s.gram), array_of(s.cross), s.square.hi, s.square.lo,
+                                  array_of(s.reference), array_of(s.inward), array_of(s.outward),
                                   s.shift, s.scale, s.tolerance);
           },
           [](const py::tuple& t) {
-            return NormalEquations{unpickled(t[0]),
-                                   unpickled(t[1]),
+            return NormalEquations{matrix_of(t[0]),
+                                   matrix_of(t[1]),
                                    {t[2].cast<double>(), t[3].cast<double>()},
-                                   unpickled(t[4]),
-                                   unpickled(t[5]),
-                                   unpickled(t[6]),
+                                   matrix_of(t[4]),
+                                   matrix_of(t[5]),
+                                   matrix_of(t[6]),
                                    t[7].cast<double>(),
                                    t[8].cast<double>(),
                                    t[9].cast<double>()};

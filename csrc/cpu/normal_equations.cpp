@@ -89,6 +89,14 @@ NormalEquations about(const Columns& data, const double* reference, int threads)
   return sums;
 }
 
+// Term 0 is the constant 1; the others are columns less their shifts.
+void set_shifts(NormalEquations& sums, const double* shift) {
+  for (int k = 1; k < sums.gram.rows; ++k) {
+    sums.inward(0, k).hi = shift[k];
+    sums.outward(0, k).hi = -shift[k];
+  }
+}
+
 std::vector<double> heads(const Matrix& a) {
   std::vector<double> values(a.entries.size());
   std::transform(a.entries.begin(), a.entries.end(), values.begin(), rounded);
@@ -163,10 +171,21 @@ NormalEquations accumulate(const Columns& data, bool with_constant, int threads)
   const Matrix every = Matrix::identity(data.n_terms);
   const Solution first = solve(sums, every, Matrix(data.n_terms, 1), {}, false);
   sums = about(data, first.coefficients.data(), threads);
-  for (int k = 1; with_constant && k < data.n_terms; ++k) {
-    sums.inward(0, k).hi = data.shift[k];
-    sums.outward(0, k).hi = -data.shift[k];
-  }
+  if (with_constant) set_shifts(sums, data.shift);
+  return sums;
+}
+
+NormalEquations of_sums(const Matrix& gram, const Matrix& right, const double* reference,
+                        const double* shift, bool with_constant) {
+  const int n = gram.rows;
+  NormalEquations sums;
+  sums.gram = gram;
+  sums.cross = Matrix(n, 1);
+  std::copy_n(right.entries.begin(), n, sums.cross.entries.begin());
+  sums.square = right(n, 0);
+  sums.reference = Matrix::of(reference, n, 1);
+  sums.inward = sums.outward = Matrix::identity(n);
+  if (with_constant) set_shifts(sums, shift);
   return sums;
 }
 

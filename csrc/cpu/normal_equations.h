@@ -39,6 +39,9 @@ NormalEquations of_moments(const Moments&, const Variable&);
 NormalEquations accumulate(const Data&, int n_terms, bool precise, const Variable&, int threads);
 // Term 0, where with_constant, is the constant 1; the others are the columns less their shifts.
 NormalEquations accumulate(const Columns&, bool with_constant, int threads);
+// The same of sums taken elsewhere; right [K + 1, 1]: the cross, and the square below it.
+NormalEquations of_sums(const Matrix& gram, const Matrix& right, const double* reference,
+                        const double* shift, bool with_constant);
 // Of these data in the terms of others, and about their reference.
 NormalEquations accumulate_like(const NormalEquations&, const Data&, int threads);
 NormalEquations accumulate_like(const NormalEquations&, const Columns&, int threads);

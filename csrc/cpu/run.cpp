@@ -143,7 +143,7 @@ double objective(const Problem& problem, const Moments* moments, const double* p
     return StackedStream{stacked_of(problem), problem.threads}(Alone{}, params, grad);
   if (problem.surface) {
     const Surface surface = surface_of(problem);
-    return Mapped<SurfaceStream>{problem.map, {surface, problem.threads}}(Alone{}, params, grad);
+    return SurfaceStream{problem.map, surface, problem.threads}(Alone{}, params, grad);
   }
   if (moments) return from_moments(problem, *moments)(Alone{}, params, grad);
   return StreamObjective{problem}(Alone{}, params, grad);
@@ -168,11 +168,14 @@ Report descend(const Problem& problem, Engine engine, const SurfaceMoments* mome
                const Schedule& schedule, State s) {
   const Surface surface = surface_of(problem);
   if (engine == Engine::Stream) {
-    Mapped<SurfaceStream> stream{problem.map, {surface, problem.threads}};
+    SurfaceStream stream{problem.map, surface, problem.threads};
     return step_by_step(problem, stream, schedule, s);
   }
   const double weight = problem.mean ? 1.0 / moments->weight : 1.0;
-  Mapped<SurfaceObjective> objective{problem.map, {surface, *moments, weight}};
+  std::vector<double> work(static_cast<size_t>(3 * surface.n_terms));
+  double *const coef = work.data(), *const grad_coef = coef + surface.n_terms;
+  GramObjective<GramOf> objective{problem.map, gram_moments(surface, *moments), weight, coef,
+                                  grad_coef,   grad_coef + surface.n_terms};
   if (engine == Engine::Moments) return step_by_step(problem, objective, schedule, s);
   return in_closed_form(problem, objective, schedule, s);
 }

@@ -1,5 +1,5 @@
 #include <algorithm>
-#include <cmath>
+#include <utility>
 
 #include "surface_objective.h"
 
@@ -22,46 +22,6 @@ SurfaceMoments accumulate_about(const Surface& s, std::vector<double> reference,
   moments.power.assign(sums.begin() + 2 + terms, sums.end());
   moments.reference = std::move(reference);
   return moments;
-}
-
-// The optimum, by Cholesky's factorisation; directions that the data hardly determines stay as in
-// the reference.
-std::vector<double> optimum_of(const Surface& s, const SurfaceMoments& moments) {
-  const int terms = s.n_terms;
-  std::vector<double> lower(static_cast<size_t>(terms * terms)), step(terms);
-  const auto at = [&](int i, int j) -> double& { return lower[i * terms + j]; };
-  const auto gram = [&](int i, int j) { return moments.power[s.moment_of[i * terms + j]]; };
-  for (int j = 0; j < terms; ++j) {
-    double pivot = gram(j, j), rest = -moments.cross[j];
-    for (int m = 0; m < j; ++m) {
-      pivot -= at(j, m) * at(j, m);
-      rest -= at(j, m) * step[m];
-    }
-    const bool use = pivot > kPivot * gram(j, j) &&
-                     rest * rest * gram(j, j) <= kSwell * moments.square * pivot * pivot;
-    at(j, j) = use ? std::sqrt(pivot) : 0.0;
-    step[j] = use ? rest / at(j, j) : 0.0;
-    for (int i = j + 1; i < terms; ++i) {
-      double entry = gram(i, j);
-      for (int m = 0; m < j; ++m) entry -= at(i, m) * at(j, m);
-      at(i, j) = use ? entry / at(j, j) : 0.0;
-    }
-  }
-  // The last directions stay out as well where all together would swell: columns that are nearly
-  // collinear have pivots that do not tell.
-  const std::vector<double> along = step;
-  for (int used = terms; used >= 0; --used) {
-    double swell = 0.0;
-    for (int j = terms - 1; j >= 0; --j) {
-      step[j] = j < used ? along[j] : 0.0;
-      for (int i = j + 1; i < used; ++i) step[j] -= at(i, j) * step[i];
-      step[j] = at(j, j) > 0.0 ? step[j] / at(j, j) : 0.0;
-      swell += step[j] * step[j] * gram(j, j);
-    }
-    if (swell <= kSwell * moments.square) break;
-  }
-  for (int j = 0; j < terms; ++j) step[j] += moments.reference[j];
-  return step;
 }
 
 }  // namespace
@@ -88,8 +48,10 @@ SurfaceMoments accumulate(const Surface& s, int threads) {
   pilot.y.sample *= every;
   pilot.w.sample *= every;
   pilot.omit = true;
-  std::vector<double> nothing(static_cast<size_t>(s.n_terms));
-  return accumulate_about(s, optimum_of(s, accumulate_about(pilot, nothing, 1)), threads);
+  std::vector<double> reference(static_cast<size_t>(s.n_terms)), work(gram_work(s.n_terms));
+  const SurfaceMoments about_zero = accumulate_about(pilot, reference, 1);
+  gram_moments(s, about_zero).solve(Alone{}, reference.data(), work.data());
+  return accumulate_about(s, std::move(reference), threads);
 }
 
 }  // namespace polyfuse

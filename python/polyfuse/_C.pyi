@@ -157,6 +157,11 @@ class NormalEquations:
         x: np.ndarray, y: np.ndarray, w: np.ndarray | None, shift: np.ndarray,
         with_constant: bool, known: NormalEquations | None, threads: int,
     ) -> NormalEquations: ...  # fmt: skip
+    @staticmethod
+    def of_sums(
+        gram: np.ndarray, right: np.ndarray, reference: np.ndarray, shift: np.ndarray,
+        with_constant: bool,
+    ) -> NormalEquations: ...  # fmt: skip
     def add(self, other: NormalEquations) -> None: ...
     def leading(self, n_terms: int) -> NormalEquations: ...
     def solve(

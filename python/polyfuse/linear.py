@@ -20,6 +20,8 @@ from .symbolic import Traced
 if TYPE_CHECKING:
     from .statistics import Samples
 
+PART = 1 << 18  # samples whose terms are there at a time
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -75,8 +77,22 @@ class Held(NamedTuple):
         """V [N, K] at x as the model takes it."""
         x = torch.as_tensor(np.asarray(x, np.float64))
         x = x.reshape(-1) if self.source.x.ndim == 1 else x.reshape(-1, self.source.x.shape[1])
+        return self.terms(x).numpy()
+
+    def terms(self, x: torch.Tensor) -> torch.Tensor:
+        """V [N, K] where x lies."""
         columns = x if self.source.columns is None else self.source.columns(x)
-        return design(self.problem.model, columns).numpy()
+        return design(self.problem.model, columns)
+
+    def sum_of_squares(self, params: np.ndarray) -> float:
+        """Sum w (y - model(x))^2 at params [P], taken where the data lie."""
+        samples = kept(self.unchanged(), self.source.x)
+        coefficients = self.problem.model.coefficients(params)
+        on_device = torch.from_numpy(coefficients).to(samples[1].device)
+        return sum(
+            float((w * (y - self.terms(x) @ on_device) ** 2).sum())
+            for x, y, w in zip(*(t.split(PART) for t in samples), strict=True)
+        )
 
 
 def _version(t: torch.Tensor) -> int | None:

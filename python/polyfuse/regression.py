@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -123,22 +123,10 @@ def regress(
         raise ValueError("x, y: expected finite data, got nan or inf")
     names = names or [f"x{k + 1}" for k in range(x.shape[1])]
     names = ["constant", *names] if constant else names
-    found = fit_columns(x, y, None if weight is None else w, ridge, constant, names)
-    _check.warn_of_rank(found.rank, len(names))
-    return replace(found, seconds=time.perf_counter() - start)
-
-
-def fit_columns(
-    x: np.ndarray, y: np.ndarray, w: np.ndarray | None, ridge: float, constant: bool,
-    names: list[str],
-) -> Regression:  # fmt: skip
-    """`regress` of samples that count; names of all parameters."""
-    start = time.perf_counter()
-    equations, shift = equations_of(x, y, w, constant)
-    ridges = [float(ridge)] * len(shift) if ridge else []
-    solution = equations.solve(None, None, ridges, True)
-    samples = Samples(x, y, np.ones(len(y)) if w is None else w)
+    equations, shift = equations_of(x, y, None if weight is None else w, constant)
+    solution = equations.solve(None, None, [float(ridge)] * len(shift) if ridge else [], True)
+    _check.warn_of_rank(solution.rank, len(names))
     return Regression(
         solution.params, solution.sum_of_squares, solution.rank, time.perf_counter() - start,
-        solution, samples, shift, constant, names,
+        solution, Samples(x, y, w), shift, constant, names,
     )  # fmt: skip

@@ -133,8 +133,10 @@ def solve(
         ridge: penalty >= 0 of every trainable parameter, the constant too.
         precision: ``double``; ``extended``, sums in double-double arithmetic (32 digits), on CPUs;
             ``auto``, extended below a million samples and where the condition of the model's terms
-            asks for it. The equations are solved in double-double arithmetic in any case.
-        backend: ``auto`` or a name that `backends` lists.
+            asks for it. The equations are solved in double-double arithmetic in any case, and the
+            sums of several variables, functions and long series taken in it on any device.
+        backend: ``auto`` or a name that `backends` lists; of several variables, functions and long
+            series ``cpu``, which brings the data there, or ``reference``, where the data lie.
         nan_policy: ``raise`` on nan or inf in the data, or ``omit`` those samples; with a batch of
             fits also ``propagate``, which makes the fit nan.
         covariance: with the covariance of the coefficients of every fit of a batch.
@@ -209,10 +211,10 @@ def solve(
     rule = (None,) * len(traced.slots)
     problem = Problem(traced, "sum", rule, xs, ys, nan_policy == "omit", weight=weights)
     if traced.exponents or is_surface(model):
-        _check.one_of("backend", backend, ("auto", "cpu"))
+        _check.one_of("backend", backend, ("auto", "cpu", "reference"))
         _check.one_of("precision", precision, ("auto", "extended"))
         data = Held.of(problem, source_of(model, x) if is_surface(model) else None)
-        return _solved_columns(known, data, float(ridge), start)
+        return _solved_columns(known, data, float(ridge), backend, start)
     runner = choose(backend, problem)
     if precision == "extended" and runner.name != "cpu":
         raise ValueError(f"precision: extended needs the backend cpu, got {runner.name}")
@@ -252,24 +254,25 @@ def solve(
     )
 
 
-def _solved_columns(known: Fused, data: Held, ridge: float, start: float) -> Solution:
+def _solved_columns(known: Fused, data: Held, ridge: float, backend: str, start: float) -> Solution:
     problem, params, before = data.problem, known.read(), _C.launches()
     if problem.omit and not len(kept(problem)[1]):
         raise ValueError("x, y: no sample is left after nan_policy='omit'")
     if not problem.omit:
         _check.finite(int((~finite(problem)).sum()))
-    table = Table.of(data, params, known.module(), ridge)
-    params[table.order] = table.found.params
+    table = Table.of(data, params, known.module(), ridge, backend)
+    found = table.solution
+    params[table.order] = found.params
     known.write(params)
-    _check.warn_of_rank(table.found.rank, len(table.order))
+    _check.warn_of_rank(found.rank, len(table.order))
     expanded = data.source.columns is not None
     return Solution(
         params=params,
         coefficients=params if expanded else problem.model.coefficients(params),
-        loss=table.found.loss,
-        rank=table.found.rank,
+        loss=found.sum_of_squares,
+        rank=found.rank,
         precision="extended",
-        backend="cpu",
+        backend=table.backend,
         launches=_C.launches() - before,
         seconds=time.perf_counter() - start,
         ridge=ridge,

@@ -255,10 +255,11 @@ class Statistics(Inference):
         self, names: list[str], params: np.ndarray, free: list[int], solution: _C.Solution,
         rows: Callable[[Any], np.ndarray], fitted: Callable[[Any], np.ndarray],
         samples: Callable[[], Samples], n: int, has_constant: bool,
-        sum_of_squares: float | None = None,
+        sum_of_squares: float | None = None, weighted: bool = True,
     ):  # fmt: skip
         self._solution, self._rows, self._fitted, self._samples = solution, rows, fitted, samples
         self.n, self.rank, self.has_constant = n, solution.rank, has_constant
+        self._weighted = weighted
         self.sum_of_squares = (
             solution.sum_of_squares if sum_of_squares is None else sum_of_squares
         )  # fmt: skip
@@ -321,7 +322,7 @@ class Statistics(Inference):
         """Of normal errors with variance sum_of_squares / n / w."""
         if self.sum_of_squares == 0:
             return math.inf
-        weights = 0.0 if self._unweighted else float(np.log(self.data.w).sum())
+        weights = float(np.log(self.data.w).sum()) if self._weighted else 0.0
         variance = self.sum_of_squares / self.n
         return 0.5 * (weights - self.n * (math.log(2 * math.pi * variance) + 1))
 
@@ -355,10 +356,6 @@ class Statistics(Inference):
             return float((np.diff(r) ** 2).sum() / (r**2).sum())
 
     # -- a number for every sample ----------------------------------------------------------------
-
-    @property
-    def _unweighted(self) -> bool:
-        return bool((self.data.w == 1).all())
 
     @property
     def _weighted_residuals(self) -> np.ndarray:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from . import _check
+from . import _C, _check, extended, regression
+from .backends.reference import kept
 from .exponents import name_of
 from .fused import Fused, fused
-from .linear import Held, Source, linear, names_of
+from .linear import PART, Held, Source, linear, names_of
 from .nn.polynomial import Polynomial, name_of_function
 from .recognise import refuse_own
 
 if TYPE_CHECKING:
-    from .regression import Regression
     from .statistics import Statistics
 
 
@@ -102,16 +102,23 @@ class Table(NamedTuple):
     order: np.ndarray  # [F], the parameters
     names: list[str]
     constant: bool
-    found: Regression  # on them
+    n: int  # samples that count
+    shift: np.ndarray  # [F] of the columns that the equations are about
+    solution: _C.Solution
+    backend: str
 
     @classmethod
-    def of(cls, data: Held, params: np.ndarray, module: Any, ridge: float = 0.0) -> Table:
+    def of(
+        cls, data: Held, params: np.ndarray, module: Any, ridge: float = 0.0,
+        backend: str = "auto",
+    ) -> Table:  # fmt: skip
         """params: [P], of which those that are not trainable stay."""
-        from .regression import fit_columns
-
-        problem, (x, y, w) = data.problem, data.samples()
-        form, terms = linear(problem.model, params), data.design(x)
-        ones = (terms @ form.jacobian == 1).all(axis=0)
+        problem = data.unchanged()
+        x, y, w = kept(problem, data.source.x)
+        form = linear(problem.model, params)
+        everything = torch.from_numpy(form.jacobian).to(x.device)
+        units = [(data.terms(some) @ everything == 1).all(dim=0) for some in x.split(PART)]
+        ones = torch.stack(units).all(dim=0).cpu().numpy()
         order = np.argsort(~ones, kind="stable")
         jacobian, offset = form.jacobian[:, order], form.offset[:, 0]
         constant = len(order) > 1 and bool(ones.any())
@@ -119,39 +126,46 @@ class Table(NamedTuple):
         names = [named[form.free[i]] for i in order]
         if constant and data.source.names:
             names[0] = "constant"
-        columns, weight = (
-            terms @ jacobian[:, int(constant) :],
-            None if problem.weight is None else w,
-        )
+        of_params, fixed = (torch.from_numpy(t).to(x.device) for t in (jacobian, offset))
+
+        def part(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            terms = data.terms(x)
+            return terms @ of_params, y - terms @ fixed
+
+        weight = None if problem.weight is None else w
+        if backend == "auto":
+            backend = "cpu" if x.device.type == "cpu" else "reference"
+        if backend == "cpu":
+            columns, rest = (t.cpu().numpy() for t in part(x, y))
+            equations, shift = regression.equations_of(
+                columns[:, int(constant) :], rest, None if weight is None else weight.cpu().numpy(),
+                constant,
+            )  # fmt: skip
+        else:
+            equations, shift = extended.equations_of(part, x, y, weight, constant)
+        solution = equations.solve(None, None, [ridge] * len(order) if ridge else [], True)
         return cls(
-            data,
-            lambda x: data.design(x) @ jacobian,
-            offset,
-            np.array(form.free)[order],
-            names,
-            constant,
-            fit_columns(columns, y - terms @ offset, weight, ridge, constant, names),
-        )
+            data, lambda x: data.design(x) @ jacobian, offset, np.array(form.free)[order], names,
+            constant, len(y), shift, solution, backend,
+        )  # fmt: skip
 
     def statistics(self, params: np.ndarray, elsewhere: bool = False) -> Statistics:
-        """elsewhere: the parameters [P] are not those of the regression."""
+        """elsewhere: the parameters [P] are not those of the solution."""
         from .statistics import Statistics
 
-        data, found, samples = self.data, self.found, self.data.samples()
+        data = self.data
 
         def rows(x: Any) -> np.ndarray:
-            return self.columns(x) - found._shift
+            return self.columns(x) - self.shift
 
         def fitted(x: Any) -> np.ndarray:
             terms = data.design(x)
             if elsewhere:
                 return terms @ data.problem.model.coefficients(params)
-            return rows(x) @ found._solution.coefficients + terms @ self.offset
+            return rows(x) @ self.solution.coefficients + terms @ self.offset
 
-        squares = None
-        if elsewhere:
-            squares = float((samples.w * (samples.y - fitted(samples.x)) ** 2).sum())
         return Statistics(
-            self.names, params[self.order], list(range(len(self.order))), found._solution, rows,
-            fitted, data.samples, len(samples.y), self.constant, squares,
+            self.names, params[self.order], list(range(len(self.order))), self.solution, rows,
+            fitted, data.samples, self.n, self.constant,
+            data.sum_of_squares(params) if elsewhere else None, data.problem.weight is not None,
         )  # fmt: skip

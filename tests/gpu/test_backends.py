@@ -16,6 +16,7 @@ from polyfuse.rules import SgdOptions
 from ..criteria import BY_REDUCTION, CASES, KL_MEAN_WARNS, data
 from ..test_optimizers import CASES as OPTIMIZERS
 from ..test_optimizers import assert_same, numbers, side
+from ..test_surface import make as make_surface
 from ..tolerance import assert_close, assert_like_torch, assert_relative
 
 DEVICE = torch.device(os.environ.get("POLYFUSE_TEST_DEVICE", "cuda:0"))
@@ -258,3 +259,18 @@ def test_small_fit_and_fuse(backend, momentum, dtype):
         assert_relative(loss.cpu(), expected.detach().cpu(), 1e-5)
     for p, q in zip(found.parameters(), truth.parameters(), strict=True):
         assert_like_torch(p.cpu(), q.cpu())
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["all", "weighted"])
+def test_solutions_of_columns(weighted):
+    x, y, near, far = make_surface("quartic", 100_003)
+    w = torch.linspace(0, 2, len(y), dtype=torch.float64) if weighted else None
+    truth = pf.solve(near, x, y, weight=w)
+    far = far.to(DEVICE)
+    found = pf.solve(
+        far, x.to(DEVICE), y.to(DEVICE), weight=None if w is None else w.to(DEVICE)
+    )  # fmt: skip
+    assert found.backend == ("cpu" if DEVICE.type == "cpu" else "reference")
+    assert_relative(found.params, truth.params, 1e-13)
+    assert_relative(found.statistics.r_squared, truth.statistics.r_squared, 1e-13)
+    assert_relative(found.statistics.covariance, truth.statistics.covariance, 1e-12)
