@@ -16,7 +16,9 @@ from .backends.batched_reference import least_norm
 from .backends.long_triton import LongTriton
 from .batch_result import BatchResult, FitStatus, ways_of
 from .bounds import read_bounds
+from .criteria import SQUARED
 from .engines import choose_engine, refuse_engine
+from .evidence import EvidenceOfEach
 from .many import Many
 from .nn.polynomial import Polynomial
 from .problem import Wanted
@@ -106,6 +108,7 @@ def fit_batch(
         status=out.status.view(shape),
         rank=out.rank.view(shape),
         fit_epochs=out.epochs.view(shape),
+        _evidence=EvidenceOfEach.of(model, fits, out.params, kind),
     )
 
 
@@ -168,6 +171,9 @@ def solve_batch(
         r_squared=out.r_squared.view(shape),
         covariance=spread,
         degree=None if out.degree is None else out.degree.view(shape),
+        _evidence=EvidenceOfEach.of(
+            model, fits, out.params, SQUARED, out.status == FitStatus.CONVERGED, out.degree
+        ),
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
 
 from .backends.batched import Fits
+from .report import Reported
 
 
 class FitStatus(IntEnum):
@@ -22,7 +24,7 @@ class FitStatus(IntEnum):
 
 
 @dataclass
-class BatchResult:
+class BatchResult(Reported):
     """The outcome of many fits in one launch; numbers of each fit are tensors ``[*batch_shape]``.
 
     Attributes:
@@ -36,9 +38,11 @@ class BatchResult:
         history: the losses ``[M, *batch_shape]`` after history_epochs [M] steps.
         r_squared: of every fit of a solution, otherwise None.
         covariance: of the coefficients of every fit, ``[K, K, *batch_shape]``, where it was asked
-            for.
+            for; scaled by the residual variance, except with sigma.
         degree: of every fit, int32, where it was to be chosen; terms above it are 0.
         stop_reason, engine, backend, launches, seconds: as in `FitResult`.
+        statistics: a `polyfuse.each.Each` of those of every fit, or of every output, from the
+            data, which it keeps alive.
     """
 
     loss: torch.Tensor
@@ -57,6 +61,7 @@ class BatchResult:
     r_squared: torch.Tensor | None = field(default=None, repr=False)
     covariance: torch.Tensor | None = field(default=None, repr=False)
     degree: torch.Tensor | None = field(default=None, repr=False)
+    _evidence: Any = field(default=None, repr=False)
 
     def counts(self) -> dict[str, int]:
         """How many fits ended in which way."""

@@ -13,6 +13,7 @@ from .backends import choose
 from .batch import fit_batch, is_batch
 from .bounds import with_bounds
 from .classes import has_outputs
+from .evidence import Evidence
 from .linear import Held
 from .optim.owners import holding
 from .outputs import fit_outputs
@@ -165,9 +166,11 @@ def fit(
         seconds=time.perf_counter() - start,
         history_epochs=history_epochs,
         history=history[0] if len(history) == 1 else np.concatenate([np.zeros(0), *history]),
-        _data=Held.of(problem, source_of(model, x) if is_surface(model) else None),
-        _params=run.state.params,
-        _module=known.module,
+        _evidence=Evidence(
+            Held.of(problem, source_of(model, x) if is_surface(model) else None),
+            run.state.params,
+            known.module(),
+        ),
     )
 
 

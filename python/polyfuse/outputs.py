@@ -21,6 +21,7 @@ from .batch_result import FitStatus, ways_of
 from .classes import check_classes, fit_classes, has_outputs
 from .criteria import CROSS_ENTROPY, Criterion, kind_of
 from .engines import choose_engine, refuse_engine
+from .evidence import EvidenceOfEach
 from .problem import Wanted
 from .recognise import read_objects
 from .result import FitResult
@@ -70,7 +71,7 @@ def fit_outputs(
         kernels.read(*map(_series, data), 0, len(fits.y), kind, mean)
         return descend(
             partial(kernels.descend, 0, None), engine, p, options, optimizer, epochs,
-            record_every, tol, start, REGISTRY["cpu"],
+            record_every, tol, start, REGISTRY["cpu"], partial(_evidence, model, fits, kind),
         )  # fmt: skip
     if mean:  # over the outputs too, where the kernels know each one alone
         total = fits.y.numel() if counted is None else float(counted.double().sum())
@@ -96,7 +97,14 @@ def fit_outputs(
         seconds=time.perf_counter() - start,
         history_epochs=np.append(at, epochs),
         history=np.append(out.recorded.sum(1).cpu().numpy(), loss),
+        _evidence=EvidenceOfEach.of(model, fits, out.params, kind),
     )
+
+
+def _evidence(model: Any, fits: Fits, kind: Criterion, params: np.ndarray) -> EvidenceOfEach:
+    """params: [K * C]"""
+    left = torch.from_numpy(params).view(fits.params.shape)
+    return EvidenceOfEach.of(model, fits, left, kind)
 
 
 def check_stacked(

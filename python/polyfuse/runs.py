@@ -28,10 +28,11 @@ def descend(
     tol: float,
     start: float,
     runner: Any,
+    evidence: Callable[[np.ndarray], Any],
 ) -> FitResult:
     """All epochs; then parameters, .grad and optimizer state are as the loop would leave them.
 
-    start: when the call began; runner: the backend.
+    start: when the call began; runner: the backend; evidence: of the parameters that it leaves.
     """
     before = runner.launches()
     params = p.detach().double().reshape(-1).cpu().numpy().copy()
@@ -76,4 +77,5 @@ def descend(
         seconds=time.perf_counter() - start,
         history_epochs=np.array(at, dtype=np.int64),
         history=np.array(history),
+        _evidence=evidence(params),
     )

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +16,13 @@ from .backends import choose
 from .backends.reference import finite, kept
 from .batch import is_batch, solve_batch
 from .classes import has_outputs
+from .evidence import Evidence
 from .fused import Fused, read_data
-from .linear import Held, linear, names_of, normal_equations, powers
+from .linear import Held, linear, normal_equations
 from .problem import Problem
 from .recognise import refuse_parameters, refuse_shape
 from .report import Reported
 from .surface import Table, is_surface, read_surface, source_of
-
-if TYPE_CHECKING:
-    from .statistics import Statistics
 
 PRECISIONS = ("auto", "double", "extended")
 EXTENDED_BELOW = 1_000_000  # samples: this many take a few milliseconds
@@ -58,46 +54,13 @@ class Solution(Reported):
     launches: int
     seconds: float
     ridge: float
-    _statistics_of: Callable[[], Statistics] = field(repr=False)
-
-    def _statistics(self) -> Statistics:
-        return self._statistics_of()
+    _evidence: Any = field(repr=False)
 
     def __str__(self) -> str:
         return (
             f"sum of squares {self.loss:.7g}, rank {self.rank} of {len(self.params)} parameters; "
             f"{self.precision} precision on {self.backend}, {self.seconds * 1e3:.3g} ms"
         )
-
-
-def statistics_of(
-    data: Held, equations: _C.NormalEquations, solution: _C.Solution, params: np.ndarray,
-    module: Any, elsewhere: bool = False,
-) -> Statistics:  # fmt: skip
-    """elsewhere: the parameters [P] are not those of the solution."""
-    from .statistics import Statistics
-
-    problem = data.problem
-    model = problem.model
-    form = linear(model, params)
-    rows = powers(equations.shift, equations.scale, model.degree + 1)
-
-    def fitted(x: Any) -> np.ndarray:
-        if not elsewhere:
-            return rows(x) @ solution.coefficients
-        u = (np.asarray(x, np.float64).reshape(-1) - model.shift) * model.scale
-        return np.polynomial.polynomial.polyval(u, model.coefficients(params))
-
-    n, squares = problem.x.numel(), None
-    if problem.weight is not None or problem.omit:
-        n = len(data.samples().y)
-    if elsewhere:
-        x, y, w = data.samples()
-        squares = float((w * (y - fitted(x)) ** 2).sum())
-    return Statistics(
-        names_of(module, model), params, form.free, solution, rows, fitted, data.samples, n,
-        form.has_constant, squares,
-    )  # fmt: skip
 
 
 def solve(
@@ -237,7 +200,6 @@ def solve(
     params[form.free] = solution.params
     known.write(params)
     _check.warn_of_rank(solution.rank, len(form.free))
-    data, module = Held.of(problem), weakref.ref(model)
     return Solution(
         params=params,
         coefficients=traced.coefficients(params),
@@ -248,7 +210,9 @@ def solve(
         launches=runner.launches() - before,
         seconds=time.perf_counter() - start,
         ridge=float(ridge),
-        _statistics_of=lambda: statistics_of(data, equations, solution, params, module()),
+        _evidence=Evidence(
+            Held.of(problem), params, model, float(ridge), True, (equations, solution)
+        ),
     )
 
 
@@ -258,7 +222,8 @@ def _solved_columns(known: Fused, data: Held, ridge: float, start: float) -> Sol
         raise ValueError("x, y: no sample is left after nan_policy='omit'")
     if not problem.omit:
         _check.finite(int((~finite(problem)).sum()))
-    table = Table.of(data, params, known.module(), ridge)
+    evidence = Evidence(data, params, known.module(), ridge, True)
+    table = evidence.solved = Table.of(data, params, evidence.names(), ridge)
     params[table.order] = table.found.params
     known.write(params)
     _check.warn_of_rank(table.found.rank, len(table.order))
@@ -273,7 +238,7 @@ def _solved_columns(known: Fused, data: Held, ridge: float, start: float) -> Sol
         launches=_C.launches() - before,
         seconds=time.perf_counter() - start,
         ridge=ridge,
-        _statistics_of=lambda: table.statistics(params),
+        _evidence=evidence,
     )
 
 

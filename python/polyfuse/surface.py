@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from . import _check
+from .bases import terms
 from .exponents import name_of
 from .fused import Fused, fused
-from .linear import Held, Source, linear, names_of
+from .linear import Held, Source, linear
 from .nn.polynomial import Polynomial, name_of_function
 from .recognise import refuse_own
 
@@ -78,18 +80,33 @@ def flattened(model: Any, x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return _check.data(x, y)
 
 
+@dataclass(frozen=True)
+class Terms:
+    """The columns of a series in a basis, or of functions."""
+
+    basis: str
+    n_terms: int
+    shift: float = 0.0
+    scale: float = 1.0
+    functions: tuple[Callable[[torch.Tensor], torch.Tensor], ...] | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x [N] -> [N, K], or [N] of a single one"""
+        if self.functions:
+            columns = [f(x) for f in self.functions]
+        else:
+            columns = terms(self.basis, self.n_terms, (x - self.shift) * self.scale)
+        return torch.stack(columns, 1) if len(columns) > 1 else columns[0]
+
+
 def source_of(model: Any, x: torch.Tensor) -> Source:
     """What the statistics of such a model are told of x."""
     if model.variables > 1:
         xs = x.detach().resolve_neg().reshape(-1, model.variables)
         return Source(xs, None, [name_of(powers) for powers in model.exponents])
     names = None if model.functions is None else [name_of_function(f) for f in model.functions]
-    squeezed = model.coefficients.numel() == 1
-
-    def columns(x: torch.Tensor) -> torch.Tensor:
-        found = model.columns(x)
-        return found[:, 0] if squeezed else found
-
+    n_terms, (shift, scale) = model.coefficients.numel(), model.variable[0]
+    columns = Terms(model.basis, n_terms, shift, scale, model.functions)
     return Source(_check.flat(x), columns, names)
 
 
@@ -105,8 +122,8 @@ class Table(NamedTuple):
     found: Regression  # on them
 
     @classmethod
-    def of(cls, data: Held, params: np.ndarray, module: Any, ridge: float = 0.0) -> Table:
-        """params: [P], of which those that are not trainable stay."""
+    def of(cls, data: Held, params: np.ndarray, named: list[str], ridge: float = 0.0) -> Table:
+        """params, named: [P]; those that are not trainable stay."""
         from .regression import fit_columns
 
         problem, (x, y, w) = data.problem, data.samples()
@@ -115,9 +132,8 @@ class Table(NamedTuple):
         order = np.argsort(~ones, kind="stable")
         jacobian, offset = form.jacobian[:, order], form.offset[:, 0]
         constant = len(order) > 1 and bool(ones.any())
-        named = data.source.names or names_of(module, problem.model)
         names = [named[form.free[i]] for i in order]
-        if constant and data.source.names:
+        if constant and isinstance(data.source.columns, Terms) and data.source.columns.functions:
             names[0] = "constant"
         columns, weight = (
             terms @ jacobian[:, int(constant) :],
@@ -137,21 +153,22 @@ class Table(NamedTuple):
         """elsewhere: the parameters [P] are not those of the regression."""
         from .statistics import Statistics
 
-        data, found, samples = self.data, self.found, self.data.samples()
+        data, found, samples = self.data, self.found._evidence, self.data.samples()
 
         def rows(x: Any) -> np.ndarray:
-            return self.columns(x) - found._shift
+            return self.columns(x) - found.shift
 
         def fitted(x: Any) -> np.ndarray:
             terms = data.design(x)
             if elsewhere:
                 return terms @ data.problem.model.coefficients(params)
-            return rows(x) @ found._solution.coefficients + terms @ self.offset
+            return rows(x) @ found.solution.coefficients + terms @ self.offset
 
         squares = None
         if elsewhere:
             squares = float((samples.w * (samples.y - fitted(samples.x)) ** 2).sum())
+        values = params[self.order] if elsewhere else found.solution.params
         return Statistics(
-            self.names, params[self.order], list(range(len(self.order))), found._solution, rows,
+            self.names, values, list(range(len(self.order))), found.solution, rows,
             fitted, data.samples, len(samples.y), self.constant, squares,
         )  # fmt: skip

@@ -106,6 +106,8 @@ class Polynomial(Module):
                 "degree, variables, batch_shape, domain: expected None, 1, () and None for a basis "
                 f"of functions, got {degree!r}, {variables}, {shape} and {domain!r}"
             )
+        if functions and outputs is not None:
+            raise ValueError(f"outputs: expected None for a basis of functions, got {outputs}")
         if functions:  # each is a variable of its own, to the first power
             degree = 1
         family = basis if isinstance(basis, str) else "functions"
