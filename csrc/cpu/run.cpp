@@ -131,6 +131,11 @@ MomentsObjective from_moments(const Problem& problem, const Moments& moments) {
   return objective;
 }
 
+Mapped<SurfaceObjective> from_moments(const Problem& problem, const Surface& surface,
+                                      const SurfaceMoments& moments) {
+  return {problem.map, {surface, moments, problem.mean ? 1.0 / moments.weight : 1.0}};
+}
+
 }  // namespace
 
 double objective(const Problem& problem, const Moments* moments, const double* params,
@@ -141,6 +146,12 @@ double objective(const Problem& problem, const Moments* moments, const double* p
   }
   if (moments) return from_moments(problem, *moments)(Alone{}, params, grad);
   return StreamObjective{problem}(Alone{}, params, grad);
+}
+
+double objective(const Problem& problem, const SurfaceMoments& moments, const double* params,
+                 double* grad) {
+  const Surface surface = surface_of(problem);
+  return from_moments(problem, surface, moments)(Alone{}, params, grad);
 }
 
 Report descend(const Problem& problem, Engine engine, const Moments* moments,
@@ -161,8 +172,7 @@ Report descend(const Problem& problem, Engine engine, const SurfaceMoments* mome
     Mapped<SurfaceStream> stream{problem.map, {surface, problem.threads}};
     return step_by_step(problem, stream, schedule, s);
   }
-  const double weight = problem.mean ? 1.0 / moments->weight : 1.0;
-  Mapped<SurfaceObjective> objective{problem.map, {surface, *moments, weight}};
+  auto objective = from_moments(problem, surface, *moments);
   if (engine == Engine::Moments) return step_by_step(problem, objective, schedule, s);
   return in_closed_form(problem, objective, schedule, s);
 }

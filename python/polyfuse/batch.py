@@ -200,11 +200,10 @@ def read_fits(
     _check.n_terms("model", p.shape[0])
     if y.shape[1:] != batch or y.ndim == 0:
         hint = ""
-        if y.shape[:-1] == batch:
+        if batch and y.shape[:-1] == batch:
             hint = "; samples come first: y.movedim(-1, 0), a view"
-        raise ValueError(
-            f"y: expected shape (n, {', '.join(map(str, batch))}), got {tuple(y.shape)}{hint}"
-        )
+        wanted = f"(n, {', '.join(map(str, batch))})" if batch else "(n,)"
+        raise ValueError(f"y: expected shape {wanted}, got {tuple(y.shape)}{hint}")
     n = y.shape[0]
     if n == 0:
         raise ValueError(f"y: expected at least one sample, got shape {tuple(y.shape)}")

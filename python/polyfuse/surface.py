@@ -15,8 +15,10 @@ from .bases import terms
 from .exponents import name_of
 from .fused import Fused, fused
 from .linear import Held, Source, linear
+from .nn.module import Module
 from .nn.polynomial import Polynomial, name_of_function
 from .recognise import refuse_own
+from .static import columns_of, promise, promise_of
 
 if TYPE_CHECKING:
     from .regression import Regression
@@ -34,7 +36,7 @@ def is_surface(model: Any) -> bool:
     )
 
 
-class Columns(torch.nn.Module):
+class Columns(Module):
     """A model whose terms are columns of x that are there already."""
 
     def __init__(self, coefficients: torch.nn.Parameter):
@@ -45,6 +47,7 @@ class Columns(torch.nn.Module):
         return x @ self.coefficients
 
 
+_promised: weakref.WeakKeyDictionary[Polynomial, Any] = weakref.WeakKeyDictionary()
 _of_columns: weakref.WeakKeyDictionary[Polynomial, Columns] = weakref.WeakKeyDictionary()
 
 
@@ -62,15 +65,38 @@ def read_surface(model: Any, x: Any, y: Any) -> tuple[Fused, torch.Tensor, torch
     if model.variables > 1:
         known = fused(model, xs.dtype, xs.device, (model.variables,))
         return known, xs, ys
-    of_columns = _of_columns.get(model)
-    if of_columns is None or of_columns.coefficients is not p:
-        of_columns = _of_columns[model] = Columns(p)
-    known = fused(of_columns, xs.dtype, xs.device, (p.numel(),))
+    known = fused(_model_of_columns(model), xs.dtype, xs.device, (p.numel(),))
     with torch.no_grad():
-        if not model.functions:  # whose digits the data's dtype would not hold
+        if found := columns_of(model, x):
+            columns = found[1]
+        elif model.functions:
+            columns = model.columns(xs)
+        else:  # whose digits the data's dtype would not hold
             xs, ys = xs.double(), ys.double()
-        columns = model.columns(xs)
+            columns = model.columns(xs)
     return known, columns[:, 0] if p.numel() == 1 else columns, ys
+
+
+def _model_of_columns(model: Polynomial) -> Columns:
+    of_columns = _of_columns.get(model)
+    if of_columns is None or of_columns.coefficients is not model.coefficients:
+        of_columns = _of_columns[model] = Columns(model.coefficients)
+    return of_columns
+
+
+def of_promised(model: Any, x: torch.Tensor) -> tuple[Columns, torch.Tensor] | None:
+    """`static.columns_of` of x that stays as it is."""
+    if not is_surface(model) or refuse_own(model):
+        return None
+    promised = _promised.get(model)
+    if promised is None or promised[0] is not promise_of(x):
+        with torch.enable_grad():
+            columns = model.columns(x)
+        if columns.requires_grad:
+            return None  # the functions learn too
+        promise(columns)
+        promised = _promised[model] = promise_of(x), columns
+    return _model_of_columns(model), promised[1]
 
 
 def flattened(model: Any, x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
