@@ -186,6 +186,10 @@ def test_fits_that_cannot_be():
     omitted = pf.solve(model, x, y, nan_policy="omit").statistics
     assert omitted[0].reason == "the data determine 2 of 3 parameters"
     assert np.isnan(omitted[0].standard_errors).all() and omitted[1].reason is None
+    y[:, 0] = torch.nan
+    without = pf.solve(model, x, y, nan_policy="omit")
+    assert without.statistics[0].n == 0 and np.isnan(without.statistics[0].bic)
+    assert "no errors" in without.summary()
     kept = pf.solve(model, x, y, nan_policy="propagate")
     assert np.isnan(kept.statistics[1].params).all() and "nan" in kept.summary()
     assert np.isfinite(kept.statistics[2].standard_errors).all()

@@ -44,7 +44,6 @@ def fit_batch(
     """`fit` of a batch: each fit has a loss, that of its own samples, and stops on its own."""
     start = time.perf_counter()
     epochs, engine, backend, record_every, tol, nan_policy, weights, bounds = wanted
-    x, y, weights = _tensors(x, y, weights)
     fits = read_fits(model, x, y, nan_policy, weights)
     kind, mean = read_objects(criterion, optimizer, y)
     if kind.per_row:
@@ -91,7 +90,11 @@ def fit_batch(
         raise KeyboardInterrupt  # in the first launch: nothing has changed
     ways = ways_of(out.status, nan_policy, fits)
     if lost := ways.get(FitStatus.DIVERGED):
-        warnings.warn(f"{lost} fits diverged to inf or nan", RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            f"{lost} of {out.status.numel()} fits diverged to inf or nan",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     shape = model.batch_shape
     settled = set(ways) == {FitStatus.CONVERGED}
     return BatchResult(
@@ -126,7 +129,6 @@ def solve_batch(
 ) -> BatchResult:
     """The least-squares optimum of every fit of a batch, in one read of the data."""
     start = time.perf_counter()
-    x, y, weights = _tensors(x, y, weights)
     fits = read_fits(model, x, y, nan_policy, weights, "weight")
     if not model.coefficients.requires_grad:
         raise ValueError("model: expected a trainable parameter, got none")
@@ -175,11 +177,6 @@ def solve_batch(
             model, fits, out.params, SQUARED, out.status == FitStatus.CONVERGED, out.degree
         ),
     )
-
-
-def _tensors(x: Any, y: Any, weights: Any) -> tuple[Any, Any, Any]:
-    x, y, *weights = (_check.as_tensor(t) for t in (x, y, *weights))
-    return x, y, weights
 
 
 def read_fits(

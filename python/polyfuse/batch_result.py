@@ -45,7 +45,7 @@ class BatchResult(Reported):
             data, which it keeps alive.
     """
 
-    loss: torch.Tensor
+    loss: torch.Tensor = field(repr=False)
     status: torch.Tensor = field(repr=False)
     rank: torch.Tensor = field(repr=False)
     epochs: int
@@ -94,7 +94,7 @@ def ways_of(
         counts = {s: n for s, n in zip(FitStatus, numbers, strict=True) if n}
     if nan_policy == "raise" and (bad := counts.get(FitStatus.NON_FINITE)):
         raise ValueError(
-            f"x, y: the data of {bad} fits holds nan or inf; expected finite data, or "
-            "nan_policy='omit' (leave out such samples) or 'propagate' (that fit is nan)"
+            f"x, y: the data of {bad} of {status.numel()} fits holds nan or inf; expected finite "
+            "data, or nan_policy='omit' (leave out such samples) or 'propagate' (that fit is nan)"
         )
     return counts

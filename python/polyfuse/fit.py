@@ -69,8 +69,8 @@ def fit(
             reduction to a scalar. What all but ``MSELoss`` need is read in every epoch.
         optimizer: torch's or polyfuse's SGD, Adam, AdamW, ASGD, Rprop, RMSprop, Adagrad, Adadelta,
             Adamax, NAdam or RAdam.
-        x, y: data of one shape, float32 or float64; or y in the shape of the model's output, where
-            that is a polynomial of the columns of x. Of a batch, numpy arrays as well.
+        x, y: tensors or numpy arrays of one shape, float32 or float64; or y in the shape of the
+            model's output, where that is a polynomial of the columns of x.
         epochs: steps to take, each over all the data.
         engine: ``auto``, ``stream``, ``moments`` or ``closed_form``; `explain` says why.
         backend: ``auto`` or a name that `backends` lists.
@@ -121,7 +121,9 @@ def fit(
         raise TypeError(f"callback: expected a function, got {callback!r}")
     if callback is not None and not every:
         raise ValueError("callback: needs record_every, the epochs at which it is called")
-    weights, between = (sample_weight, mask, sigma), Between(scheduler, callback, progress)
+    x, y = _check.as_tensor(x), _check.as_tensor(y)
+    weights = tuple(map(_check.as_tensor, (sample_weight, mask, sigma)))
+    between = Between(scheduler, callback, progress)
     for is_one, fit_other, what in OTHERS:
         if is_one(model):
             wanted = Wanted(epochs, engine, backend, every, tolerance, nan_policy, weights, bounds)

@@ -89,8 +89,8 @@ def solve(
     Args:
         model: torch or polyfuse module whose output is a polynomial of its input, with coefficients
             that are affine in its parameters.
-        x, y: data of one shape, float32 or float64; or y in the shape of the model's output, where
-            that is a polynomial of the columns of x. Of a batch, numpy arrays as well.
+        x, y: tensors or numpy arrays of one shape, float32 or float64; or y in the shape of the
+            model's output, where that is a polynomial of the columns of x.
         weight: weights >= 0 in the shape of x; a sample of weight 0 is left out.
         sigma: standard deviations > 0 of every y, in the shape of x: a weight of 1 / sigma^2.
         ridge: penalty >= 0 of every trainable parameter, the constant too.
@@ -132,6 +132,7 @@ def solve(
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     _check.one_of("nan_policy", nan_policy, _check.NAN_POLICIES)
+    x, y, weight, sigma = map(_check.as_tensor, (x, y, weight, sigma))
     if is_batch(model) or has_outputs(model):
         if ridge or precision == "extended":
             raise ValueError(
@@ -156,7 +157,7 @@ def solve(
     known, xs, ys = (read_surface if is_surface(model) else read_data)(model, x, y)
     traced = known.polynomial
     if traced is None:
-        raise ValueError(f"model: {type(model).__name__} is no polynomial: {known.reason}")
+        raise ValueError(f"model: {type(model).__name__} is not solved for: {known.reason}")
     if not traced.affine:
         raise ValueError(
             "model: expected coefficients that are affine in the parameters, got products of "
@@ -226,7 +227,7 @@ def _solved_columns(known: Fused, data: Held, ridge: float, start: float) -> Sol
     table = evidence.solved = Table.of(data, params, evidence.names(), ridge)
     params[table.order] = table.found.params
     known.write(params)
-    _check.warn_of_rank(table.found.rank, len(table.order))
+    _check.warn_of_rank(table.found.rank, len(table.order), stacklevel=4)
     expanded = data.source.columns is not None
     return Solution(
         params=params,
