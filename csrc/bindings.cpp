@@ -92,6 +92,14 @@ pf::Moments accumulate(const pf::Data& data, int n_terms, int threads) {
   return pf::accumulate(data, n_terms, threads);
 }
 
+pf::SurfaceMoments accumulate_surface(const pf::Plan& plan, const pf::Data& data, int threads) {
+  pf::Problem problem = plan.problem;
+  problem.data = data;
+  pf::count_launch();
+  py::gil_scoped_release release;
+  return pf::accumulate(pf::surface_of(problem), threads);
+}
+
 // Python's garbage collector is told what T holds.
 template <class T>
 py::custom_type_setup collected() {
@@ -182,6 +190,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("descend_surface", &descend<pf::SurfaceMoments>);
   m.def("loss_and_gradient", &loss_and_gradient);
   m.def("accumulate", &accumulate);
+  m.def("accumulate_surface", &accumulate_surface);
   m.def("count_nonfinite", &pf::count_nonfinite, py::call_guard<py::gil_scoped_release>());
   m.def("evaluate", [](const pf::Data& data, const Array& coef, int threads, uintptr_t y) {
     pf::count_launch();

@@ -163,7 +163,7 @@ void Step::see(const py::object& x, const py::object& y) {
     data_.n /= plan_.stacked->n_outputs;  // x of its own for each
   data_.y_stride = of_y.n_dims == 1 ? of_y.stride[0] : 1;
   data_.dtype = dtype_;
-  moments_.reset();
+  moments_ = {};
   settled_ = false;
 }
 
@@ -199,8 +199,8 @@ bool Step::is_shape_of_y(const Layout& y) const {
          std::equal(of_y_->begin(), of_y_->end(), y.shape + 1);
 }
 
-void Step::settle(std::optional<Moments> moments, long x_version, long y_version) {
-  moments_ = moments;
+void Step::settle(AnyMoments moments, long x_version, long y_version) {
+  moments_ = std::move(moments);
   settled_ = true;
   moments_x_version_ = x_version;
   moments_y_version_ = y_version;
@@ -209,7 +209,7 @@ void Step::settle(std::optional<Moments> moments, long x_version, long y_version
 bool Step::settled(const Objective& objective) const {
   if (objective.criterion.kind != CriterionKind::SquaredError || !objective.weight.is_none())
     return true;
-  if (moments_)
+  if (has_moments())
     return moments_x_version_ == objective.forward->x_version &&
            moments_y_version_ == objective.y_version;
   return settled_ || !promised.count(x_.tensor()) || !promised.count(y_.tensor());
@@ -275,21 +275,18 @@ bool Step::launch(Objective& objective, int threads) {
     problem.criterion.weight *= static_cast<double>(n_elements()) / of_x.shape[0];
   if (!objective.weight.is_none() && !weigh(problem, objective)) return false;
   const bool squared = problem.criterion.kind == CriterionKind::SquaredError && !problem.data.w;
-  const Moments* moments = moments_ && squared ? &*moments_ : nullptr;
+  const bool known = has_moments() && squared;
   const Forward& forward = *objective.forward;
   const Stacked stacked = plan_.stacked ? stacked_of(problem) : Stacked{};
   if (plan_.stacked) problem.stacked = &stacked;
-  const auto look = [&](double* grad) {
-    return polyfuse::objective(problem, moments, forward.params.data(), grad);
-  };
   double loss;
-  if (moments || n_elements() < kLongLaunch) {
-    loss = look(grad_.data());
+  if (known || n_elements() < kLongLaunch) {
+    loss = look(problem, known, forward.params.data(), grad_.data());
   } else {
     std::vector<double> grad(grad_.size());  // other threads may launch meanwhile
     {
       py::gil_scoped_release release;
-      loss = look(grad.data());
+      loss = look(problem, known, forward.params.data(), grad.data());
     }
     grad_ = std::move(grad);
   }
@@ -315,6 +312,15 @@ bool Step::launch(Objective& objective, int threads) {
   });
   update();
   return true;
+}
+
+double Step::look(const Problem& problem, bool known, const double* params, double* grad) const {
+  if (!known) return polyfuse::objective(problem, nullptr, params, grad);
+  if (const auto* moments = std::get_if<StackedMoments>(&moments_))
+    return polyfuse::objective(polyfuse::stacked_of(problem), *moments, params, grad);
+  if (const auto* moments = std::get_if<SurfaceMoments>(&moments_))
+    return polyfuse::objective(problem, *moments, params, grad);
+  return polyfuse::objective(problem, &std::get<Moments>(moments_), params, grad);
 }
 
 bool Step::weigh(Problem& problem, const Objective& objective) const {

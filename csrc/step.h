@@ -7,8 +7,10 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <variant>
 #include <vector>
 
+#include "cpu/surface.h"
 #include "plan.h"
 #include "records.h"
 #include "watch.h"
@@ -68,7 +70,8 @@ class Step {
     return has_classes() ? c.kind == CriterionKind::CrossEntropy : c.ignore < 0;
   }
   // Moments of the data, good while the versions of x and y are these; or none, to read it.
-  void settle(std::optional<Moments> moments, long x_version, long y_version);
+  using AnyMoments = std::variant<std::monostate, Moments, SurfaceMoments, StackedMoments>;
+  void settle(AnyMoments moments, long x_version, long y_version);
 
   bool settled(const Objective& objective) const;  // for its criterion and data
 
@@ -106,6 +109,9 @@ class Step {
 
  protected:
   bool is_shape_of_y(const Layout& y) const;
+  bool has_moments() const { return !std::holds_alternative<std::monostate>(moments_); }
+  // Loss and gradient, from the moments where `known`.
+  double look(const Problem& problem, bool known, const double* params, double* grad) const;
   bool has_classes() const { return y_.layout().kind != x_.layout().kind; }
   bool hooked() const;
   bool parameters_in_place() const;
@@ -138,7 +144,7 @@ class Step {
   Seen x_, y_;
   Layout target_;  // the last that Python has found acceptable
   Data data_;
-  std::optional<Moments> moments_;
+  AnyMoments moments_;
   long moments_x_version_ = 0, moments_y_version_ = 0;
   bool settled_ = false;  // whether there are moments of this data has been asked
 

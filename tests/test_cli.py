@@ -34,6 +34,28 @@ def test_fit(csv_file, capsys, tmp_path):
     assert code == 0 and "c2 = -3" in out and plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_optimum(csv_file, capsys, tmp_path):
+    options = ["--x", "time", "--y", "value", "--degree", 2]
+    code, out, _ = run(capsys, "fit", csv_file, *options, "--plot", tmp_path / "fit.png")
+    assert code == 0 and "c2 = -3\n" in out and "std error" in out and "fit.png" in out
+    assert (tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")
+    x, y, w = np.random.default_rng(1).random((3, 30)) + 5
+    np.savetxt(csv_file, np.stack([x, y, w], 1), delimiter=",", header="time,value,w", comments="")
+    code, out, _ = run(capsys, "fit", csv_file, *options, "--weight", "w", "--json")
+    report = json.loads(out)
+    truth = np.polynomial.polynomial.polyfit(x, y, 2, w=w**0.5)
+    np.testing.assert_allclose(report["coefficients"], truth, rtol=1e-7)
+    covariance = np.polyfit(x, y, 2, w=w**0.5, cov=True)[1][::-1, ::-1]
+    np.testing.assert_allclose(report["standard_errors"], np.sqrt(covariance.diagonal()), rtol=1e-7)
+
+
+@pytest.mark.filterwarnings("default:the fit diverged")
+def test_a_run_that_diverges(csv_file, capsys):
+    code, out, err = run(capsys, "fit", csv_file, "--x", "time", "--y", "value", "--lr", 9)
+    assert code == 1 and "diverged" in out
+    assert err.startswith("polyfuse: warning: the fit diverged") and ".py" not in err
+
+
 @pytest.mark.parametrize("option", ["--weight", "--sigma"])
 def test_fit_with_weights(option, tmp_path, capsys):
     generator = np.random.default_rng(0)

@@ -253,7 +253,7 @@ x9, y9 = data(9)
     "change, error, message",
     [
         ({"model": Product()}, ValueError, "model: .*products of parameters"),
-        ({"model": Sine()}, ValueError, "model: .*no polynomial"),
+        ({"model": Sine()}, ValueError, "model: Sine is not solved for: "),
         ({"model": "line"}, TypeError, "model: .*got str"),
         ({"model": Shared().requires_grad_(False)}, ValueError, "model: .*trainable"),
         ({"x": [1.0]}, TypeError, "x: "),
@@ -278,6 +278,21 @@ def test_bad_input(change, error, message):
         pf.solve(**arguments)
     for p, old in zip(model.parameters() if before else [], before, strict=True):
         assert torch.equal(p, old)
+
+
+def test_numpy_arrays():
+    x, y = data(9)
+    w = torch.linspace(1, 2, 9, dtype=torch.float64)
+    models = [pf.nn.Polynomial(2, dtype=torch.float64) for _ in range(2)]
+    for model, (a, b, c) in zip(
+        models, ((x, y, w), (x.numpy(), y.numpy(), w.numpy())), strict=True
+    ):
+        pf.solve(model, a, b, weight=c)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        pf.fit(model, torch.nn.MSELoss(), optimizer, a, b, epochs=3, sample_weight=c)
+    assert torch.equal(models[0].coefficients, models[1].coefficients)
+    with pytest.raises(TypeError, match=r"x: expected a torch\.Tensor, got ndarray of int64"):
+        pf.solve(models[0], np.arange(9), y)
 
 
 def test_samples_of_weight_0_are_left_out():

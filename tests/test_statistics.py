@@ -2,7 +2,6 @@
 
 import json
 import math
-import pickle
 import sys
 
 import numpy as np
@@ -233,16 +232,6 @@ def test_reports(samples):
     short = pf.solve(model, x[:2], y[:2])
     assert json.loads(short.to_json())["covariance"][0][0] is None
     assert "no residual" in short.summary()
-
-
-def test_results_are_pickled_without_their_data(samples):
-    model = pf.nn.Polynomial(1, dtype=torch.float64)
-    result = pf.solve(model, torch.tensor(samples[0]), torch.tensor(samples[1]))
-    summary = result.summary()
-    copy = pickle.loads(pickle.dumps(result))
-    assert copy.params.tolist() == result.params.tolist() and result.summary() == summary
-    with pytest.raises(RuntimeError, match="pickled"):
-        copy.statistics  # noqa: B018
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_bad_input_changes_nothing():
     ("degree", "options", "message"),
     [
         (2, {"variables": 0}, "variables: expected an int >= 1, got 0"),
-        ((1, 2), {"variables": 2}, "degree: expected an int >= 0, got"),
+        ((1, 2), {"variables": 2}, "degree: expected an int >= 0, or one for each .*, got"),
         ((1, 2, 3), {"variables": 2, "total_degree": False}, "degree: expected an int >= 0 or 2"),
         (2, {"variables": 2, "batch_shape": (3,)}, r"batch_shape: expected \(\) for 2 variables"),
         (2, {"variables": 2, "domain": (0, 1, 2)}, "domain: expected 2 pairs"),
@@ -218,6 +218,17 @@ def test_bad_input_changes_nothing():
 def test_bad_models(degree, options, message):
     with pytest.raises(ValueError, match=message):
         nn.Polynomial(degree, **options)
+
+
+def test_its_repr_makes_it_again():
+    for model in (
+        nn.Polynomial(2, variables=3),
+        nn.Polynomial(2, variables=2, intercept=False, domain=[(0, 1), (2, 3)]),
+        nn.Polynomial((2, 1), variables=2, total_degree=False),
+        nn.Polynomial((2, 0), variables=2, total_degree=False, intercept=False),
+    ):
+        again = eval(repr(model), {"Polynomial": nn.Polynomial})
+        assert again.exponents == model.exponents and again.domain == model.domain
 
 
 @pytest.mark.parametrize("name", MODELS)

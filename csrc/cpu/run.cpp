@@ -135,6 +135,15 @@ MomentsObjective from_moments(const Problem& problem, const Moments& moments) {
   return objective;
 }
 
+// work: [3 K]
+GramObjective<GramOf> from_moments(const Problem& problem, const Surface& surface,
+                                   const SurfaceMoments& moments, double* work) {
+  const double weight = problem.mean ? 1.0 / moments.weight : 1.0;
+  const int terms = surface.n_terms;
+  return {problem.map,     gram_moments(surface, moments), weight, work, work + terms,
+          work + 2 * terms};
+}
+
 }  // namespace
 
 double objective(const Problem& problem, const Moments* moments, const double* params,
@@ -147,6 +156,13 @@ double objective(const Problem& problem, const Moments* moments, const double* p
   }
   if (moments) return from_moments(problem, *moments)(Alone{}, params, grad);
   return StreamObjective{problem}(Alone{}, params, grad);
+}
+
+double objective(const Problem& problem, const SurfaceMoments& moments, const double* params,
+                 double* grad) {
+  const Surface surface = surface_of(problem);
+  std::vector<double> work(static_cast<size_t>(3 * surface.n_terms));
+  return from_moments(problem, surface, moments, work.data())(Alone{}, params, grad);
 }
 
 Report descend(const Problem& problem, Engine engine, const Moments* moments,
@@ -171,11 +187,8 @@ Report descend(const Problem& problem, Engine engine, const SurfaceMoments* mome
     SurfaceStream stream{problem.map, surface, problem.threads};
     return step_by_step(problem, stream, schedule, s);
   }
-  const double weight = problem.mean ? 1.0 / moments->weight : 1.0;
   std::vector<double> work(static_cast<size_t>(3 * surface.n_terms));
-  double *const coef = work.data(), *const grad_coef = coef + surface.n_terms;
-  GramObjective<GramOf> objective{problem.map, gram_moments(surface, *moments), weight, coef,
-                                  grad_coef,   grad_coef + surface.n_terms};
+  auto objective = from_moments(problem, surface, *moments, work.data());
   if (engine == Engine::Moments) return step_by_step(problem, objective, schedule, s);
   return in_closed_form(problem, objective, schedule, s);
 }

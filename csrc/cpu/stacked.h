@@ -2,6 +2,8 @@
 // logits of classes, or the fits of a batch in a training loop.
 #pragma once
 
+#include <vector>
+
 #include "../core/team.h"
 #include "batch.h"
 #include "run.h"
@@ -28,6 +30,17 @@ struct StackedStream {
   int threads;
   double operator()(Alone, const double* params, double* grad) const;
 };
+
+// Of squared errors, about reference coefficients, with r = V reference - y.
+struct StackedMoments {
+  std::vector<double> reference, cross;  // [K, C], [K, C]: sum phi r
+  std::vector<double> power;             // [K, K]: sum phi phi; [K, K, C] where each has its x
+  double square = 0.0;                   // sum r^2
+  double weight = 0.0;                   // how many elements y has
+};
+
+// Loss and gradient from the moments.
+double objective(const Stacked&, const StackedMoments&, const double* params, double* grad);
 
 Stacked stacked_of(const Problem&);
 const int64_t* class_out_of_range(const Stacked&);  // the first; null: none

@@ -57,6 +57,29 @@ Stacked stacked_of(const Problem& problem) {
   return s;
 }
 
+double objective(const Stacked& s, const StackedMoments& m, const double* params, double* grad) {
+  const int64_t terms = s.n_terms, outputs = s.n_outputs;
+  const bool own = static_cast<int64_t>(m.power.size()) > terms * terms;
+  const double weight = s.criterion.weight * (s.mean ? 1.0 / m.weight : 1.0);
+  double value = m.square;
+  for (int64_t j = 0; j < terms; ++j) {
+    double* const product = grad + j * outputs;
+    std::fill_n(product, outputs, 0.0);
+    for (int64_t k = 0; k < terms; ++k) {
+      const double* const power = &m.power[(j * terms + k) * (own ? outputs : 1)];
+      const double *const at = params + k * outputs, *const from = &m.reference[k * outputs];
+      for (int64_t c = 0; c < outputs; ++c) product[c] += power[own ? c : 0] * (at[c] - from[c]);
+    }
+    for (int64_t c = 0; c < outputs; ++c) {
+      const double cross = m.cross[j * outputs + c];
+      value +=
+          (params[j * outputs + c] - m.reference[j * outputs + c]) * (2.0 * cross + product[c]);
+      product[c] = 2.0 * weight * (cross + product[c]);
+    }
+  }
+  return weight * value;
+}
+
 const int64_t* class_out_of_range(const Stacked& s) {
   for (int64_t i = 0; s.index && i < s.n; ++i) {
     const int64_t* at = s.index + i * s.index_stride;

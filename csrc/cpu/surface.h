@@ -47,6 +47,9 @@ Surface surface_of(const Problem&);
 
 SurfaceMoments accumulate(const Surface&, int threads);
 
+// Loss and gradient from the moments.
+double objective(const Problem&, const SurfaceMoments&, const double* params, double* grad);
+
 Report descend(const Problem&, Engine, const SurfaceMoments*, const Schedule&, State);
 
 }  // namespace polyfuse

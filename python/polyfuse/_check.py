@@ -116,7 +116,8 @@ def alike(x: Any, **others: Any) -> None:
     """x a tensor of float32 or float64, and the others of its dtype and device."""
     for name, value in {"x": x, **others}.items():
         if not isinstance(value, torch.Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+            of = f" of {value.dtype}" if isinstance(value, np.ndarray) else ""
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}{of}")
         if value.dtype is not torch.float32 and value.dtype is not torch.float64:
             raise TypeError(f"{name}: expected dtype float32 or float64, got {value.dtype}")
     for name, value in others.items():
@@ -180,12 +181,12 @@ def finite(bad: int, otherwise: str = "") -> None:
         )
 
 
-def warn_of_rank(rank: int, n_params: int) -> None:
+def warn_of_rank(rank: int, n_params: int, stacklevel: int = 3) -> None:
     if rank < n_params:
         warnings.warn(
             f"the data determine {rank} of {n_params} parameters; took those of minimum norm",
             RankWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 

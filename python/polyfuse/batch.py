@@ -16,7 +16,9 @@ from .backends.batched_reference import least_norm
 from .backends.long_triton import LongTriton
 from .batch_result import BatchResult, FitStatus, ways_of
 from .bounds import read_bounds
+from .criteria import SQUARED
 from .engines import choose_engine, refuse_engine
+from .evidence import EvidenceOfEach
 from .many import Many
 from .nn.polynomial import Polynomial
 from .problem import Wanted
@@ -42,7 +44,6 @@ def fit_batch(
     """`fit` of a batch: each fit has a loss, that of its own samples, and stops on its own."""
     start = time.perf_counter()
     epochs, engine, backend, record_every, tol, nan_policy, weights, bounds = wanted
-    x, y, weights = _tensors(x, y, weights)
     fits = read_fits(model, x, y, nan_policy, weights)
     kind, mean = read_objects(criterion, optimizer, y)
     if kind.per_row:
@@ -89,7 +90,11 @@ def fit_batch(
         raise KeyboardInterrupt  # in the first launch: nothing has changed
     ways = ways_of(out.status, nan_policy, fits)
     if lost := ways.get(FitStatus.DIVERGED):
-        warnings.warn(f"{lost} fits diverged to inf or nan", RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            f"{lost} of {out.status.numel()} fits diverged to inf or nan",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     shape = model.batch_shape
     settled = set(ways) == {FitStatus.CONVERGED}
     return BatchResult(
@@ -106,6 +111,7 @@ def fit_batch(
         status=out.status.view(shape),
         rank=out.rank.view(shape),
         fit_epochs=out.epochs.view(shape),
+        _evidence=EvidenceOfEach.of(model, fits, out.params, kind),
     )
 
 
@@ -123,7 +129,6 @@ def solve_batch(
 ) -> BatchResult:
     """The least-squares optimum of every fit of a batch, in one read of the data."""
     start = time.perf_counter()
-    x, y, weights = _tensors(x, y, weights)
     fits = read_fits(model, x, y, nan_policy, weights, "weight")
     if not model.coefficients.requires_grad:
         raise ValueError("model: expected a trainable parameter, got none")
@@ -168,12 +173,10 @@ def solve_batch(
         r_squared=out.r_squared.view(shape),
         covariance=spread,
         degree=None if out.degree is None else out.degree.view(shape),
+        _evidence=EvidenceOfEach.of(
+            model, fits, out.params, SQUARED, out.status == FitStatus.CONVERGED, out.degree
+        ),
     )
-
-
-def _tensors(x: Any, y: Any, weights: Any) -> tuple[Any, Any, Any]:
-    x, y, *weights = (_check.as_tensor(t) for t in (x, y, *weights))
-    return x, y, weights
 
 
 def read_fits(
@@ -194,11 +197,10 @@ def read_fits(
     _check.n_terms("model", p.shape[0])
     if y.shape[1:] != batch or y.ndim == 0:
         hint = ""
-        if y.shape[:-1] == batch:
+        if batch and y.shape[:-1] == batch:
             hint = "; samples come first: y.movedim(-1, 0), a view"
-        raise ValueError(
-            f"y: expected shape (n, {', '.join(map(str, batch))}), got {tuple(y.shape)}{hint}"
-        )
+        wanted = f"(n, {', '.join(map(str, batch))})" if batch else "(n,)"
+        raise ValueError(f"y: expected shape {wanted}, got {tuple(y.shape)}{hint}")
     n = y.shape[0]
     if n == 0:
         raise ValueError(f"y: expected at least one sample, got shape {tuple(y.shape)}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
 
 from .backends.batched import Fits
+from .report import Reported
 
 
 class FitStatus(IntEnum):
@@ -22,7 +24,7 @@ class FitStatus(IntEnum):
 
 
 @dataclass
-class BatchResult:
+class BatchResult(Reported):
     """The outcome of many fits in one launch; numbers of each fit are tensors ``[*batch_shape]``.
 
     Attributes:
@@ -36,12 +38,14 @@ class BatchResult:
         history: the losses ``[M, *batch_shape]`` after history_epochs [M] steps.
         r_squared: of every fit of a solution, otherwise None.
         covariance: of the coefficients of every fit, ``[K, K, *batch_shape]``, where it was asked
-            for.
+            for; scaled by the residual variance, except with sigma.
         degree: of every fit, int32, where it was to be chosen; terms above it are 0.
         stop_reason, engine, backend, launches, seconds: as in `FitResult`.
+        statistics: a `polyfuse.each.Each` of those of every fit, or of every output, from the
+            data, which it keeps alive.
     """
 
-    loss: torch.Tensor
+    loss: torch.Tensor = field(repr=False)
     status: torch.Tensor = field(repr=False)
     rank: torch.Tensor = field(repr=False)
     epochs: int
@@ -57,6 +61,7 @@ class BatchResult:
     r_squared: torch.Tensor | None = field(default=None, repr=False)
     covariance: torch.Tensor | None = field(default=None, repr=False)
     degree: torch.Tensor | None = field(default=None, repr=False)
+    _evidence: Any = field(default=None, repr=False)
 
     def counts(self) -> dict[str, int]:
         """How many fits ended in which way."""
@@ -89,7 +94,7 @@ def ways_of(
         counts = {s: n for s, n in zip(FitStatus, numbers, strict=True) if n}
     if nan_policy == "raise" and (bad := counts.get(FitStatus.NON_FINITE)):
         raise ValueError(
-            f"x, y: the data of {bad} fits holds nan or inf; expected finite data, or "
-            "nan_policy='omit' (leave out such samples) or 'propagate' (that fit is nan)"
+            f"x, y: the data of {bad} of {status.numel()} fits holds nan or inf; expected finite "
+            "data, or nan_policy='omit' (leave out such samples) or 'propagate' (that fit is nan)"
         )
     return counts

@@ -9,6 +9,7 @@ import json
 import platform
 import sys
 import time
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from . import _C, __version__, nn, optim, workload
 from .backends import backends
 from .fit import fit
+from .solve import solve
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +30,10 @@ def main(argv: list[str] | None = None) -> int:
     demo_parser = commands.add_parser("demo", help="fit nine points, beside plain PyTorch")
     demo_parser.add_argument("--plot", default="polyfuse_demo.png", help="where the plot goes")
     demo_parser.add_argument("--eager-steps", type=int, default=2000, help="steps of PyTorch timed")
-    fit_parser = commands.add_parser("fit", help="fit a polynomial to two columns of a CSV file")
+    fit_parser = commands.add_parser(
+        "fit", help="fit a polynomial to two columns of a CSV file",
+        description="The least-squares optimum; or, with --epochs, --lr or --momentum, SGD.",
+    )  # fmt: skip
     fit_parser.add_argument("file", type=Path)
     fit_parser.add_argument("--x", required=True, metavar="COL")
     fit_parser.add_argument("--y", required=True, metavar="COL")
@@ -36,25 +41,31 @@ def main(argv: list[str] | None = None) -> int:
     weights.add_argument("--weight", metavar="COL", help="weights of the rows")
     weights.add_argument("--sigma", metavar="COL", help="standard deviations of y")
     fit_parser.add_argument("--degree", type=int, default=1)
-    fit_parser.add_argument("--epochs", type=int, default=10_000)
-    fit_parser.add_argument("--lr", type=float, default=0.01)
-    fit_parser.add_argument("--momentum", type=float, default=0.0)
+    fit_parser.add_argument("--epochs", type=int, help="10,000 where only others are given")
+    fit_parser.add_argument("--lr", type=float, help="0.01")
+    fit_parser.add_argument("--momentum", type=float, help="0")
     fit_parser.add_argument("--nan-policy", default="raise")
     fit_parser.add_argument("--plot", metavar="PNG", help="write a plot (needs matplotlib)")
     fit_parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     commands.add_parser("info", help="versions, backends and CPU, to paste into a bug report")
     args = parser.parse_args(argv)
-    try:
-        if args.command == "demo":
-            demo(args.plot, args.eager_steps)
-        elif args.command == "fit":
-            fit_file(args)
-        else:
-            info()
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        print(f"polyfuse: error: {error}", file=sys.stderr)
-        return 2
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        try:
+            if args.command == "demo":
+                demo(args.plot, args.eager_steps)
+            elif args.command == "fit":
+                return fit_file(args)
+            else:
+                info()
+        except (OSError, ValueError, TypeError, ImportError) as error:
+            print(f"polyfuse: error: {error}", file=sys.stderr)
+            return 2
     return 0
+
+
+def _show_warning(message: Any, *_: Any) -> None:
+    print(f"polyfuse: warning: {message}", file=sys.stderr)
 
 
 # -- demo -----------------------------------------------------------------------------------------
@@ -194,45 +205,65 @@ def read_columns(path: Path, names: list[str]) -> list[np.ndarray]:
     return list(np.array(values).T.copy())
 
 
-def fit_file(args: argparse.Namespace) -> None:
-    names = {"sample_weight": args.weight, "sigma": args.sigma}
+def fit_file(args: argparse.Namespace) -> int:
+    names = {"weight": args.weight, "sigma": args.sigma}
     names = {argument: column for argument, column in names.items() if column is not None}
     x, y, *rest = read_columns(args.file, [args.x, args.y, *names.values()])
-    weights: dict[str, Any] = {
-        name: torch.from_numpy(w) for name, w in zip(names, rest, strict=True)
-    }
+    weights = {name: torch.from_numpy(w) for name, w in zip(names, rest, strict=True)}
     model = nn.Polynomial(args.degree, dtype=torch.float64)
-    optimizer = optim.SGD(model.parameters(), lr=args.lr, momentum=args.momentum)
-    every = max(1, args.epochs // 200)
-    result = fit(
-        model, nn.MSELoss(), optimizer, torch.from_numpy(x), torch.from_numpy(y),
-        epochs=args.epochs, record_every=every, nan_policy=args.nan_policy, **weights,
-    )  # fmt: skip
+    trains = any(v is not None for v in (args.epochs, args.lr, args.momentum))
+    result, report = (_train if trains else _solve)(args, model, x, y, weights)
     coefficients = model.coefficients.tolist()
     if args.json:
-        report = {
-            "coefficients": coefficients,
-            "loss": result.loss,
-            "epochs": result.epochs,
-            "stop_reason": result.stop_reason,
-            "engine": result.engine,
-            "backend": result.backend,
-            "samples": len(x),
-        }
+        report = {"coefficients": coefficients, **report, "samples": len(x)}
         print(json.dumps({k: _finite_or_none(v) for k, v in report.items()}))
     else:
         for k, c in enumerate(coefficients):
             print(f"c{k} = {c:.10g}")
-        print(result)
+        print(result if trains or find_spec("scipy") is None else result.summary())
     if args.plot:
-        good = np.isfinite(x) & np.isfinite(y)
-        grid = np.linspace(x[good].min(), x[good].max(), 300)
-        curve = np.polynomial.polynomial.polyval(grid, coefficients)
         with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
-            draw(
-                Path(args.plot), x[good], y[good], [("fit", grid, curve)],
-                result.history_epochs, result.history,
-            )  # fmt: skip
+            if trains:
+                good = np.isfinite(x) & np.isfinite(y)
+                grid = np.linspace(x[good].min(), x[good].max(), 300)
+                curve = np.polynomial.polynomial.polyval(grid, coefficients)
+                draw(
+                    Path(args.plot), x[good], y[good], [("fit", grid, curve)],
+                    result.history_epochs, result.history,
+                )  # fmt: skip
+            else:
+                result.plot(args.plot)
+                print(f"\nplot: {args.plot}")
+    return int(trains and result.stop_reason == "diverged")
+
+
+def _train(
+    args: argparse.Namespace, model: Any, x: np.ndarray, y: np.ndarray, weights: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    epochs = 10_000 if args.epochs is None else args.epochs
+    lr = 0.01 if args.lr is None else args.lr
+    optimizer = optim.SGD(model.parameters(), lr=lr, momentum=args.momentum or 0.0)
+    result = fit(
+        model, nn.MSELoss(), optimizer, torch.from_numpy(x), torch.from_numpy(y), epochs=epochs,
+        record_every=max(1, epochs // 200), nan_policy=args.nan_policy,
+        sample_weight=weights.get("weight"), sigma=weights.get("sigma"),
+    )  # fmt: skip
+    report = ("loss", "epochs", "stop_reason", "engine", "backend")
+    return result, {name: getattr(result, name) for name in report}
+
+
+def _solve(
+    args: argparse.Namespace, model: Any, x: np.ndarray, y: np.ndarray, weights: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    result = solve(
+        model, torch.from_numpy(x), torch.from_numpy(y), nan_policy=args.nan_policy, **weights
+    )
+    s = result.statistics
+    report = {
+        "standard_errors": s.standard_errors.tolist(), "sum_of_squares": s.sum_of_squares,
+        "r_squared": s.r_squared, "rank": s.rank, "backend": result.backend,
+    }  # fmt: skip
+    return result, report
 
 
 def _finite_or_none(value: Any) -> Any:

@@ -30,6 +30,9 @@ class Kind(NamedTuple):
     def name(self) -> str:
         return self.module.__name__
 
+    def __reduce__(self) -> Any:
+        return kind_of, (self.module,)
+
 
 MSE = Kind(0, nn.MSELoss, F.mse_loss)
 L1 = Kind(1, nn.L1Loss, F.l1_loss)
@@ -98,6 +101,9 @@ class Criterion(_C.Criterion):
         self.kind, self.options, self.factor = kind, options, factor
         self.told = told  # as _C.Criterion names them
         self.samples = samples
+
+    def __reduce__(self) -> Any:
+        return Criterion, (self.kind, self.options, self.factor, self.per_row, self.samples)
 
     @property
     def squared(self) -> bool:

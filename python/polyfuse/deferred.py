@@ -22,6 +22,7 @@ from . import _C
 from .criteria import BY_FUNCTION, L1, MSE, Criterion, Kind, criterion_of, of_call
 from .fused import Fused, fused, of_sample
 from .records import Difference, Forward, Objective, View
+from .static import columns_of
 
 _saved_tensors_hooks = getattr(
     torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None
@@ -158,6 +159,7 @@ def _wrap(cls: type, shape: Any, known: Fused) -> Any:
 
 def predict(module: Any, x: Any) -> Any:
     """model(x) deferred, or its value under no_grad; None where torch's own forward must run."""
+    module, x = columns_of(module, x) or (module, x)
     traces = getattr(module, "_fused", None)
     if traces and traces[0].leaves_to_torch(x):
         return None

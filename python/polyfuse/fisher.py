@@ -1,4 +1,4 @@
-"""Statistics of a run at the parameters it left: of least squares, or by the Fisher information."""
+"""Statistics by the Fisher information, for criteria other than the squared error."""
 
 from __future__ import annotations
 
@@ -8,30 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from .backends import choose
 from .backends.reference import coefficients, design, kept
 from .criteria import BCE, POISSON, SOFT_MARGIN, Criterion
-from .linear import Held, linear, names_of, normal_equations
-from .solve import statistics_of
-from .statistics import Inference, Likelihood
-from .surface import Table
+from .linear import Held, linear
+from .statistics import Likelihood
 
 
-def statistics_of_run(data: Held, params: np.ndarray, module: Any) -> Inference:
-    """params: [P]"""
-    problem = data.unchanged()
-    if not problem.criterion.squared:
-        return likelihood_of(data, params, module)
-    if problem.model.exponents or data.source.columns is not None:
-        return Table.of(data, params, module).statistics(params, elsewhere=True)
-    form = linear(problem.model, params)
-    runner = choose("auto", problem)
-    equations = normal_equations(problem, runner, runner.name == "cpu")
-    solution = equations.solve(form.jacobian, form.offset, [], True)
-    return statistics_of(data, equations, solution, params, module, elsewhere=True)
-
-
-def likelihood_of(data: Held, params: np.ndarray, module: Any) -> Likelihood:
+def likelihood_of(data: Held, params: np.ndarray, names: list[str]) -> Likelihood:
     """The covariance is the inverse of the second derivative of the summed loss."""
     problem = data.problem
     x, y, w = kept(problem)
@@ -64,7 +47,7 @@ def likelihood_of(data: Held, params: np.ndarray, module: Any) -> Likelihood:
         return slopes, of_x @ model.coefficients(params)
 
     return Likelihood(
-        data.source.names or names_of(module, model), params, form.free, covariance, reason, rows,
+        names, params, form.free, covariance, reason, rows,
         mean_of(problem.criterion), data.samples, len(y), -loss(everything[at]).item(), scores,
     )  # fmt: skip
 

@@ -13,9 +13,10 @@ from .backends import choose
 from .batch import fit_batch, is_batch
 from .bounds import with_bounds
 from .classes import has_outputs
+from .evidence import Evidence
 from .linear import Held
 from .optim.owners import holding
-from .outputs import fit_apart
+from .outputs import evidence_of_outputs, fit_apart
 from .prepare import choose_for, prepare
 from .problem import Problem, Wanted
 from .result import FitResult
@@ -62,8 +63,8 @@ def fit(
             reduction to a scalar. What all but ``MSELoss`` need is read in every epoch.
         optimizer: torch's or polyfuse's SGD, Adam, AdamW, ASGD, Rprop, RMSprop, Adagrad, Adadelta,
             Adamax, NAdam or RAdam.
-        x, y: data of one shape, float32 or float64; or y in the shape of the model's output, where
-            that is a polynomial of the columns of x. Of a batch, numpy arrays as well.
+        x, y: tensors or numpy arrays of one shape, float32 or float64; or y in the shape of the
+            model's output, where that is a polynomial of the columns of x.
         epochs: steps to take, each over all the data.
         engine: ``auto``, ``stream``, ``moments`` or ``closed_form``; `explain` says why.
         backend: ``auto`` or a name that `backends` lists.
@@ -115,7 +116,9 @@ def fit(
         raise TypeError(f"callback: expected a function, got {callback!r}")
     if callback is not None and not every:
         raise ValueError("callback: needs record_every, the epochs at which it is called")
-    weights, between = (sample_weight, mask, sigma), Between(scheduler, callback, progress)
+    x, y = _check.as_tensor(x), _check.as_tensor(y)
+    weights = tuple(map(_check.as_tensor, (sample_weight, mask, sigma)))
+    between = Between(scheduler, callback, progress)
     wanted = Wanted(epochs, engine, backend, every, tolerance, nan_policy, weights, bounds)
     if is_batch(model):
         return cast(FitResult, fit_batch(model, criterion, optimizer, x, y, wanted, between))
@@ -158,11 +161,13 @@ def fit(
         seconds=time.perf_counter() - start,
         history_epochs=history_epochs,
         history=history[0] if len(history) == 1 else np.concatenate([np.zeros(0), *history]),
-        _data=None
+        _evidence=evidence_of_outputs(model, problem, run.state.params)
         if several
-        else Held.of(problem, source_of(model, x) if is_surface(model) else None),
-        _params=run.state.params,
-        _module=known.module,
+        else Evidence(
+            Held.of(problem, source_of(model, x) if is_surface(model) else None),
+            run.state.params,
+            known.module(),
+        ),
     )
 
 

@@ -21,6 +21,8 @@ from .problem import Problem, Schedule
 from .recognise import read_criterion, refuse_parameters
 from .records import Forward, Objective
 from .stacked import Stacked
+from .static import columns_of
+from .surface import is_surface
 
 
 class FusedStep:
@@ -44,6 +46,7 @@ class FusedStep:
         """
         known, criterion, optimizer = self._known, self.criterion, self.optimizer
         weights: Any = sample_weight, mask, sigma
+        given, (_, x) = x, columns_of(self.model, x) or (None, x)
         if (
             known is None
             or not known.loop.sees(x)
@@ -52,16 +55,30 @@ class FusedStep:
             or not known.loop.sees_criterion(criterion)
             or refuse_parameters(known.tensors)
         ):
-            if is_batch(self.model) or has_outputs(self.model):
+            series = is_surface(self.model) and self.model.variables == 1
+            takes_variance = bool(extra_of(criterion))
+            if (
+                is_batch(self.model)
+                or has_outputs(self.model)
+                or (
+                    series
+                    and not (self.model.functions or takes_variance)
+                    and given.device.type == "cpu"
+                )
+            ):
                 read: Any = check_stacked(self.model, criterion, optimizer, x, y, weights)
                 known = fused(self.model, x.dtype, x.device)
                 if known.traced is None:
                     raise ValueError(f"model: Polynomial is not fused: {known.reason}")
             else:
                 known, held, problem = prepare(
-                    self.model, criterion, optimizer, x, y, weights=weights
+                    self.model, criterion, optimizer, given, y, weights=weights
                 )
-                if not (known.on_host or isinstance(known.loop, DeviceLoop)):
+                if series:  # what the kernels read are its terms at x
+                    x = problem.x if x is given else x
+                    y = y if y.ndim == 1 else problem.y
+                on_device = isinstance(known.loop, DeviceLoop) and problem.x.dtype is known.dtype
+                if not (known.on_host or on_device):
                     return self._run(known, held, problem)
                 read = read_criterion(criterion, x, *extra_of(criterion))
                 assert not isinstance(read, str), read  # prepare has asked

@@ -43,7 +43,8 @@ class Source(NamedTuple):
     """Where the columns that the kernels read come from."""
 
     x: torch.Tensor  # as the model takes it, [N] or [N, V]
-    columns: Callable[[torch.Tensor], torch.Tensor] | None = None  # x -> what they read
+    # x -> what they read; a `surface.Terms`
+    columns: Callable[[torch.Tensor], torch.Tensor] | None = None
     names: list[str] | None = None  # of the parameters, where not as the module has them
 
 
@@ -57,12 +58,12 @@ class Held(NamedTuple):
     @classmethod
     def of(cls, problem: Problem, source: Source | None = None) -> Held:
         source = source or Source(problem.x)
-        return cls(problem, source, (_version(source.x), _version(problem.y)))
+        return cls(problem, source, versions_of(source.x, problem.y))
 
     def unchanged(self) -> Problem:
-        for name, now, before in zip("xy", (self.source.x, self.problem.y), self.versions,
-                                     strict=True):  # fmt: skip
-            if _version(now) != before:
+        versions = versions_of(self.source.x, self.problem.y)
+        for name, now, before in zip("xy", versions, self.versions, strict=True):
+            if now != before:
                 raise RuntimeError(
                     f"{name}: changed in place since the fit, whose statistics need it as it was"
                 )
@@ -95,8 +96,9 @@ class Held(NamedTuple):
         )
 
 
-def _version(t: torch.Tensor) -> int | None:
-    return None if t.is_inference() else t._version
+def versions_of(x: torch.Tensor, y: torch.Tensor) -> tuple[int | None, int | None]:
+    of_x, of_y = (None if t.is_inference() else t._version for t in (x, y))
+    return of_x, of_y
 
 
 def linear(model: Traced, params: np.ndarray) -> Linear:

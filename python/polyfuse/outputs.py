@@ -18,6 +18,7 @@ from .bounds import read_bounds
 from .classes import check_classes, has_outputs
 from .criteria import BCE, CROSS_ENTROPY, Criterion, kind_of
 from .engines import choose_engine, refuse_engine
+from .evidence import EvidenceOfEach
 from .fused import Fused, fused
 from .many import Many
 from .nn.criterion import is_torchs
@@ -70,7 +71,7 @@ def fit_apart(
     schedulers = None
     if between.scheduler:
         schedulers = Schedulers(between.scheduler, optimizer, lambda: run.rule())
-    kind = kind.over_rows_of(y)
+    kind = of_each = kind.over_rows_of(y)
     if mean:  # over the outputs too, where the kernels know each one alone
         counted = _counted(fits)
         total = fits.y.numel() if counted is None else float(counted.double().sum())
@@ -111,7 +112,20 @@ def fit_apart(
         seconds=time.perf_counter() - start,
         history_epochs=history_epochs,
         history=np.concatenate([np.zeros(0), *history]),
+        _evidence=EvidenceOfEach.of(model, fits, out.params, of_each),
     )
+
+
+def evidence_of_outputs(model: Any, problem: Problem, params: np.ndarray) -> EvidenceOfEach | str:
+    """What the statistics of a fit under one loss are computed from; params: [K * C]."""
+    if problem.criterion.kind is CROSS_ENTROPY:
+        return "statistics: there are none for CrossEntropyLoss"
+    traced, left = problem.model, torch.from_numpy(params).view(len(model.coefficients), -1)
+    fits = Fits(
+        left, problem.x[:, None], problem.y, problem.weight, False, traced.shift, traced.scale,
+        model.basis,
+    )  # fmt: skip
+    return EvidenceOfEach.of(model, fits, left, problem.criterion)
 
 
 def prepare_outputs(

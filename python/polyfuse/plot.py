@@ -9,6 +9,7 @@ import numpy as np
 from .statistics import Inference, Statistics
 
 DOTS = 5_000  # samples; more are drawn as counts in hexagons
+MOST_DRAWN = 4  # outputs, or fits of a batch
 GRID = 400  # points of a curve
 INK, MODEL, BAND = "#404040", "#c1272d", "#2f6db5"
 SHADES = ("#f4f4f4", "#909090")  # of few and of many samples
@@ -21,13 +22,29 @@ def plot(result: Any, level: float) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plot: needs matplotlib; pip install 'polyfuse[plot]'") from error
-    s = result.statistics
-    shades = LinearSegmentedColormap.from_list("counts", SHADES)
+    parts = result._parts(MOST_DRAWN)
     recorded = getattr(result, "history_epochs", ())
     several = len(recorded) > 2
-    figure = Figure(figsize=(8, 8 if several else 6), layout="constrained")
+    size = 8 if len(parts) == 1 else 5 * len(parts), 8 if several else 6
+    figure = Figure(figsize=size, layout="constrained")
     heights = [3, 1.3, 1.3] if several else [3, 1.3]
-    axes = figure.subplots(len(heights), 1, gridspec_kw={"height_ratios": heights})
+    axes = figure.subplots(
+        len(heights), len(parts), squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
+    for (name, s), column in zip(parts, axes.T, strict=True):
+        _data(column, s, level, LinearSegmentedColormap.from_list("counts", SHADES))
+        column[0].set_title(
+            "\n".join(filter(None, (name, _title(s)))), fontsize="medium", loc="left"
+        )
+    if several:
+        _losses(axes[2], recorded, np.asarray(result.history), parts)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _data(axes: Any, s: Inference, level: float, shades: Any) -> None:
+    """The upper panels: data with the model, and residuals."""
     if s.data.x.ndim == 1:
         across, name = s.data.x, "x"
         _bands(axes[0], s, level)
@@ -39,21 +56,23 @@ def plot(result: Any, level: float) -> Any:
     _cloud(axes[0], across, s.data.y, "data", shades)
     axes[0].set_ylabel("y")
     axes[0].legend(frameon=False)
-    axes[0].set_title(_title(s), fontsize="medium", loc="left")
     _cloud(axes[1], across, s.residuals, None, shades)
     axes[1].axhline(0, color=MODEL, linewidth=1)
     axes[1].set_ylabel("residual")
     axes[1].set_xlabel(name)
-    if several:
-        loss = np.asarray(result.history)
-        axes[2].plot(recorded, loss, color=BAND, marker="." if len(loss) < 50 else "")
+
+
+def _losses(axes: Any, epochs: Any, history: np.ndarray, parts: Any) -> None:
+    """history: [M], of all outputs, or [M, *batch_shape]"""
+    losses = history.reshape(len(history), -1).T[: len(axes)]
+    for ax in axes[len(losses) :]:
+        ax.set_visible(False)
+    for ax, loss in zip(axes, losses, strict=False):
+        ax.plot(epochs, loss, color=BAND, marker="." if len(loss) < 50 else "")
         if (loss > 0).all():
-            axes[2].set_yscale("log")
-        axes[2].set_ylabel("loss")
-        axes[2].set_xlabel("epoch")
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-    return figure
+            ax.set_yscale("log")
+        ax.set_ylabel("loss" if len(losses) == len(parts) else "loss of all outputs")
+        ax.set_xlabel("epoch")
 
 
 def _bands(ax: Any, s: Inference, level: float) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
 from . import _C, _check
-from .report import Reported
+from .report import Reported, refuse_travel
 from .statistics import Samples, Statistics
 
 
@@ -30,32 +31,46 @@ class Regression(Reported):
     loss: float
     rank: int
     seconds: float
-    _solution: _C.Solution = field(repr=False)
-    _samples: Samples = field(repr=False)
-    _shift: np.ndarray = field(repr=False)
-    _constant: bool = field(repr=False)
-    _names: list[str] = field(repr=False)
-
-    def _statistics(self) -> Statistics:
-        def rows(x: Any) -> np.ndarray:
-            table = np.asarray(x, np.float64)
-            if self._constant:
-                table = np.hstack([np.ones((len(table), 1)), table])
-            return table - self._shift
-
-        def fitted(x: Any) -> np.ndarray:
-            return rows(x) @ self._solution.coefficients
-
-        return Statistics(
-            self._names, self.params, list(range(len(self.params))), self._solution, rows, fitted,
-            lambda: self._samples, len(self._samples.y), self._constant,
-        )  # fmt: skip
+    _evidence: Any = field(repr=False)
 
     def __str__(self) -> str:
         return (
             f"sum of squares {self.loss:.7g}, rank {self.rank} of {len(self.params)} parameters; "
             f"{self.seconds * 1e3:.3g} ms"
         )
+
+
+@dataclass
+class Fitted:
+    """What the statistics of a regression are computed from."""
+
+    samples: Samples
+    constant: bool
+    names: list[str]
+    shift: np.ndarray  # [P], what was subtracted from the columns
+    solution: Any  # a _C.Solution
+
+    def statistics(self) -> Statistics:
+        def rows(x: Any) -> np.ndarray:
+            table = np.asarray(x, np.float64)
+            if self.constant:
+                table = np.hstack([np.ones((len(table), 1)), table])
+            return table - self.shift
+
+        def fitted(x: Any) -> np.ndarray:
+            return rows(x) @ self.solution.coefficients
+
+        return Statistics(
+            self.names, self.solution.params, list(range(len(self.shift))), self.solution, rows,
+            fitted, lambda: self.samples, len(self.samples.y), self.constant,
+        )  # fmt: skip
+
+    def travelling(self) -> Fitted | str:
+        """The same, to be pickled; or why it is not."""
+        if reason := refuse_travel(sum(column.nbytes for column in self.samples)):
+            return reason
+        known = {k: getattr(self.solution, k) for k in dir(_C.Solution) if k[0] != "_"}
+        return replace(self, solution=SimpleNamespace(**known))
 
 
 def equations_of(
@@ -128,5 +143,5 @@ def regress(
     _check.warn_of_rank(solution.rank, len(names))
     return Regression(
         solution.params, solution.sum_of_squares, solution.rank, time.perf_counter() - start,
-        solution, Samples(x, y, w), shift, constant, names,
+        Fitted(Samples(x, y, w), constant, names, shift, solution),
     )  # fmt: skip

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .report import Reported
-
-if TYPE_CHECKING:
-    from .linear import Held
 
 
 @dataclass
@@ -27,7 +24,7 @@ class FitResult(Reported):
         engine, backend: what computed the run; launches: kernel launches it took.
         seconds: wall time of the call.
         statistics: covariance, errors, tests and bands at the parameters that the fit left, from
-            its data, which it keeps alive.
+            its data, which it keeps alive; of several outputs a `polyfuse.each.Each` of them.
     """
 
     loss: float
@@ -40,16 +37,7 @@ class FitResult(Reported):
     seconds: float
     history_epochs: np.ndarray = field(repr=False)
     history: np.ndarray = field(repr=False)
-    _data: Held | None = field(default=None, repr=False)  # None: without statistics
-    _params: np.ndarray | None = field(default=None, repr=False)  # [P]
-    _module: Any = field(default=None, repr=False)
-
-    def _statistics(self) -> Any:
-        if self._data is None or self._params is None:
-            raise ValueError("statistics: not of a fit of several outputs; polyfuse.solve has them")
-        from .fisher import statistics_of_run
-
-        return statistics_of_run(self._data, self._params, self._module())
+    _evidence: Any = field(repr=False)
 
     def __str__(self) -> str:
         return (

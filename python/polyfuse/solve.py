@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +16,13 @@ from .backends import choose
 from .backends.reference import finite, kept
 from .batch import is_batch, solve_batch
 from .classes import has_outputs
+from .evidence import Evidence
 from .fused import Fused, read_data
-from .linear import Held, linear, names_of, normal_equations, powers
+from .linear import Held, linear, normal_equations
 from .problem import Problem
 from .recognise import refuse_parameters, refuse_shape
 from .report import Reported
 from .surface import Table, is_surface, read_surface, source_of
-
-if TYPE_CHECKING:
-    from .statistics import Statistics
 
 PRECISIONS = ("auto", "double", "extended")
 EXTENDED_BELOW = 1_000_000  # samples: this many take a few milliseconds
@@ -58,46 +54,13 @@ class Solution(Reported):
     launches: int
     seconds: float
     ridge: float
-    _statistics_of: Callable[[], Statistics] = field(repr=False)
-
-    def _statistics(self) -> Statistics:
-        return self._statistics_of()
+    _evidence: Any = field(repr=False)
 
     def __str__(self) -> str:
         return (
             f"sum of squares {self.loss:.7g}, rank {self.rank} of {len(self.params)} parameters; "
             f"{self.precision} precision on {self.backend}, {self.seconds * 1e3:.3g} ms"
         )
-
-
-def statistics_of(
-    data: Held, equations: _C.NormalEquations, solution: _C.Solution, params: np.ndarray,
-    module: Any, elsewhere: bool = False,
-) -> Statistics:  # fmt: skip
-    """elsewhere: the parameters [P] are not those of the solution."""
-    from .statistics import Statistics
-
-    problem = data.problem
-    model = problem.model
-    form = linear(model, params)
-    rows = powers(equations.shift, equations.scale, model.degree + 1)
-
-    def fitted(x: Any) -> np.ndarray:
-        if not elsewhere:
-            return rows(x) @ solution.coefficients
-        u = (np.asarray(x, np.float64).reshape(-1) - model.shift) * model.scale
-        return np.polynomial.polynomial.polyval(u, model.coefficients(params))
-
-    n, squares = problem.x.numel(), None
-    if problem.weight is not None or problem.omit:
-        n = len(data.samples().y)
-    if elsewhere:
-        x, y, w = data.samples()
-        squares = float((w * (y - fitted(x)) ** 2).sum())
-    return Statistics(
-        names_of(module, model), params, form.free, solution, rows, fitted, data.samples, n,
-        form.has_constant, squares,
-    )  # fmt: skip
 
 
 def solve(
@@ -126,8 +89,8 @@ def solve(
     Args:
         model: torch or polyfuse module whose output is a polynomial of its input, with coefficients
             that are affine in its parameters.
-        x, y: data of one shape, float32 or float64; or y in the shape of the model's output, where
-            that is a polynomial of the columns of x. Of a batch, numpy arrays as well.
+        x, y: tensors or numpy arrays of one shape, float32 or float64; or y in the shape of the
+            model's output, where that is a polynomial of the columns of x.
         weight: weights >= 0 in the shape of x; a sample of weight 0 is left out.
         sigma: standard deviations > 0 of every y, in the shape of x: a weight of 1 / sigma^2.
         ridge: penalty >= 0 of every trainable parameter, the constant too.
@@ -171,6 +134,7 @@ def solve(
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     _check.one_of("nan_policy", nan_policy, _check.NAN_POLICIES)
+    x, y, weight, sigma = map(_check.as_tensor, (x, y, weight, sigma))
     if is_batch(model) or has_outputs(model):
         if ridge or precision == "extended":
             raise ValueError(
@@ -195,7 +159,7 @@ def solve(
     known, xs, ys = (read_surface if is_surface(model) else read_data)(model, x, y)
     traced = known.polynomial
     if traced is None:
-        raise ValueError(f"model: {type(model).__name__} is no polynomial: {known.reason}")
+        raise ValueError(f"model: {type(model).__name__} is not solved for: {known.reason}")
     if not traced.affine:
         raise ValueError(
             "model: expected coefficients that are affine in the parameters, got products of "
@@ -239,7 +203,6 @@ def solve(
     params[form.free] = solution.params
     known.write(params)
     _check.warn_of_rank(solution.rank, len(form.free))
-    data, module = Held.of(problem), weakref.ref(model)
     return Solution(
         params=params,
         coefficients=traced.coefficients(params),
@@ -250,7 +213,9 @@ def solve(
         launches=runner.launches() - before,
         seconds=time.perf_counter() - start,
         ridge=float(ridge),
-        _statistics_of=lambda: statistics_of(data, equations, solution, params, module()),
+        _evidence=Evidence(
+            Held.of(problem), params, model, float(ridge), True, (equations, solution)
+        ),
     )
 
 
@@ -260,11 +225,12 @@ def _solved_columns(known: Fused, data: Held, ridge: float, backend: str, start:
         raise ValueError("x, y: no sample is left after nan_policy='omit'")
     if not problem.omit:
         _check.finite(int((~finite(problem)).sum()))
-    table = Table.of(data, params, known.module(), ridge, backend)
+    evidence = Evidence(data, params, known.module(), ridge, True)
+    table = evidence.solved = Table.of(data, params, evidence.names(), ridge, backend)
     found = table.solution
     params[table.order] = found.params
     known.write(params)
-    _check.warn_of_rank(found.rank, len(table.order))
+    _check.warn_of_rank(found.rank, len(table.order), stacklevel=4)
     expanded = data.source.columns is not None
     return Solution(
         params=params,
@@ -276,7 +242,7 @@ def _solved_columns(known: Fused, data: Held, ridge: float, backend: str, start:
         launches=_C.launches() - before,
         seconds=time.perf_counter() - start,
         ridge=ridge,
-        _statistics_of=lambda: table.statistics(params),
+        _evidence=evidence,
     )
 
 

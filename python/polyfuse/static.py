@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 import torch
 
 from . import _C, _check
+from .backends.native import make_data
+from .bases import terms
 from .problem import Problem
+from .stacked import Stacked
+
+PILOT = 1024  # samples, about whose optimum the sums are taken
+BLOCK = 1 << 20  # terms of samples
 
 logger = logging.getLogger("polyfuse")
 
@@ -25,9 +31,9 @@ class Promise(NamedTuple):
 _promises: dict[int, Promise] = {}
 
 
-def _forget(key: int, _: Any = None) -> None:
-    _promises.pop(key, None)
-    _C.end_promise(key)
+def _forget(key: int, _: Any = None, promises: Any = _promises, end: Any = _C.end_promise) -> None:
+    promises.pop(key, None)  # bound as defaults: a tensor may outlive the names of this module
+    end(key)
 
 
 def static(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,9 +42,12 @@ def static(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     The first iteration reads the data once; every later one costs the same for 9 samples and for
     10 million. An in-place change that torch can see (version counter, exchanged storage) voids
     the promise; one that it cannot see (through a numpy array that shares the memory) breaks it.
+    Steps from moments are those of the squared error without weights, of one variable or several,
+    of outputs, batches and any basis, functions of x too, which are called once; other steps read
+    the data.
 
     Args:
-        x, y: data of one shape, float32 or float64.
+        x, y: data of as many samples, float32 or float64, in any shapes that the model takes.
 
     Returns:
         The same two tensors.
@@ -50,17 +59,39 @@ def static(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
         >>> import torch, polyfuse as pf
         >>> xs, ys = pf.static(torch.arange(9.0), torch.arange(9.0) ** 2)
     """
-    _check.data(x, y)
-    for t in (x, y):
-        key = id(t)
-        _promises[key] = Promise(
-            weakref.ref(t, partial(_forget, key)),
-            t._version,
-            t.data_ptr(),
-            t.shape,
+    _check.alike(x, y=y)
+    _check.memory(x=x, y=y)
+    if x.numel() == 0:
+        raise ValueError(f"x: expected at least one sample, got shape {tuple(x.shape)}")
+    if x.shape[:1] != y.shape[:1]:
+        raise ValueError(
+            f"y: expected as many samples as x, of shape {tuple(x.shape)}, got {tuple(y.shape)}"
         )
-        _C.promise(t)
+    for t in (x, y):
+        promise(t)
     return x, y
+
+
+def columns_of(model: Any, x: Any) -> tuple[Any, torch.Tensor] | None:
+    """What stands for a model of functions, and for promised x, of which they are called once: the
+    model of their values, and these [N, K]; None for any other."""
+    if id(x) not in _promises or not getattr(model, "functions", None):
+        return None
+    from .surface import of_promised
+
+    return of_promised(model, x) if x.ndim == 1 and not x.requires_grad and _kept(x) else None
+
+
+def promise_of(t: torch.Tensor) -> Promise:
+    return _promises[id(t)]
+
+
+def promise(t: torch.Tensor) -> None:
+    key = id(t)
+    _promises[key] = Promise(
+        weakref.ref(t, partial(_forget, key)), t._version, t.data_ptr(), t.shape
+    )
+    _C.promise(t)
 
 
 def _kept(t: torch.Tensor) -> bool:
@@ -82,9 +113,9 @@ def _kept(t: torch.Tensor) -> bool:
 def moments_of(known: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
     """The moments of promised data, computed once; None for any other."""
     if (
-        known.polynomial is None
-        or known.traced.exponents
+        known.traced is None
         or not _promises
+        or not (known.on_host or (known.polynomial and not known.traced.exponents))
         or not _kept(x)
         or not _kept(y)
     ):
@@ -92,6 +123,45 @@ def moments_of(known: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
     promises = (_promises[id(x)], _promises[id(y)])
     cached = known.moments
     if cached is None or cached[0][0] is not promises[0] or cached[0][1] is not promises[1]:
-        problem = Problem(known.traced, "mean", (), _check.flat(x), _check.flat(y))
-        cached = known.moments = (promises, known.runner.accumulate(problem))
+        cached = known.moments = (promises, _accumulate(known, x, y))
     return cached[1]
+
+
+def _accumulate(known: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
+    traced = known.traced
+    if isinstance(traced, Stacked):
+        return moments_side_by_side(traced, x, y)
+    xs, ys = known.rows_of(x.detach()), _check.flat(y)
+    if traced.exponents:
+        data = make_data(traced, xs, ys)
+        return _C.accumulate_surface(known.plan, data, torch.get_num_threads())
+    return known.runner.accumulate(Problem(traced, "mean", (), xs, ys))
+
+
+def moments_side_by_side(traced: Stacked, x: torch.Tensor, y: torch.Tensor) -> _C.StackedMoments:
+    """About the optimum of some samples, in the terms of the model's basis, block by block."""
+    outputs, n_terms = traced.outputs, traced.n_terms
+    y = y.detach().reshape(-1, outputs)
+    x = x.detach().reshape(len(y), -1)  # [N, C], or [N, 1] of what all share
+
+    def columns(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        u = (x[rows].double() - traced.shift) * traced.scale
+        return torch.stack(terms(traced.basis, n_terms, u), 1), y[rows].double()  # [n, K, C]
+
+    v, of_some = columns(slice(None, None, max(1, len(y) // PILOT)))
+    v, of_some = (t.nan_to_num(0.0, 0.0, 0.0) for t in (v, of_some))
+    right = of_some.T[..., None] if v.shape[2] > 1 else of_some
+    found = torch.linalg.lstsq(v.permute(2, 0, 1), right, driver="gelsd").solution
+    reference = found[..., 0].T if v.shape[2] > 1 else found[0]  # [K, C]
+    power, cross, square = torch.zeros(()), torch.zeros(()), 0.0
+    block = max(1, BLOCK // (n_terms * outputs))
+    for first in range(0, len(y), block):
+        v, target = columns(slice(first, first + block))
+        r = (v * reference).sum(1) - target
+        power = power + torch.einsum("njc,nkc->jkc", v, v)
+        cross = cross + (v * r[:, None]).sum(0)
+        square += float(r.square().sum())
+    reference, cross, power = (t.reshape(-1) for t in (reference, cross, power))
+    return _C.StackedMoments(
+        reference.numpy(), cross.numpy(), power.numpy(), square, float(y.numel())
+    )

@@ -321,7 +321,7 @@ class Statistics(Inference):
     def log_likelihood(self) -> float:
         """Of normal errors with variance sum_of_squares / n / w."""
         if self.sum_of_squares == 0:
-            return math.inf
+            return math.inf if self.n else math.nan
         weights = float(np.log(self.data.w).sum()) if self._weighted else 0.0
         variance = self.sum_of_squares / self.n
         return 0.5 * (weights - self.n * (math.log(2 * math.pi * variance) + 1))
@@ -336,7 +336,7 @@ class Statistics(Inference):
 
     @property
     def bic(self) -> float:
-        return math.log(self.n) * self._solution.degrees - 2 * self.log_likelihood
+        return math.log(self.n or math.nan) * self._solution.degrees - 2 * self.log_likelihood
 
     @cached_property
     def condition_number(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,11 +12,14 @@ import torch
 
 from . import _C, _check, extended, regression
 from .backends.reference import kept
+from .bases import terms
 from .exponents import name_of
 from .fused import Fused, fused
-from .linear import PART, Held, Source, linear, names_of
+from .linear import PART, Held, Source, linear
+from .nn.module import Module
 from .nn.polynomial import Polynomial, name_of_function
 from .recognise import refuse_own
+from .static import columns_of, promise, promise_of
 
 if TYPE_CHECKING:
     from .statistics import Statistics
@@ -32,7 +36,7 @@ def is_surface(model: Any) -> bool:
     )
 
 
-class Columns(torch.nn.Module):
+class Columns(Module):
     """A model whose terms are columns of x that are there already."""
 
     def __init__(self, coefficients: torch.nn.Parameter):
@@ -43,6 +47,7 @@ class Columns(torch.nn.Module):
         return x @ self.coefficients
 
 
+_promised: weakref.WeakKeyDictionary[Polynomial, Any] = weakref.WeakKeyDictionary()
 _of_columns: weakref.WeakKeyDictionary[Polynomial, Columns] = weakref.WeakKeyDictionary()
 
 
@@ -60,15 +65,38 @@ def read_surface(model: Any, x: Any, y: Any) -> tuple[Fused, torch.Tensor, torch
     if model.variables > 1:
         known = fused(model, xs.dtype, xs.device, (model.variables,))
         return known, xs, ys
-    of_columns = _of_columns.get(model)
-    if of_columns is None or of_columns.coefficients is not p:
-        of_columns = _of_columns[model] = Columns(p)
-    known = fused(of_columns, xs.dtype, xs.device, (p.numel(),))
+    known = fused(_model_of_columns(model), xs.dtype, xs.device, (p.numel(),))
     with torch.no_grad():
-        if not model.functions:  # whose digits the data's dtype would not hold
+        if found := columns_of(model, x):
+            columns = found[1]
+        elif model.functions:
+            columns = model.columns(xs)
+        else:  # whose digits the data's dtype would not hold
             xs, ys = xs.double(), ys.double()
-        columns = model.columns(xs)
+            columns = model.columns(xs)
     return known, columns[:, 0] if p.numel() == 1 else columns, ys
+
+
+def _model_of_columns(model: Polynomial) -> Columns:
+    of_columns = _of_columns.get(model)
+    if of_columns is None or of_columns.coefficients is not model.coefficients:
+        of_columns = _of_columns[model] = Columns(model.coefficients)
+    return of_columns
+
+
+def of_promised(model: Any, x: torch.Tensor) -> tuple[Columns, torch.Tensor] | None:
+    """`static.columns_of` of x that stays as it is."""
+    if not is_surface(model) or refuse_own(model):
+        return None
+    promised = _promised.get(model)
+    if promised is None or promised[0] is not promise_of(x):
+        with torch.enable_grad():
+            columns = model.columns(x)
+        if columns.requires_grad:
+            return None  # the functions learn too
+        promise(columns)
+        promised = _promised[model] = promise_of(x), columns
+    return _model_of_columns(model), promised[1]
 
 
 def flattened(model: Any, x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,18 +106,33 @@ def flattened(model: Any, x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return _check.data(x, y)
 
 
+@dataclass(frozen=True)
+class Terms:
+    """The columns of a series in a basis, or of functions."""
+
+    basis: str
+    n_terms: int
+    shift: float = 0.0
+    scale: float = 1.0
+    functions: tuple[Callable[[torch.Tensor], torch.Tensor], ...] | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x [N] -> [N, K], or [N] of a single one"""
+        if self.functions:
+            columns = [f(x) for f in self.functions]
+        else:
+            columns = terms(self.basis, self.n_terms, (x - self.shift) * self.scale)
+        return torch.stack(columns, 1) if len(columns) > 1 else columns[0]
+
+
 def source_of(model: Any, x: torch.Tensor) -> Source:
     """What the statistics of such a model are told of x."""
     if model.variables > 1:
         xs = x.detach().resolve_neg().reshape(-1, model.variables)
         return Source(xs, None, [name_of(powers) for powers in model.exponents])
     names = None if model.functions is None else [name_of_function(f) for f in model.functions]
-    squeezed = model.coefficients.numel() == 1
-
-    def columns(x: torch.Tensor) -> torch.Tensor:
-        found = model.columns(x)
-        return found[:, 0] if squeezed else found
-
+    n_terms, (shift, scale) = model.coefficients.numel(), model.variable[0]
+    columns = Terms(model.basis, n_terms, shift, scale, model.functions)
     return Source(_check.flat(x), columns, names)
 
 
@@ -109,10 +152,10 @@ class Table(NamedTuple):
 
     @classmethod
     def of(
-        cls, data: Held, params: np.ndarray, module: Any, ridge: float = 0.0,
+        cls, data: Held, params: np.ndarray, named: list[str], ridge: float = 0.0,
         backend: str = "auto",
     ) -> Table:  # fmt: skip
-        """params: [P], of which those that are not trainable stay."""
+        """params, named: [P]; those that are not trainable stay."""
         problem = data.unchanged()
         x, y, w = kept(problem, data.source.x)
         form = linear(problem.model, params)
@@ -122,9 +165,8 @@ class Table(NamedTuple):
         order = np.argsort(~ones, kind="stable")
         jacobian, offset = form.jacobian[:, order], form.offset[:, 0]
         constant = len(order) > 1 and bool(ones.any())
-        named = data.source.names or names_of(module, problem.model)
         names = [named[form.free[i]] for i in order]
-        if constant and data.source.names:
+        if constant and isinstance(data.source.columns, Terms) and data.source.columns.functions:
             names[0] = "constant"
         of_params, fixed = (torch.from_numpy(t).to(x.device) for t in (jacobian, offset))
 
@@ -164,8 +206,9 @@ class Table(NamedTuple):
                 return terms @ data.problem.model.coefficients(params)
             return rows(x) @ self.solution.coefficients + terms @ self.offset
 
+        values = params[self.order] if elsewhere else self.solution.params
         return Statistics(
-            self.names, params[self.order], list(range(len(self.order))), self.solution, rows,
+            self.names, values, list(range(len(self.order))), self.solution, rows,
             fitted, data.samples, self.n, self.constant,
             data.sum_of_squares(params) if elsewhere else None, data.problem.weight is not None,
         )  # fmt: skip

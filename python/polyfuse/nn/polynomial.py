@@ -106,6 +106,8 @@ class Polynomial(Module):
                 "degree, variables, batch_shape, domain: expected None, 1, () and None for a basis "
                 f"of functions, got {degree!r}, {variables}, {shape} and {domain!r}"
             )
+        if functions and outputs is not None:
+            raise ValueError(f"outputs: expected None for a basis of functions, got {outputs}")
         if functions:  # each is a variable of its own, to the first power
             degree = 1
         family = basis if isinstance(basis, str) else "functions"
@@ -113,6 +115,8 @@ class Polynomial(Module):
         degrees: Any = tuple(degree) if several else (degree,) * variables  # type: ignore[arg-type]
         if len(degrees) != variables or not all(_is_int(d) and d >= 0 for d in degrees):
             wanted = "an int >= 0" if total_degree else f"an int >= 0 or {variables} of them"
+            if total_degree and isinstance(degree, (tuple, list)):
+                wanted += ", or one for each variable with total_degree=False"
             raise ValueError(f"degree: expected {wanted}, got {degree!r}")
         if not functions and family not in (known := BASES if variables == 1 else ("monomial",)):
             raise ValueError(f"basis: expected one of {', '.join(known)}, got {basis!r}")
@@ -272,7 +276,13 @@ class Polynomial(Module):
         names = self.functions and ", ".join(map(name_of_function, self.functions))
         parts = [f"basis=[{names}]" if names else f"degree={self.degree}"]
         if self.variables > 1:
+            constant = not sum(self.exponents[0])
+            n_terms = len(self.exponents) + (not constant)
+            if n_terms < math.comb(self.degree + self.variables, self.variables):
+                highest = tuple(map(max, zip(*self.exponents, strict=True)))
+                parts = [f"degree={highest}", "total_degree=False"]
             parts.append(f"variables={self.variables}")
+            parts += [] if constant else ["intercept=False"]
         if self.batch_shape:
             parts.append(f"batch_shape={self.batch_shape}")
         if self.outputs is not None:
