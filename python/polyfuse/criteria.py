@@ -292,7 +292,9 @@ def _values_of(module: Any, *extra: Any) -> tuple[Kind, dict[str, Any]] | str:
     values = module.__dict__ | module._buffers
     if kind is GAUSSIAN:
         if len(extra) != 1:
-            return "its variance comes with every call; with sigma= in fit and fuse of one output"
+            return (
+                "its variance comes with every call; fit takes sigma=, and fuse of one power series"
+            )
         values["var"] = extra[0]
     elif extra:
         return f"expected a prediction and a target, got {len(extra)} more"

@@ -56,15 +56,10 @@ class FusedStep:
             or refuse_parameters(known.tensors)
         ):
             series = is_surface(self.model) and self.model.variables == 1
-            takes_variance = bool(extra_of(criterion))
             if (
                 is_batch(self.model)
                 or has_outputs(self.model)
-                or (
-                    series
-                    and not (self.model.functions or takes_variance)
-                    and given.device.type == "cpu"
-                )
+                or (series and not self.model.functions and given.device.type == "cpu")
             ):
                 read: Any = check_stacked(self.model, criterion, optimizer, x, y, weights)
                 known = fused(self.model, x.dtype, x.device)
