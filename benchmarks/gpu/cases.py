@@ -50,6 +50,7 @@ def new(nn: Any, optim: Any, lr: float, **options: Any) -> tuple[Any, Any, Any]:
 def replays(step: Callable[[], Any], count: int) -> Callable[[], None]:
     """A step, taken a few times and then captured in a CUDA graph, so many times."""
     side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
             step()

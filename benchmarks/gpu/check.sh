@@ -5,16 +5,17 @@ set -uo pipefail
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")/../.."
 failed=""
-step() {  # name, seconds, command...; interrupted, pytest still reports what it has run
+step() {  # name, seconds, command...
   local name=$1 limit=$2 start=$SECONDS status=0
   shift 2
+  export POLYFUSE_TEST_UNTIL=$(($(date +%s) + limit - 10))  # then pytest reports what it has run
   timeout --signal INT --kill-after 5 "$limit" "$@" >"$out/$name.log" 2>&1 ||
     { status=$?; failed+=" $name"; }
   echo "== $name: $((SECONDS - start)) s, status $status" | tee -a "$out/steps.txt"
   tail -n "${lines:-15}" "$out/$name.log"
   return $status
 }
-pytest=(python3 -m pytest -m gpu -W default -p no:cacheprovider --tb short --durations 5)
+pytest=(python3 -m pytest -m gpu -W default -p no:cacheprovider --tb short --durations 5 -rs)
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv | tee "$out/gpu.txt"
 # Machine code for this GPU alone; without it a build takes several times as long.
 install=(python3 -m pip install --disable-pip-version-check --no-build-isolation --no-deps .)
