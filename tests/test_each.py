@@ -400,3 +400,25 @@ def test_reports_of_classes(tmp_path):
     for late in (fresh, pickle.loads(pickle.dumps(fresh))):
         with pytest.raises(RuntimeError, match="changed in place"):
             late.statistics  # noqa: B018
+
+
+def test_what_was_frozen_at_the_fit_counts():
+    x, y, _ = data()
+    model = torch.nn.Linear(1, 1, dtype=torch.float64)
+    model.bias.requires_grad_(False)
+    optimizer = torch.optim.SGD([model.weight], lr=0.1)
+    result = pf.fit(model, torch.nn.MSELoss(), optimizer, x[:, None], y[:, :1], epochs=500)
+    pickled = pickle.dumps(result)
+    model.weight.requires_grad_(False), model.bias.requires_grad_(True)
+    residual = y[:, 0] - model.bias.item()
+    truth = sm.OLS(residual.numpy(), x.numpy()).fit()
+    for s in (result.statistics, pickle.loads(pickled).statistics):
+        errors = dict(zip(s.names, s.standard_errors, strict=True))
+        assert_relative(errors["weight"], truth.bse[0], 1e-9)
+        assert errors["bias"] == 0.0 and "weight = " in repr(s)
+        assert s.summary() in result.summary()
+    model.requires_grad_(False)
+    other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    alone = pf.fit(model, torch.nn.MSELoss(), other, x[:, None], y[:, :1], epochs=1)
+    with pytest.raises(ValueError, match="statistics: there are none, no parameter was trainable"):
+        alone.statistics  # noqa: B018
