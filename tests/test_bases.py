@@ -221,3 +221,29 @@ def test_columns_that_are_nearly_collinear_keep_their_digits(basis, engine):
                         engine=used, record_every=20)  # fmt: skip
         histories.append(result.history)
     np.testing.assert_allclose(*histories, rtol=1e-11)
+
+
+@pytest.mark.parametrize("how", [{}, {"outputs": 2}, {"batch_shape": (2,)}])
+@pytest.mark.parametrize("degree", [3, 11])
+def test_data_outside_the_domain_of_a_bounded_basis(how, degree):
+    x = torch.linspace(0.1, 1.3, 40)  # both ends of which float32 rounds
+    y = torch.stack([x, x**2], 1) if how else x
+    model = pf.nn.Polynomial(degree, basis="chebyshev", domain=(0.1, 1.3), **how)
+    pf.solve(model, x, y)
+    before, x[7] = model.coefficients.detach().clone(), 1.4
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for call in (
+        lambda **w: pf.solve(model, x, y, **w),
+        lambda **w: pf.fit(model, torch.nn.MSELoss(), optimizer, x, y, epochs=1, **w),
+    ):
+        with pytest.raises(
+            ValueError, match=r"x: .* the domain of the model, \(0.1, 1.3\), got 1.4"
+        ):
+            call()
+        assert torch.equal(model.coefficients, before)
+    pf.solve(model, x, y, weight=(x < 1.35).float())  # a sample of weight 0 may be anywhere
+    mask = (x < 1.35)[:, None].expand_as(y) if how else x < 1.35
+    pf.fit(model, torch.nn.MSELoss(), optimizer, x, y, epochs=1, mask=mask)
+    assert model(torch.tensor([5.0])).isfinite().all()
+    powers = pf.nn.Polynomial(degree, domain=(0.1, 1.3), **how)
+    pf.solve(powers, x, y)

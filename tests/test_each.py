@@ -305,3 +305,120 @@ def test_data_that_changed(kind):
         result.summary()
     with pytest.raises(RuntimeError, match="changed in place"):
         pickle.loads(pickle.dumps(result)).statistics  # noqa: B018
+
+
+def classes(x, kind="classes", **how):
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.stack([torch.zeros_like(x), 1 + x, x - x**2], 1)
+    y = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    if kind == "probabilities":
+        y = logits.softmax(1)
+    if kind == "ignored":
+        y[::5] = -100
+    model = pf.nn.Polynomial(1, outputs=3, dtype=torch.float64, **how)
+    return model, y
+
+
+def trained(model, x, y, criterion=None, **how):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    criterion = criterion or torch.nn.CrossEntropyLoss()
+    return pf.fit(model, criterion, optimizer, x, y, epochs=3000, **how)
+
+
+@pytest.mark.parametrize("kind", ["classes", "ignored"])
+def test_cross_entropy_is_statsmodels_mnlogit(kind):
+    x = torch.linspace(-2, 2, 300, dtype=torch.float64)
+    model, y = classes(x, kind)
+    ours = trained(model, x, y).statistics
+    keep = (y >= 0).numpy()
+    design = sm.add_constant(x.numpy())
+    truth = sm.MNLogit(y.numpy()[keep], design[keep]).fit(disp=False, tol=1e-12)
+    robust = sm.MNLogit(y.numpy()[keep], design[keep]).fit(disp=False, tol=1e-12, cov_type="HC0")
+    assert ours.names[:3] == [
+        "class 1: coefficients[0]", "class 1: coefficients[1]", "class 2: coefficients[0]"
+    ]  # fmt: skip
+    for found, expected in (
+        (ours.params, truth.params.T.reshape(-1)),
+        (ours.covariance, truth.cov_params()),
+        (ours.p_values, truth.pvalues.T.reshape(-1)),
+        (ours.log_likelihood, truth.llf),
+        (ours.aic, truth.aic),
+        (ours.bic, truth.bic),
+        (ours.robust_standard_errors("HC0"), robust.bse.T.reshape(-1)),
+        (ours.fitted, truth.predict()),
+        (ours.residuals.sum(0), np.zeros(3)),
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+    grid = np.linspace(-2, 2, 7)
+    found = ours.predict(grid, 0.9)
+    np.testing.assert_allclose(found.mean, truth.predict(sm.add_constant(grid)), rtol=1e-8)
+    step = 1e-6 * np.eye(4)  # the delta method, by differences
+    slopes = [
+        (truth.model.predict((truth.params.T.reshape(-1) + s).reshape(2, 2).T,
+                             sm.add_constant(grid)) - found.mean) / 1e-6
+        for s in step
+    ]  # fmt: skip
+    errors = np.sqrt(np.einsum("pnc,pq,qnc->nc", slopes, truth.cov_params(), slopes))
+    np.testing.assert_allclose(found.standard_errors, errors, rtol=1e-4)
+
+
+def test_classes_in_a_basis_with_weights_and_probabilities():
+    x = torch.linspace(0, 4, 200, dtype=torch.float64)
+    weight = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    criterion = torch.nn.CrossEntropyLoss(weight=weight, label_smoothing=0.1)
+    model, y = classes(x - 2, "probabilities", basis="legendre", domain=(0, 4))
+    result = trained(model, x, y, criterion)
+    v = torch.stack([torch.ones_like(x), x / 2 - 1], 1)
+
+    def loss(contrast):  # [2 * 2], class by class
+        logits = v @ torch.cat([torch.zeros(2, 1), contrast.view(2, 2).T.double()], 1)
+        return torch.nn.functional.cross_entropy(
+            logits, y, weight, label_smoothing=0.1, reduction="sum"
+        )
+
+    at = torch.tensor(result.statistics.params)
+    information = torch.autograd.functional.hessian(loss, at)
+    assert_relative(result.statistics.covariance, torch.linalg.inv(information).numpy(), 1e-9)
+    assert_relative(result.statistics.log_likelihood, -loss(at).item(), 1e-12)
+
+
+def test_reports_of_classes(tmp_path):
+    x = torch.linspace(-2, 2, 100, dtype=torch.float64)
+    model, y = classes(x)
+    result = trained(model, x, y, record_every=100)
+    summary = result.summary()
+    assert "class 2: coefficients[1]" in summary and "log_likelihood" in summary
+    figure = result.plot(tmp_path / "classes.png")
+    assert [ax.get_ylabel() for ax in figure.axes] == ["probability", "class", "loss"]
+    again = pickle.loads(pickle.dumps(result))
+    assert again.summary() == summary == copy.deepcopy(result).summary()
+    constant = trained(classes(x)[0], torch.zeros_like(x), y)
+    assert "not positive definite" in constant.statistics.reason
+    assert np.isnan(constant.statistics.robust_covariance()).all()
+    fresh = trained(model, x, y)
+    y.zero_()
+    for late in (fresh, pickle.loads(pickle.dumps(fresh))):
+        with pytest.raises(RuntimeError, match="changed in place"):
+            late.statistics  # noqa: B018
+
+
+def test_what_was_frozen_at_the_fit_counts():
+    x, y, _ = data()
+    model = torch.nn.Linear(1, 1, dtype=torch.float64)
+    model.bias.requires_grad_(False)
+    optimizer = torch.optim.SGD([model.weight], lr=0.1)
+    result = pf.fit(model, torch.nn.MSELoss(), optimizer, x[:, None], y[:, :1], epochs=500)
+    pickled = pickle.dumps(result)
+    model.weight.requires_grad_(False), model.bias.requires_grad_(True)
+    residual = y[:, 0] - model.bias.item()
+    truth = sm.OLS(residual.numpy(), x.numpy()).fit()
+    for s in (result.statistics, pickle.loads(pickled).statistics):
+        errors = dict(zip(s.names, s.standard_errors, strict=True))
+        assert_relative(errors["weight"], truth.bse[0], 1e-9)
+        assert errors["bias"] == 0.0 and "weight = " in repr(s)
+        assert s.summary() in result.summary()
+    model.requires_grad_(False)
+    other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    alone = pf.fit(model, torch.nn.MSELoss(), other, x[:, None], y[:, :1], epochs=1)
+    with pytest.raises(ValueError, match="statistics: there are none, no parameter was trainable"):
+        alone.statistics  # noqa: B018

@@ -149,3 +149,16 @@ def test_gaps_of_probabilities_are_left_out():
     loop(*both[1], criterion, x[keep], y[keep], 9)
     assert_same_run(*both)
     assert result.loss == pytest.approx(criterion(both[1][0].forward(x[keep]), y[keep]).item())
+
+
+def test_statistics_of_classes_leave_out_what_a_mask_does():
+    x, y = data("classes")
+    keep = torch.arange(len(x)) % 5 != 0
+    criterion, both = nn.CrossEntropyLoss(), sides("adam")
+    masked = pf.fit(both[0][0], criterion, both[0][1], x, y, epochs=200, mask=keep)
+    alone = pf.fit(both[1][0], criterion, both[1][1], x[keep], y[keep], epochs=200)
+    np.testing.assert_allclose(masked.statistics.covariance, alone.statistics.covariance)
+    assert masked.statistics.n == int(keep.sum())
+    weighted = pf.fit(both[0][0], criterion, both[0][1], x, y, epochs=2, sample_weight=x + 2)
+    with pytest.raises(ValueError, match="statistics: not of CrossEntropyLoss with weights"):
+        weighted.statistics  # noqa: B018

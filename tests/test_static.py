@@ -192,6 +192,7 @@ def test_functions_are_called_once_and_learn_where_they_can():
         stepped(model, nn.MSELoss(), optimizer_of(model), x, y, 5, how)
     assert count.n == 1
     assert torch.equal(model(x), model.forward(x))
+    assert "loop over data that static promises" in pf.explain(model)
     rate = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
     learns = nn.Polynomial(basis=[lambda v: (rate * v).sin()], dtype=torch.float64)
     optimizer = optim.SGD([*learns.parameters(), rate], lr=0.1)

@@ -35,7 +35,14 @@ class Evidence:
     optimum: bool = False  # whether params are those of least squares
     solved: Any = None  # that optimum, where it is known: a Table, or equations and their solution
 
+    def __post_init__(self) -> None:
+        self.trainable = [t.requires_grad for t in self.data.problem.model.tensors]
+
     def statistics(self) -> Inference:
+        if not any(self.trainable):
+            raise ValueError("statistics: there are none, no parameter was trainable")
+        if self.trainable != [t.requires_grad for t in self.data.problem.model.tensors]:
+            self._keep_names()
         problem = self.data.unchanged()
         if not problem.criterion.squared:
             from .fisher import likelihood_of
@@ -83,6 +90,18 @@ class Evidence:
     def names(self) -> list[str]:
         return self.data.source.names or names_of(self.module, self.data.problem.model)
 
+    def _alone(self, model: Traced) -> Traced:
+        """With parameters of its own, trainable as they were at the fit."""
+        tensors = zip(model.tensors, self.trainable, strict=True)
+        own = tuple(torch.nn.Parameter(at_home(t), trains) for t, trains in tensors)
+        return replace(model, tensors=own, buffers=())
+
+    def _keep_names(self) -> None:
+        """For parameters that have been frozen, or set free, since the fit."""
+        problem, source, versions = self.data
+        source = source._replace(names=self.names())
+        self.data = Held(problem._replace(model=self._alone(problem.model)), source, versions)
+
     def travelling(self) -> Evidence | str:
         """The same on its own, to be pickled; or why it is not."""
         try:
@@ -98,10 +117,9 @@ class Evidence:
             pickle.dumps(columns)
         except Exception:  # whatever a user's function raises
             return "statistics: the functions of the model's basis cannot be pickled"
-        tensors = [torch.nn.Parameter(at_home(t), t.requires_grad) for t in model.tensors]
         new_x = at_home(problem.x)
         alone = Problem(
-            replace(model, tensors=tuple(tensors), buffers=()), problem.reduction, (), new_x,
+            self._alone(model), problem.reduction, (), new_x,
             at_home(problem.y), problem.omit, criterion=problem.criterion,
             weight=None if problem.weight is None else at_home(problem.weight),
         )  # fmt: skip

@@ -55,6 +55,11 @@ def explain(
     lines = []
     if isinstance(known.traced, Stacked):
         lines.append(f"model: fused, {known.traced.formula()}")
+    elif known.traced is None and getattr(model, "functions", None) and is_surface(model):
+        lines.append(
+            "model: fused in fit, solve and fuse, and in a loop over data that static promises; "
+            f"any other loop runs as torch: {known.reason}"
+        )
     elif known.traced is None and (is_batch(model) or is_surface(model) or has_outputs(model)):
         lines.append(f"model: fused in fit and solve; a loop over it runs as torch: {known.reason}")
     elif known.traced is None:

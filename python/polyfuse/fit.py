@@ -19,6 +19,7 @@ from .optim.owners import holding
 from .outputs import evidence_of_outputs, fit_apart
 from .prepare import choose_for, prepare
 from .problem import Problem, Wanted
+from .recognise import check_domain
 from .result import FitResult
 from .schedulers import Schedulers
 from .single import Single
@@ -118,6 +119,7 @@ def fit(
         raise ValueError("callback: needs record_every, the epochs at which it is called")
     x, y = _check.as_tensor(x), _check.as_tensor(y)
     weights = tuple(map(_check.as_tensor, (sample_weight, mask, sigma)))
+    check_domain(model, x, weights)
     between = Between(scheduler, callback, progress)
     wanted = Wanted(epochs, engine, backend, every, tolerance, nan_policy, weights, bounds)
     if is_batch(model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,7 +28,11 @@ from .recognise import read_objects
 from .result import FitResult
 from .rules import SgdOptions, options_held
 from .schedulers import Schedulers
+from .stacked import Stacked
 from .training import Between, train
+
+if TYPE_CHECKING:
+    from .class_statistics import EvidenceOfClasses
 
 
 def fit_apart(
@@ -116,10 +120,20 @@ def fit_apart(
     )
 
 
-def evidence_of_outputs(model: Any, problem: Problem, params: np.ndarray) -> EvidenceOfEach | str:
+def evidence_of_outputs(
+    model: Any, problem: Problem, params: np.ndarray
+) -> EvidenceOfEach | EvidenceOfClasses | str:
     """What the statistics of a fit under one loss are computed from; params: [K * C]."""
     if problem.criterion.kind is CROSS_ENTROPY:
-        return "statistics: there are none for CrossEntropyLoss"
+        from .class_statistics import EvidenceOfClasses
+
+        x, y, w = problem.x, problem.y, problem.weight
+        if w is not None:
+            if ((w != 0) & (w != 1)).any():
+                return "statistics: not of CrossEntropyLoss with weights other than 0 and 1"
+            x, y = x[w != 0], y[w != 0]
+        assert isinstance(problem.model, Stacked)
+        return EvidenceOfClasses.of(problem.model, x, y, problem.criterion, params)
     traced, left = problem.model, torch.from_numpy(params).view(len(model.coefficients), -1)
     fits = Fits(
         left, problem.x[:, None], problem.y, problem.weight, False, traced.shift, traced.scale,

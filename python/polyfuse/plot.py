@@ -44,7 +44,10 @@ def plot(result: Any, level: float) -> Any:
 
 
 def _data(axes: Any, s: Inference, level: float, shades: Any) -> None:
-    """The upper panels: data with the model, and residuals."""
+    """The upper panels: data with the model, and residuals; or probabilities, and classes."""
+    if s.data.y.ndim > 1:
+        _classes(axes, s, level, shades)
+        return
     if s.data.x.ndim == 1:
         across, name = s.data.x, "x"
         _bands(axes[0], s, level)
@@ -60,6 +63,23 @@ def _data(axes: Any, s: Inference, level: float, shades: Any) -> None:
     axes[1].axhline(0, color=MODEL, linewidth=1)
     axes[1].set_ylabel("residual")
     axes[1].set_xlabel(name)
+
+
+def _classes(axes: Any, s: Inference, level: float, shades: Any) -> None:
+    x = np.linspace(s.data.x.min(), s.data.x.max(), GRID)
+    found = s.predict(x, level)
+    for c, (mean, low, high) in enumerate(
+        zip(found.mean.T, *(end.T for end in found.confidence), strict=True)
+    ):
+        axes[0].plot(x, mean, color=f"C{c % 10}", label=f"class {c}")
+        axes[0].fill_between(x, low, high, color=f"C{c % 10}", alpha=0.2, linewidth=0)
+    axes[0].set_ylabel("probability")
+    axes[0].legend(frameon=False)
+    _cloud(axes[1], s.data.x, s.data.y.argmax(1), None, shades)
+    axes[1].sharex(axes[0])
+    axes[1].set_yticks(range(s.data.y.shape[1]))
+    axes[1].set_ylabel("class")
+    axes[1].set_xlabel("x")
 
 
 def _losses(axes: Any, epochs: Any, history: np.ndarray, parts: Any) -> None:

@@ -25,6 +25,7 @@ from .rules import OPTIONS_OF, refuse_group
 from .symbolic import Traced
 from .watching import has_hooks
 
+BOUNDED = ("chebyshev", "legendre")  # bases, within their window
 _CRITERIA = frozenset(c for c in (*CRITERIA, *BY_MODULE) if kind_of(c) is not CROSS_ENTROPY)
 
 
@@ -95,6 +96,28 @@ def refuse_own(model: Polynomial) -> str | None:
     if "coefficients" not in model._parameters:
         return "its coefficients are no parameter of its own (parametrized?)"
     return refuse_parameters([model.coefficients])
+
+
+def check_domain(model: Any, x: Any, weights: Any) -> None:
+    """Raises where samples that count lie outside the domain that a model in a bounded basis has:
+    its columns grow without bound there."""
+    if not isinstance(model, Polynomial) or model.domain is None or model.basis not in BOUNDED:
+        return
+    if not isinstance(x, torch.Tensor) or x.layout is not torch.strided or x.is_complex():
+        return  # which others find out
+    low, high = model.domain[0]
+    slack = 4 * torch.finfo(model.coefficients.dtype).eps * max(abs(low), abs(high))
+    bad = ((x < low - slack) | (x > high + slack)) & x.isfinite()
+    for w in weights:
+        if isinstance(w, torch.Tensor) and w.shape[: x.ndim] == x.shape:
+            bad &= (w != 0).reshape(*x.shape, -1).any(-1)
+        elif isinstance(w, torch.Tensor) and w.shape == x.shape[:1]:
+            bad &= (w != 0).reshape(-1, *(1 for _ in x.shape[1:]))
+    if bad.any():
+        raise ValueError(
+            f"x: expected values within the domain of the model, ({low:g}, {high:g}), got "
+            f"{x[bad][0].item():g}"
+        )
 
 
 def refuse_parameters(tensors: Any) -> str | None:

@@ -97,7 +97,7 @@ class Reported:
         """
         blocks = [str(self)]
         for name, s in self._parts(MOST_SHOWN):
-            blocks.append("\n".join(([name] if name else []) + _lines_of(s, level)))
+            blocks.append("\n".join(([name] if name else []) + lines_of(s, level)))
         return "\n\n".join([*blocks, *self._rest()])
 
     def _rest(self) -> list[str]:
@@ -150,7 +150,7 @@ def _dict_of(s: Inference) -> dict[str, Any]:
     }
 
 
-def _lines_of(s: Inference, level: float) -> list[str]:
+def lines_of(s: Inference, level: float) -> list[str]:
     columns = _table(s, level)
     width = max(9, *map(len, s.names))
     head = "".join(f"{name:>13}" for name in columns)

@@ -20,7 +20,7 @@ from .evidence import Evidence
 from .fused import Fused, read_data
 from .linear import Held, linear, normal_equations
 from .problem import Problem
-from .recognise import refuse_parameters, refuse_shape
+from .recognise import check_domain, refuse_parameters, refuse_shape
 from .report import Reported
 from .surface import Table, is_surface, read_surface, source_of
 
@@ -135,6 +135,7 @@ def solve(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     _check.one_of("nan_policy", nan_policy, _check.NAN_POLICIES)
     x, y, weight, sigma = map(_check.as_tensor, (x, y, weight, sigma))
+    check_domain(model, x, (weight,))
     if is_batch(model) or has_outputs(model):
         if ridge or precision == "extended":
             raise ValueError(

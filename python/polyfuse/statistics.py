@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _C
+from .report import lines_of
 
 
 def distributions() -> Any:
@@ -89,6 +90,15 @@ class Inference:
         everything = np.zeros((len(self.params), len(self.params)))
         everything[np.ix_(self.free, self.free)] = covariance
         return everything
+
+    def __repr__(self) -> str:
+        values = zip(self.names, self.params, self.standard_errors, strict=True)
+        fitted = ", ".join(f"{name} = {value:.6g} ± {error:.2g}" for name, value, error in values)
+        return f"{type(self).__name__}({fitted})"
+
+    def summary(self, level: float = 0.95) -> str:
+        """What the result's summary says of it. Needs scipy."""
+        return "\n".join(lines_of(self, level))
 
     @cached_property
     def data(self) -> Samples:

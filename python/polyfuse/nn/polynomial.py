@@ -39,7 +39,8 @@ class Polynomial(Module):
             intercept=False.)
         domain: (low, high), the range of x that is mapped to the window of the basis as in
             `numpy.polynomial`: u from -1 to 1, for ``laguerre`` from 0 to 1; of several variables a
-            sequence of one for each. None: u is x. Give one where x is far from zero (Unix time,
+            sequence of one for each. `fit` and `solve` of a Chebyshev or Legendre basis refuse x
+            outside of it. None: u is x. Give one where x is far from zero (Unix time,
             wavelengths): coefficients in x would lose what float32 cannot hold.
         total_degree: whether degree bounds the sum of the powers of a term, or each of them.
         intercept: whether the constant is a term; of several variables.
