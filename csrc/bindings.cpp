@@ -305,7 +305,7 @@ PYBIND11_MODULE(_C, m) {
       .def("exchange", &pf::Loop::exchange)
       .def("replace_grads", &pf::Loop::replace_grads)
       .def("install", [](pf::Loop& loop, py::handle owner) { return loop.install(owner.ptr()); })
-      .def_property_readonly("tensors", &pf::Loop::tensors)
+      .def_property_readonly("trained", &pf::Loop::trained)
       .def_property_readonly("covers_owner", &pf::Loop::covers_owner)
       .def("begin", &pf::Loop::begin)
       .def("pool_prediction",

@@ -227,7 +227,7 @@ PyObject* Loop::objective(PyObject* const* args, size_t n_args) {
     if (p.record == forward) forward_object = p.record_object;
   if (!loop->sees_criterion(args[0]) || !loop->x_.is(forward->x.ptr()) || !forward->untouched() ||
       !undisturbed() || !(loop->sees_target(args[2]) || loop->adopt_target(args[2])) ||
-      !loop->serves(loop->criterion_))
+      !loop->serves(loop->criterion_) || !loop->fits_target(loop->criterion_weight_.ptr()))
     return nullptr;
   auto pooled = unheld(loop->losses_);
   if (!pooled.record) return nullptr;

@@ -44,6 +44,10 @@ bool refresh(double* before, Dtype dtype, const void* base, int64_t element, int
   return same;
 }
 
+bool serves_all_of(const Layout& weight, const Layout& like) {
+  return weight.serves_as(like) && weight.same_shape(like);
+}
+
 template <class Objects>
 int visit_all(const Objects& objects, visitproc visit, void* arg) {
   for (const py::object& object : objects) Py_VISIT(object.ptr());
@@ -127,6 +131,13 @@ bool Step::as_trainable() const {
   return true;
 }
 
+std::vector<py::object> Step::trained() const {
+  std::vector<py::object> result;
+  for (size_t t = 0; t < tensors_.size(); ++t)
+    if (trainable_[t]) result.push_back(tensors_[t]);
+  return result;
+}
+
 void Step::snapshot(double* params) const {
   for (const Stretch& s : stretches_)
     read(dtype_, param_at_[s.tensor].address, s.element, s.count, params + s.begin);
@@ -197,6 +208,10 @@ bool Step::is_shape_of_y(const Layout& y) const {
   if (!of_y_) return y.same_shape(x);
   return y.n_dims == 1 + static_cast<int>(of_y_->size()) && y.shape[0] == x.shape[0] &&
          std::equal(of_y_->begin(), of_y_->end(), y.shape + 1);
+}
+
+bool Step::fits_target(PyObject* weight) const {
+  return weight == Py_None || serves_all_of(Layout::of_any(weight), y_.layout());
 }
 
 void Step::settle(AnyMoments moments, long x_version, long y_version) {
@@ -291,7 +306,7 @@ bool Step::launch(Objective& objective, int threads) {
     grad_ = std::move(grad);
   }
   if (plan_.stacked && std::isnan(loss)) {
-    if (const int64_t* bad = class_out_of_range(stacked)) {
+    if (const int64_t* bad = class_out_of_range(polyfuse::stacked_of(problem))) {
       PyErr_Format(PyExc_IndexError, "target: expected classes from 0 to %d, got %lld",
                    stacked.n_outputs - 1, static_cast<long long>(*bad));
       throw py::error_already_set();
@@ -327,7 +342,7 @@ bool Step::weigh(Problem& problem, const Objective& objective) const {
   const Layout of_w = Layout::of_any(objective.weight.ptr());
   const bool of_rows = objective.criterion.kind == CriterionKind::CrossEntropy;
   const Layout& like = of_rows ? x_.layout() : y_.layout();
-  if (!of_w.serves_as(like) || !of_w.same_shape(like)) return false;
+  if (!serves_all_of(of_w, like)) return false;
   problem.data.w = of_w.address;
   problem.data.w_stride = of_w.n_dims == 1 ? of_w.stride[0] : 1;
   const CriterionKind kind = problem.criterion.kind;

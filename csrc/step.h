@@ -69,6 +69,7 @@ class Step {
   bool serves(const Criterion& c) const {
     return has_classes() ? c.kind == CriterionKind::CrossEntropy : c.ignore < 0;
   }
+  bool fits_target(PyObject* weight) const;  // one for every sample of it, or None
   // Moments of the data, good while the versions of x and y are these; or none, to read it.
   using AnyMoments = std::variant<std::monostate, Moments, SurfaceMoments, StackedMoments>;
   void settle(AnyMoments moments, long x_version, long y_version);
@@ -81,8 +82,8 @@ class Step {
   // `found`: Python looked for the owner, rather than being told.
   void bind(const py::object& owner, bool found, const py::list& watched, const py::list& held,
             const py::list& kept, bool updates, bool covers_owner);
-  bool bound_to(PyObject* owner) const;  // null: to whoever was found to own the parameters
-  const std::vector<py::object>& tensors() const { return tensors_; }
+  bool bound_to(PyObject* owner) const;     // null: to whoever was found to own the parameters
+  std::vector<py::object> trained() const;  // the tensors that needed gradients
   bool covers_owner() const { return covers_owner_; }
 
   // Loss, gradient and, where `updates`, the next parameters.

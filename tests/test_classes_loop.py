@@ -246,6 +246,17 @@ def test_x_of_two_dimensions_is_torchs():
     torch.testing.assert_close(model.coefficients.grad, plain.coefficients.grad)
 
 
+@pytest.mark.parametrize("ignored", [-100, 2, 9])
+def test_the_mean_of_nothing_is_torchs(ignored, dtype):
+    def script(side, epoch):
+        loss = side.criterion(side.model(side.xs), torch.full_like(side.ys, ignored))
+        side.optimizer.zero_grad()
+        loss.backward()
+        return [loss.detach()]
+
+    check(sides_of(dtype, make=lambda nn: nn.CrossEntropyLoss(ignore_index=ignored)), script)
+
+
 @pytest.mark.parametrize("bad", [4, -1])
 def test_a_class_out_of_range_changes_nothing(bad):
     side = sides_of(torch.float64, momentum=0.9)[0]

@@ -103,6 +103,21 @@ def test_gaussian_with_one_variance(variance, reduction, dtype):
         counted(sides)
 
 
+@pytest.mark.parametrize(
+    ("outputs", "variance"),
+    [(None, 1), (2, torch.tensor(1.0)), (2, torch.ones(1)), (2, torch.ones(1, 1))],
+)
+def test_a_variance_that_torch_refuses_is_refused(outputs, variance):
+    model = pf.nn.Polynomial(1, outputs=outputs)
+    x = torch.linspace(-1, 1, 9)
+    y, loss = torch.zeros_like(model.forward(x)), pf.nn.GaussianNLLLoss()
+    loss(model(x), y, 1.0).backward()
+    with pytest.raises((TypeError, ValueError)) as torchs:
+        loss(model.forward(x), y, variance)
+    with pytest.raises(torchs.type):
+        loss(model(x), y, variance)
+
+
 def weights(dtype):
     return torch.linspace(0.5, 2.0, 9, dtype=dtype)
 
@@ -150,6 +165,16 @@ def test_a_weight_that_changes_is_seen(dtype):
         side.criterion.weight.mul_(2)
         with pytest.raises(RuntimeError, match="modified by an inplace operation: the weight"):
             loss.backward()
+
+
+def test_a_weight_of_other_samples_is_refused_at_once(dtype):
+    for side in sides_of(CASES["bce"], dtype, lambda nn: nn.BCEWithLogitsLoss(weights(dtype))):
+        for _ in range(3):
+            step(side)
+            step(side)
+            y_pred, y = side.model(side.xs[:5]), side.ys[:5].clone()
+            with pytest.raises(RuntimeError, match="size"):
+                side.criterion(y_pred, y)
 
 
 FALLBACKS = {

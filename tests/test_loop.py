@@ -186,9 +186,37 @@ def test_hooks_turn_fusing_off_and_are_called(sides):
 def test_a_frozen_parameter_and_its_thawing(sides):
     def script(side, epoch):
         side.model.b.requires_grad_(epoch not in (2, 3))
+        if epoch == 2:  # the optimizer is looked at anew while the parameter is frozen
+            side.optimizer.param_groups[0]["lr"] *= 0.5
         return [step(side).detach()]
 
     check(sides, script)
+
+
+def test_gradients_of_before_and_after_the_thawing_add_up(sides):
+    def script(side, epoch):
+        side.model.b.requires_grad_(epoch == 5)
+        if epoch < 5:
+            side.optimizer.zero_grad()
+        side.criterion(side.model(side.xs), side.ys).backward()
+        if epoch != 4:
+            side.optimizer.step()
+
+    check(sides, script)
+
+
+def test_a_graph_is_freed_though_the_parameters_have_changed(sides):
+    for side in sides:
+        for sum_of in (side.criterion, lambda p, _: (p + 0).sum()):
+            step(side)
+            early, late = (sum_of(side.model(side.xs), side.ys) for _ in range(2))
+            step(side)
+            side.model.b.requires_grad_(False)
+            for graph in (early + 0, late):
+                graph.backward()
+                with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+                    graph.backward()
+            side.model.b.requires_grad_(True)
 
 
 def test_static_data_takes_moments_and_notices_changes(dtype):

@@ -160,5 +160,5 @@ def test_statistics_of_classes_leave_out_what_a_mask_does():
     np.testing.assert_allclose(masked.statistics.covariance, alone.statistics.covariance)
     assert masked.statistics.n == int(keep.sum())
     weighted = pf.fit(both[0][0], criterion, both[0][1], x, y, epochs=2, sample_weight=x + 2)
-    with pytest.raises(ValueError, match="statistics: not of CrossEntropyLoss with weights"):
+    with pytest.raises(RuntimeError, match="statistics: not of CrossEntropyLoss with weights"):
         weighted.statistics  # noqa: B018

@@ -225,7 +225,7 @@ class Objective:
 
 class Loop:
     covers_owner: bool
-    tensors: list
+    trained: list
     def __init__(
         self, plan: Plan, tensors: tuple, stretches: list, float64: bool, watched: list,
         of_y: tuple[int, ...] | None,

@@ -232,8 +232,12 @@ def read(
             return f"{name}: expected a number, got {type(value).__name__}"
     if not options.get("beta", 0.0) >= 0 or not options.get("delta", 1.0) > 0:  # type: ignore[operator]
         return "beta, delta: expected a positive number"
-    if kind is GAUSSIAN and not 0 <= options["var"] < math.inf:  # type: ignore[operator]
-        return "var: expected a finite number >= 0"
+    if kind is GAUSSIAN:
+        of_rows = isinstance(values["var"], Tensor) and like is not None and like.ndim > 1
+        if of_rows or type(values["var"]) is int:
+            return "var: expected a float, or a tensor of one element for samples [N]"
+        if not 0 <= options["var"] < math.inf:  # type: ignore[operator]
+            return "var: expected a finite number >= 0"
     if kind is SMOOTH_L1 and options["beta"] == 0:
         kind, options = L1, {}
     return kind, tuple(options.items()), reduction

@@ -247,15 +247,14 @@ class _PredictionGraph(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, forward: Any, *tensors: Any) -> Any:
         ctx.record = forward
+        ctx.save_for_backward(forward.x)  # what torch frees, and whose version it checks
         return forward.evaluate()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Any) -> Any:
-        forward: Forward = ctx.record
-        if forward.x._version != forward.x_version:
-            raise RuntimeError(GONE.format("x"))
-        return None, *forward.fused.project(forward, grad)
+        _ = ctx.saved_tensors  # raises where they are freed, or changed
+        return None, *ctx.record.fused.project(ctx.record, grad)
 
 
 class _LossGraph(torch.autograd.Function):
@@ -264,9 +263,11 @@ class _LossGraph(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, objective: Any, *tensors: Any) -> Any:
         ctx.record = objective
+        ctx.save_for_backward(objective.forward.x, objective.y)
         return objective.plain()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Any) -> Any:
+        _ = ctx.saved_tensors  # raises where they are freed, or changed
         return None, *(grad * g for g in ctx.record.gradients())

@@ -94,6 +94,9 @@ def bind(known: Any, optimizer: Any = None) -> None:
     if loop.bound_to(optimizer):
         return
     owner = _owner_of(known) if optimizer is None else optimizer
+    if not loop.as_trainable():  # the rule would be that of a moment
+        loop.bind(None, found=False)
+        return
     if owner is None or (optimizer is None and not owner.compiled()):
         loop.bind(None, found=True)
         return

@@ -78,14 +78,10 @@ class FusedOptimizer(_Base):
         if len(done) == 1 and done[0].covers_owner:
             return None
         # Several models, or something was changed: torch's step for what is not installed.
-        installed = {id(t) for loop in done for t in loop.tensors}
-        aside = [
-            (p, p.grad)
-            for g in self.param_groups
-            for p in g["params"]
-            if id(p) in installed and p.grad is not None
-        ]
-        if sum(len(g["params"]) for g in self.param_groups) == len(aside):
+        installed = {id(t) for loop in done for t in loop.trained}
+        given = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
+        aside = [(p, p.grad) for p in given if id(p) in installed]
+        if done and len(aside) == len(given):
             return None
         for p, _ in aside:
             p.grad = None
