@@ -9,7 +9,8 @@
 
 namespace polyfuse {
 
-constexpr int64_t kSharedByDefault = 48 * 1024;  // more needs a kernel's consent
+// More needs a kernel's consent: 48 KiB, of which a kernel may have declared 32.
+constexpr int64_t kSharedByDefault = 16 * 1024;
 
 inline void check(cudaError_t status) {
   if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));

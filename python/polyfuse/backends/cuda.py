@@ -12,6 +12,7 @@ import torch
 from ..criteria import ELEMENTARY, SQUARED, Criterion
 from ..problem import Problem, Report, Schedule
 from ..symbolic import Traced
+from . import surface_cuda
 from .device import (
     MAX_CHANGES,
     DeviceMap,
@@ -25,6 +26,7 @@ from .device import (
     state_size,
 )
 from .native import ENGINE
+from .reference import design, finite
 from .tables import Tables
 
 MOST_RECORDED = 1 << 20  # losses of one launch
@@ -48,7 +50,7 @@ def _missing() -> str | None:
 class Cuda:
     name = "cuda"
     max_params = MAX_PARAMS
-    several_variables = False
+    max_surface_terms = surface_cuda.MAX_TERMS
     max_changes = MAX_CHANGES
     in_place = True
     device_type = "cuda"
@@ -71,14 +73,15 @@ class Cuda:
             return f"the data is on {problem.x.device}"
         if len(problem.model.slots) > MAX_PARAMS:
             return f"{len(problem.model.slots)} scalar parameters, more than {MAX_PARAMS}"
-        if problem.model.exponents:
-            return "the model has several variables"
-        return None
+        terms, most = len(problem.model.exponents), self.max_surface_terms
+        return f"{terms} terms of several variables, above {most}" if terms > most else None
 
     def evaluate(
         self, model: Traced, coef: Any, x: torch.Tensor, map: DeviceMap | None = None
     ) -> torch.Tensor:
         """V c; with a map, c of the parameters in `coef`."""
+        if model.exponents:
+            return (design(model, x) @ self._float64(coef, x)).to(x.dtype)
         map = map or DeviceMap.identity_of(model.degree + 1, x.device)
         y = torch.empty(x.numel(), dtype=x.dtype, device=x.device)
         self.launch("evaluate", model, x, None, map=map, state=self._float64(coef, x), out=y)
@@ -89,6 +92,8 @@ class Cuda:
         params: Any = None,
     ) -> torch.Tensor:  # fmt: skip
         """V^T g [K] on the device; with a map, pulled back to its parameters [P]."""
+        if model.exponents:
+            return design(model, x).T @ g.double()
         map = map or DeviceMap.identity_of(model.degree + 1, x.device)
         out = torch.empty(map.n_params, dtype=torch.float64, device=x.device)
         state = out if params is None else self._float64(params, x)
@@ -102,13 +107,13 @@ class Cuda:
 
     def accumulate(self, problem: Problem) -> DeviceMoments:
         model, device = problem.model, problem.x.device
-        moments = torch.empty(4 * model.degree + 6, dtype=torch.float64, device=device)
-        map = DeviceMap.identity_of(model.degree + 1, device)
+        moments, square = self._new_moments(model, device)
+        map = DeviceMap.identity_of(model.n_terms, device)
         self.launch(
             "moments", model, problem.x, problem.y, map=map, moments=moments,
             omit=problem.omit, weight=problem.weight, flags=self.module.MOMENTS,
         )  # fmt: skip
-        return DeviceMoments(moments, float(moments[2]))
+        return DeviceMoments(moments, float(moments[square]))
 
     def descend(
         self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: Any
@@ -120,7 +125,7 @@ class Cuda:
         flags = self.module.STORE * (held.tables is not None) | self.module.LOAD * held.load
         buffer = moments.buffer if moments is not None else None
         if buffer is None and engine != "stream":
-            buffer = torch.empty(4 * model.degree + 6, dtype=torch.float64, device=device)
+            buffer, _ = self._new_moments(model, device)
         self.launch(
             "stream" if engine == "stream" else "moments" if moments is None else "epochs",
             model, problem.x, problem.y, map=DeviceMap.of(model, device),
@@ -141,6 +146,8 @@ class Cuda:
         return Report(epochs, converged, outcome["loss"], recorded, moments, outcome["previous"])
 
     def nonfinite(self, problem: Problem) -> int:
+        if problem.model.exponents:
+            return int((~finite(problem)).sum())
         count = torch.empty((), dtype=torch.int64, device=problem.x.device)
         map = DeviceMap.identity_of(1, problem.x.device)
         self.launch(
@@ -196,13 +203,17 @@ class Cuda:
     ) -> None:  # fmt: skip
         """One kernel on the current stream, with what `device` lays out; waits for nothing."""
         module, device = self.module, x.device
+        n = x.shape[0] if x.ndim else 1
         data = module.Data(
-            *(0 if t is None else t.data_ptr() for t in (x, y, weight)), x.numel(),
+            *(0 if t is None else t.data_ptr() for t in (x, y, weight)), n,
             *(t.stride(0) if t is not None and t.ndim else 1 for t in (x, y, weight)),
             x.dtype == torch.float64, omit, model.shift if model else 0.0,
             model.scale if model else 1.0,
         )  # fmt: skip
         first, epochs, every, tol, _, previous = schedule
+        surface = model if model is not None and model.exponents else None
+        grid = self.geometry(kernel, data, map, device, model, engine == "closed_form")
+        work = surface_cuda.workspace_bytes(module, grid, surface, map, device) if surface else 0
         with self.on(device) as stream:
             run = module.Run(
                 data, criterion.address, mean, ENGINE[engine],
@@ -213,17 +224,35 @@ class Cuda:
                 0 if state is None else state.data_ptr(),
                 0 if moments is None else moments.data_ptr(), kernel == "epochs",
                 tables.addresses.data_ptr() if tables else 0, tables.single if tables else 0,
-                0 if out is None else out.data_ptr(), self.workspace(device, stream).data_ptr(),
-                device.index or 0, self.geometry(kernel, data, map, device),
+                0 if out is None else out.data_ptr(),
+                self.workspace(device, stream, work).data_ptr(), device.index or 0, grid,
             )  # fmt: skip
-            getattr(module, "moments" if kernel == "epochs" else kernel)(run, stream)
+            verb = "moments" if kernel == "epochs" else kernel
+            if surface:
+                run, verb = surface_cuda.of_surface(module, run, surface, x), f"surface_{verb}"
+            getattr(module, verb)(run, stream)
         self._launches += 1
 
-    def geometry(self, kernel: str, data: Any, map: DeviceMap, device: torch.device) -> Any:
+    def geometry(
+        self, kernel: str, data: Any, map: DeviceMap, device: torch.device,
+        model: Traced | None = None, closed: bool = False,
+    ) -> Any:  # fmt: skip
+        sizes = self.sizes(device)
+        if model is not None and model.exponents:
+            columns = surface_cuda.columns_of(model, device)
+            return self.module.surface_geometry(
+                kernel, data.n, columns, map.n_params, closed, sizes
+            )  # fmt: skip
         return self.module.geometry(
-            kernel, data.n, data.dtype, map.n_terms, map.n_params, self.sizes(device),
-            data.weighted,
-        )  # fmt: skip
+            kernel, data.n, data.dtype, map.n_terms, map.n_params, sizes, data.weighted
+        )
+
+    def _new_moments(self, model: Traced, device: torch.device) -> tuple[torch.Tensor, int]:
+        """Memory for them, and where in it sum w r^2 will be."""
+        size, square = 4 * model.degree + 6, 2
+        if model.exponents:
+            size, square = surface_cuda.moments_size(self.module, model, device)
+        return torch.empty(size, dtype=torch.float64, device=device), square
 
     def sizes(self, device: torch.device) -> Any:
         return _sizes(device.index)
@@ -234,14 +263,14 @@ class Cuda:
             return nullcontext(torch._C._cuda_getCurrentRawStream(device.index))
         return _On(device)
 
-    def workspace(self, device: torch.device, stream: int) -> torch.Tensor:
+    def workspace(self, device: torch.device, stream: int, least: int = 0) -> torch.Tensor:
         """Partial sums and counters; the counters are 0 before and after every launch."""
         key: tuple[int, int] | None = (device.index or 0, stream)
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             key = None  # the zeros are part of the graph, whose replays may come in any order
         held = self._workspaces.get(key)
-        if held is None:
-            size = self.module.workspace_bytes(self.sizes(device))
+        if held is None or held.numel() < least:
+            size = max(least, self.module.workspace_bytes(self.sizes(device)))
             held = torch.zeros(size, dtype=torch.uint8, device=device)
             if key is not None:
                 self._workspaces[key] = held
@@ -251,8 +280,9 @@ class Cuda:
         """The epochs of a launch that is to come back in time."""
         x, every = problem.x, schedule.record_every
         most = self.module.epochs_within(
-            schedule.seconds, ENGINE[engine], x.numel(), int(x.dtype == torch.float64),
-            problem.model.degree + 1, problem.criterion.kind in ELEMENTARY, self.sizes(x.device),
+            schedule.seconds, ENGINE[engine], x.shape[0] if x.ndim else 1,
+            int(x.dtype == torch.float64), problem.model.n_terms,
+            problem.criterion.kind in ELEMENTARY, self.sizes(x.device),
         )  # fmt: skip
         return min(schedule.epochs, most, every * MOST_RECORDED if every else most)
 

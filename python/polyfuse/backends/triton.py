@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..criteria import ELEMENTARY, SQUARED, Criterion
+from ..exponents import MAX_TERMS
 from ..problem import Problem, Report, Schedule
 from ..symbolic import Traced
 from . import geometry, launch, surface_triton
@@ -55,7 +56,7 @@ def _samples_of(problem: Problem) -> Any:
 class Triton:
     name = "triton"
     max_params = geometry.MAX_PARAMS
-    several_variables = True
+    max_surface_terms = MAX_TERMS
     max_changes = MAX_CHANGES
     in_place = True
 
