@@ -96,7 +96,7 @@ def statistics_of(
         squares = float((w * (y - fitted(x)) ** 2).sum())
     return Statistics(
         names_of(module, model), params, form.free, solution, rows, fitted, data.samples, n,
-        form.has_constant, squares,
+        form.has_constant, squares, problem.weight is not None,
     )  # fmt: skip
 
 
