@@ -4,6 +4,7 @@
 
 #include "bindings_cuda_fits.h"
 #include "cuda/launch.h"
+#include "cuda/surface.h"
 
 namespace py = pybind11;
 namespace pf = polyfuse;
@@ -15,10 +16,8 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-using Launch = void (*)(const pf::Run&, void*);
-
-template <Launch launch>
-void launch_on(const pf::Run& run, uintptr_t stream) {
+template <class Told, void (*launch)(const Told&, void*)>
+void launch_on(const Told& run, uintptr_t stream) {
   launch(run, reinterpret_cast<void*>(stream));
 }
 
@@ -103,15 +102,30 @@ PYBIND11_MODULE(_cuda, m) {
         run.basis = {at<const double>(alpha), at<const double>(beta), at<const double>(gamma)};
       });
 
-  m.def("step", &launch_on<pf::launch_step>);
-  m.def("stream", &launch_on<pf::launch_stream>);
-  m.def("classes", &launch_on<pf::launch_classes>);
-  m.def("moments", &launch_on<pf::launch_moments>);
-  m.def("evaluate", &launch_on<pf::launch_evaluate>);
-  m.def("project", &launch_on<pf::launch_project>);
-  m.def("count_nonfinite", &launch_on<pf::launch_count_nonfinite>);
-  m.def("update", &launch_on<pf::launch_update>);
-  m.def("store", &launch_on<pf::launch_store>);
+  py::class_<pf::SurfaceRun>(m, "SurfaceRun", py::module_local())
+      .def(py::init([](const pf::Run& run, int n_variables, int64_t x_column, uintptr_t variable,
+                       uintptr_t frame, int depth, int columns, int one) {
+        pf::SurfaceRun surface;
+        static_cast<pf::Run&>(surface) = run;
+        surface.data.x_column = x_column;
+        surface.n_variables = n_variables;
+        surface.factors = {at<const int32_t>(variable), at<const double>(frame), depth, columns,
+                           one};
+        return surface;
+      }));
+
+  m.def("surface_step", &launch_on<pf::SurfaceRun, pf::launch_surface_step>);
+  m.def("surface_stream", &launch_on<pf::SurfaceRun, pf::launch_surface_stream>);
+  m.def("surface_moments", &launch_on<pf::SurfaceRun, pf::launch_surface_moments>);
+  m.def("step", &launch_on<pf::Run, pf::launch_step>);
+  m.def("stream", &launch_on<pf::Run, pf::launch_stream>);
+  m.def("classes", &launch_on<pf::Run, pf::launch_classes>);
+  m.def("moments", &launch_on<pf::Run, pf::launch_moments>);
+  m.def("evaluate", &launch_on<pf::Run, pf::launch_evaluate>);
+  m.def("project", &launch_on<pf::Run, pf::launch_project>);
+  m.def("count_nonfinite", &launch_on<pf::Run, pf::launch_count_nonfinite>);
+  m.def("update", &launch_on<pf::Run, pf::launch_update>);
+  m.def("store", &launch_on<pf::Run, pf::launch_store>);
 
   py::class_<pf::Device>(m, "Device", py::module_local())
       .def(py::init<int32_t, int64_t>())
@@ -131,6 +145,12 @@ PYBIND11_MODULE(_cuda, m) {
       },
       py::arg("kernel"), py::arg("n"), py::arg("dtype"), py::arg("n_terms"), py::arg("n_params"),
       py::arg("device"), py::arg("weighted") = false);
+  m.def("surface_geometry", [](const std::string& kernel, int64_t n, int columns, int n_params,
+                               bool closed, const pf::Device& device) {
+    return pf::surface_geometry(pf::kernel_named(kernel), n, columns, n_params, closed, device);
+  });
+  m.def("surface_workspace_bytes", &pf::surface_workspace_bytes);
+  m.def("surface_width", &pf::surface_width);
   m.def("epochs_within", [](double seconds, int engine, int64_t n, int dtype, int n_terms,
                             bool elementary, const pf::Device& device) {
     return pf::epochs_within(seconds, static_cast<pf::Engine>(engine), n,

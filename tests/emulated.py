@@ -13,8 +13,9 @@ from polyfuse.backends.cuda import Cuda
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("bindings_cuda.cpp", "bindings_cuda_fits.cpp", "cuda/fits.cpp", "cuda/geometry.cpp",
-           "cuda/classes.cu", "cuda/descend_fits.cu", "cuda/device.cu", "cuda/moments.cu",
-           "cuda/solve_fits.cu", "cuda/step.cu", "cuda/stream.cu", "cuda/verbs.cu")  # fmt: skip
+           "cuda/surface.cpp", "cuda/classes.cu", "cuda/descend_fits.cu", "cuda/device.cu",
+           "cuda/moments.cu", "cuda/solve_fits.cu", "cuda/step.cu", "cuda/stream.cu",
+           "cuda/surface.cu", "cuda/verbs.cu")  # fmt: skip
 FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wno-unknown-pragmas", "-fPIC", "-fvisibility=hidden",
          "-pthread", "-U_FORTIFY_SOURCE", "-Werror")  # fmt: skip
 
@@ -34,7 +35,7 @@ def build():
         includes = (ROOT / "tests/emulation", pybind11.get_include(), sysconfig.get_path("include"))
 
         def compile(source):
-            target = folder / f"{Path(source).stem}.o"
+            target = folder / f"{Path(source).name}.o"
             command = ["g++", *FLAGS, *(f"-I{i}" for i in includes), "-x", "c++", "-c"]
             subprocess.run([*command, str(ROOT / "csrc" / source), "-o", str(target)], check=True)
             return str(target)
@@ -72,13 +73,16 @@ class Emulated(Cuda):
     def on(self, device):
         return nullcontext(0)
 
-    def geometry(self, kernel, data, map, device):
-        grid = super().geometry(kernel, data, map, device)
+    def geometry(self, kernel, data, map, device, model=None, closed=False):
+        grid = super().geometry(kernel, data, map, device, model, closed)
         if self.blocks is None or kernel in ("epochs", "update", "store"):
             return grid
         grid.blocks = self.blocks
         grid.cooperative = kernel == "classes"
-        if kernel == "stream":  # half of a block's chunk on chip where it fits, the rest in memory
+        if model is not None and model.exponents:
+            grid.cooperative = kernel == "stream"
+        elif kernel == "stream":
+            # half of a block's chunk on chip where it fits, the rest in memory
             width = 2 if data.dtype else 4
             grid.chunk = -(-data.n // (self.blocks * width)) * width
             grid.blocks = -(-data.n // grid.chunk)

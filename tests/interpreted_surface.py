@@ -42,16 +42,18 @@ def poison(monkeypatch):
     monkeypatch.setattr(launch, "_workspaces", {})
 
 
-def both(model, criterion, optimizer, x, y, epochs=(5, 3), launches=1, **options):
+def both(
+    model, criterion, optimizer, x, y, epochs=(5, 3), launches=1, backend="triton", **options
+):  # fmt: skip
     """The same runs on both backends: everything that they leave is alike."""
     models = [model, copy.deepcopy(model)]
     optimizers = [optimizer(m.parameters()) for m in models]
     for count in epochs:
         found, wanted = (
             pf.fit(m, criterion, o, x, y, epochs=count, backend=on, **options)
-            for m, o, on in zip(models, optimizers, ("triton", "cpu"), strict=True)
+            for m, o, on in zip(models, optimizers, (backend, "cpu"), strict=True)
         )
-        assert (found.backend, found.launches, found.engine) == ("triton", launches, wanted.engine)
+        assert (found.backend, found.launches, found.engine) == (backend, launches, wanted.engine)
         assert found.epochs == wanted.epochs and found.converged == wanted.converged
         assert np.array_equal(found.history_epochs, wanted.history_epochs)
         np.testing.assert_allclose(found.history, wanted.history, rtol=1e-10)
@@ -207,17 +209,13 @@ def test_several_outputs(name):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
-@pytest.mark.parametrize("criterion", [nn.MSELoss(), nn.HuberLoss(delta=0.3)], ids=["mse", "huber"])
-@pytest.mark.parametrize("name", OF_COLUMNS)
-def test_steps_of_the_loop_and_of_fuse(name, criterion, dtype, monkeypatch):
-    take_for_a_device(monkeypatch, REGISTRY["triton"])
+def steps_of_the_loop_and_of_fuse(name, criterion, dtype, backend):
     function, x = POLYNOMIALS[name][1], TABLE.to(dtype)
     looped, model, stepped = (Model(function).to(dtype) for _ in range(3))
     y = torch.cos(3 * looped.forward(x).detach())
     optimizers = [optim.Adam(m.parameters(), lr=0.01) for m in (looped, model, stepped)]
     step = pf.fuse(stepped, criterion, optimizers[2])
-    before = REGISTRY["triton"].launches()
+    before = backend.launches()
     for _ in range(4):
         losses = []
         for m, optimizer in zip((looped.forward, model), optimizers, strict=False):
@@ -228,8 +226,16 @@ def test_steps_of_the_loop_and_of_fuse(name, criterion, dtype, monkeypatch):
             losses.append(loss.detach())
         losses.append(step(x, y))
         torch.testing.assert_close(losses[1:], losses[:1] * 2)
-    assert REGISTRY["triton"].launches() - before == 8
+    assert backend.launches() - before == 8
     for p, *others in zip(*(m.parameters() for m in (looped, model, stepped)), strict=True):
         for other in others:
             torch.testing.assert_close(other, p)
             torch.testing.assert_close(other.grad, p.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("criterion", [nn.MSELoss(), nn.HuberLoss(delta=0.3)], ids=["mse", "huber"])
+@pytest.mark.parametrize("name", OF_COLUMNS)
+def test_steps_of_the_loop_and_of_fuse(name, criterion, dtype, monkeypatch):
+    take_for_a_device(monkeypatch, REGISTRY["triton"])
+    steps_of_the_loop_and_of_fuse(name, criterion, dtype, REGISTRY["triton"])

@@ -121,6 +121,41 @@ def test_launches_come_back_in_time():
     assert epochs(2, 9) >= 2**62
 
 
+@pytest.mark.parametrize("device", [H100, A100], ids=["h100", "a100"])
+@pytest.mark.parametrize("kernel", ["step", "stream", "moments", "epochs"])
+@pytest.mark.parametrize("n", [1, 9, 1003, 10**6, 2**31 + 1, 2**33])
+@pytest.mark.parametrize("columns", [1, 6, 7, 15, 16, 31, 63, 64, 65])
+def test_launches_of_several_variables_fit_the_device(columns, n, kernel, device):
+    width = _cuda.surface_width(columns)
+    assert width % 8 == 0 and columns < width <= columns + 8
+    rows = 256 if width <= 16 else 128 if width <= 32 else 64
+    for closed in (False, True):
+        grid = _cuda.surface_geometry(kernel, n, columns, 64, closed, device)
+        assert grid.threads == 256 and grid.threads % rows == 0
+        assert grid.shared >= 8 * width * rows
+        assert grid.cooperative == (kernel == "stream" and grid.blocks > 1)
+        at_once = -(-grid.blocks // device.processors)  # with what the kernels declare
+        assert 1 <= at_once <= 2 and at_once * (grid.shared + 24 * 1024) <= device.shared
+        assert grid.blocks <= -(-n // rows) and (grid.blocks == 1 or kernel != "epochs")
+        if kernel in ("moments", "epochs"):
+            assert grid.shared >= 8 * (width**2 + columns * (columns + 2))
+        partial = grid.blocks * max(width**2, 2 * (columns + 2))
+        work = 4 * 128 * 129 + 8 * 64  # of the closed form of 64 parameters
+        assert _cuda.surface_workspace_bytes(grid, columns, 64) == 64 + 8 * (partial + work)
+
+
+def test_small_closed_forms_of_several_variables_work_on_chip():
+    def shared(n_params, closed):
+        return _cuda.surface_geometry("epochs", 9, n_params, n_params, closed, H100).shared
+
+    assert shared(20, True) > shared(20, False) and shared(64, True) == shared(64, False)
+
+
+def test_declared_shared_memory_of_several_variables(usage):
+    found = [used["SHARED"] for (_, kernel), used in usage.items() if "surface" in kernel]
+    assert len(found) == 8 and max(found) <= 24 * 1024
+
+
 def test_an_unknown_kernel_is_refused():
     with pytest.raises(ValueError, match="none called fit"):
         _cuda.geometry("fit", 1, 0, 1, 1, H100)

@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 includes=$(python -m pybind11 --includes | sed 's/-I/-isystem /g')
-clang-tidy --quiet csrc/*.cpp csrc/cpu/{batch_run,least_squares,normal_equations,reduce,run,select,stacked_run,surface_run}.cpp csrc/cuda/{fits,geometry}.cpp -- -std=c++17 -Icsrc $includes
+clang-tidy --quiet csrc/*.cpp csrc/cpu/{batch_run,least_squares,normal_equations,reduce,run,select,stacked_run,surface_run}.cpp csrc/cuda/{fits,geometry,surface}.cpp -- -std=c++17 -Icsrc $includes

@@ -2,6 +2,7 @@
 #include "fits.h"
 #include "launch.cuh"
 #include "launch.h"
+#include "surface.h"
 
 namespace polyfuse {
 
@@ -43,6 +44,8 @@ std::vector<std::pair<std::string, int>> kernels() {
         found.emplace_back(name + ("<" + of + ", " + std::to_string(terms) + ">"), kFitThreads);
   }
   found.emplace_back("epochs", kPassThreads);
+  for (const char* name : {"surface_step", "surface_stream", "surface_moments", "surface_epochs"})
+    found.emplace_back(name, kSurfaceThreads);
   found.emplace_back("store", kMaxParams);
   return found;
 }

@@ -1,15 +1,12 @@
 // The fused run that reads the data once: a pilot fit in every block, the moments about it, and all
 // epochs in the block that comes last; also the moments alone, and the run from moments given.
-#include "../core/closed_form.h"
+#include "descend.cuh"
 #include "launch.cuh"
 #include "launch.h"
 #include "passes.cuh"
-#include "run.cuh"
 
 namespace polyfuse {
 namespace {
-
-constexpr int64_t kPilot = 1024;  // samples of the pilot fit, at least, where there are so many
 
 struct Board {
   Desk desk;
@@ -20,17 +17,6 @@ struct Board {
   PF_DEVICE double* work() { return reinterpret_cast<double*>(&objective); }
 };
 static_assert(sizeof(MomentsObjective) >= sizeof(double) * kMaxTerms * (kMaxTerms + 1), "work()");
-
-// One sample of `every`.
-PF_DEVICE Data thinned(const Data& data, int64_t every) {
-  Data pilot = data;
-  pilot.n = (data.n + every - 1) / every;
-  pilot.x_stride *= every;
-  pilot.y_stride *= every;
-  pilot.w_stride *= every;
-  pilot.omit = true;
-  return pilot;
-}
 
 // Centre and half width of the pilot's finite x that count; whether there are any.
 template <class T>
@@ -75,7 +61,7 @@ template <class T, int K>
 PF_DEVICE bool accumulate(const Block& block, Board& board, const Run& run) {
   Desk& desk = board.desk;
   Moments& moments = board.moments;
-  Data pilot = thinned(run.data, run.data.n < kPilot ? 1 : run.data.n / kPilot);
+  Data pilot = pilot_of(run.data);
   if (!measure<T>(block, board, pilot, run.n_coefficients)) {  // weights of 0 leave it out
     pilot = thinned(run.data, 1);
     measure<T>(block, board, pilot, run.n_coefficients);
@@ -115,38 +101,22 @@ PF_DEVICE void each_entry(const Block& block, Moments& moments, double* buffer, 
 }
 
 template <Engine engine, class Team>
-PF_DEVICE void descend_by(const Team& team, Board& board, const Run& run) {
-  Desk& desk = board.desk;
-  MomentsObjective& objective = board.objective;
-  desk.load_map(team, run);
-  desk.load_params(team, run);
-  desk.load_rest(team, run, true);
-  objective.start(team, desk.map, board.moments, run.data.shift, run.data.scale, run.mean);
-  const Descent descent = desk.descent(run);
-  Recorder record = Recorder::of(run, true);
-  Outcome out;
-  out.previous = run.schedule.previous;
-  const State state = desk.state();
-  if constexpr (engine == Engine::ClosedForm) {
-    double* const behind = workspace_of(run)->sums() + int64_t(gridDim.x) * kMaxSums;
-    double* const work = run.grid.shared ? reinterpret_cast<double*>(dynamic_shared()) : behind;
-    closed_form(team, objective, descent, out, state, record, work);
-  } else {
-    step_by_step(team, objective, descent, out, state, record, Follow<Team>{team, run, desk, out});
-  }
-  if ((run.flags & kStep) && out.epochs > 0) out.loss = out.previous;
-  // A run on moments that are not finite comes to nothing.
-  const double square = board.moments.square;
-  desk.finish(team, run, out, square, (run.flags & kStep) || finite(square));
+PF_DEVICE void descend_on(const Team& team, Board& board, const Run& run) {
+  board.desk.load_map(team, run);
+  board.objective.start(team, board.desk.map, board.moments, run.data.shift, run.data.scale,
+                        run.mean);
+  double* const behind = workspace_of(run)->sums() + int64_t(gridDim.x) * kMaxSums;
+  double* const work = run.grid.shared ? reinterpret_cast<double*>(dynamic_shared()) : behind;
+  descend_by<engine>(team, board.desk, run, board.objective, board.moments.square, work);
 }
 
 // The matrices of the closed form are work for a block; an epoch is little for a warp.
 // It is compiled once, for all kernels.
 __device__ __noinline__ void descend(Board& board, const Run& run) {
   if (run.engine == Engine::ClosedForm)
-    descend_by<Engine::ClosedForm>(Block{}, board, run);
+    descend_on<Engine::ClosedForm>(Block{}, board, run);
   else if (threadIdx.x < kWarp)
-    descend_by<Engine::Moments>(Warp{}, board, run);
+    descend_on<Engine::Moments>(Warp{}, board, run);
 }
 
 template <class T, int K>

@@ -50,6 +50,23 @@ struct Samples {
   PF_DEVICE T weight(int64_t i) const { return w ? w[i * w_stride] : T(1); }
 };
 
+constexpr int64_t kPilot = 1024;  // samples of the pilot fit, at least, where there are so many
+
+// One sample of `every`.
+PF_DEVICE Data thinned(const Data& data, int64_t every) {
+  Data pilot = data;
+  pilot.n = (data.n + every - 1) / every;
+  pilot.x_stride *= every;
+  pilot.y_stride *= every;
+  pilot.w_stride *= every;
+  pilot.omit = true;
+  return pilot;
+}
+
+PF_DEVICE Data pilot_of(const Data& data) {
+  return thinned(data, data.n < kPilot ? 1 : data.n / kPilot);
+}
+
 // Whether some samples may be left out, so that those that count are to be counted.
 PF_DEVICE bool counted(const Data& data) { return data.omit || data.w; }
 

@@ -41,7 +41,7 @@ struct Desk {
   double params[kMaxParams], kept[kKept * kMaxParams], grad[kMaxParams], fresh[kMaxParams];
   double low[kMaxParams], high[kMaxParams];
   UpdateRule rule[kMaxParams];
-  double coef[kMaxTerms], grad_coef[kMaxTerms];
+  double coef[kMaxParams];
   double sums[kMaxSums], scratch[kScratch];
   CoefficientMap map;
   double factor[kMaxParams];
@@ -133,8 +133,8 @@ struct Desk {
   PF_DEVICE double gradient(const Team& team, const Run& run, double n, const double* at,
                             double* into) {
     const double weight = run.criterion.weight * (run.mean ? 1.0 / n : 1.0);
-    team.each(map.n_coefficients, [&](int k) { grad_coef[k] = sums[1 + k] * weight; });
-    map.pull_back(team, at, grad_coef, into);
+    team.each(map.n_coefficients, [&](int k) { sums[1 + k] *= weight; });
+    map.pull_back(team, at, sums + 1, into);
     return sums[0] * weight;
   }
 
@@ -184,6 +184,17 @@ struct Follow {
   }
 };
 
+// Sums that are there already.
+struct Summed {
+  const Run& run;
+  Desk& desk;
+  double n;
+  template <class Team>
+  PF_DEVICE double operator()(const Team& team, const double* params, double* grad) const {
+    return desk.gradient(team, run, n, params, grad);
+  }
+};
+
 PF_DEVICE Workspace* workspace_of(const Run& run) { return static_cast<Workspace*>(run.workspace); }
 
 struct Recorder {
@@ -198,5 +209,17 @@ struct Recorder {
     ++at;
   }
 };
+
+// One step from the desk's sums over `n` samples, by the block that has them.
+PF_DEVICE void step_on_sums(const Block& block, Desk& desk, const Run& run, double n) {
+  desk.load_rest(block, run, true);
+  Summed objective{run, desk, n};
+  const Descent descent = desk.descent(run);
+  Outcome out;
+  out.previous = run.schedule.previous;
+  look(block, objective, descent, out, desk.state());
+  move(block, descent, out, desk.state(), Recorder::of(run, true));
+  desk.finish(block, run, out, NAN);
+}
 
 }  // namespace polyfuse

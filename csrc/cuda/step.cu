@@ -9,17 +9,6 @@
 namespace polyfuse {
 namespace {
 
-// Sums that are there already.
-struct Summed {
-  const Run& run;
-  Desk& desk;
-  double n;
-  template <class Team>
-  PF_DEVICE double operator()(const Team& team, const double* params, double* grad) const {
-    return desk.gradient(team, run, n, params, grad);
-  }
-};
-
 template <class T, int K, class Rho>
 __global__ void __launch_bounds__(kPassThreads, 1) step(const __grid_constant__ Run run) {
   PF_SHARED(Desk, desk);
@@ -33,15 +22,8 @@ __global__ void __launch_bounds__(kPassThreads, 1) step(const __grid_constant__ 
   add_samples(run.data, Samples<T>::of(run.data), Ranks::grid(), sums);
   sum_block(sums.sum, desk.scratch, desk.sums);
   if (!sum_grid(workspace_of(run), Sums::kSums, desk.scratch, desk.sums)) return;
-  desk.load_rest(block, run, true);
-  const double n = counted(run.data) ? desk.sums[K + 1] : static_cast<double>(run.data.n);
-  Summed objective{run, desk, n};
-  const Descent descent = desk.descent(run);
-  Outcome out;
-  out.previous = run.schedule.previous;
-  look(block, objective, descent, out, desk.state());
-  move(block, descent, out, desk.state(), Recorder::of(run, true));
-  desk.finish(block, run, out, NAN);
+  step_on_sums(block, desk, run,
+               counted(run.data) ? desk.sums[K + 1] : static_cast<double>(run.data.n));
 }
 
 }  // namespace

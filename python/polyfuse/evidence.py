@@ -78,7 +78,7 @@ class Evidence:
             squares = float((w * (y - fitted(x)) ** 2).sum())
         return Statistics(
             self.names(), params, form.free, solution, rows, fitted, data.samples, n,
-            form.has_constant, squares,
+            form.has_constant, squares, problem.weight is not None,
         )  # fmt: skip
 
     def _solved(self, problem: Problem) -> tuple[_C.NormalEquations, _C.Solution]:

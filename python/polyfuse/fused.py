@@ -71,9 +71,9 @@ class Fused:
         # Whether the checks of the loop are all that a call needs.
         self.cheap = not contents.copies and not contents.tensors
         # None: torch runs what is on this device.
-        several = bool(self.polynomial and self.polynomial.exponents)
+        surface = len(self.polynomial.exponents) if self.polynomial else 0
         n_slots = len(self.traced.slots) if self.traced else 0
-        self.runner: Any = backend_of(device, n_slots, several)
+        self.runner: Any = backend_of(device, n_slots, surface)
         if isinstance(self.traced, Stacked) and not self.on_host:
             self.runner = backend_of_classes(device, self.traced)
         of_y = self.traced.rows_of_y if self.traced else None

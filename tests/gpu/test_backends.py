@@ -274,3 +274,32 @@ def test_solutions_of_columns(weighted):
     assert_relative(found.params, truth.params, 1e-13)
     assert_relative(found.statistics.r_squared, truth.statistics.r_squared, 1e-13)
     assert_relative(found.statistics.covariance, truth.statistics.covariance, 1e-12)
+
+
+def fit_both(near, far, x, y, backend, epochs, **options):
+    """The model near on the CPU, its like on the device by this backend."""
+    runs = (near, "cpu", x, y), (far.to(DEVICE), backend.name, x.to(DEVICE), y.to(DEVICE))
+    for model, on, *samples in runs:
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.5)
+        found = pf.fit(
+            model, torch.nn.MSELoss(), optimizer, *samples, epochs=epochs, backend=on, **options
+        )
+    assert (found.backend, found.launches) == (backend.name, 1)
+    assert_like_torch(far.coefficients.detach().cpu(), near.coefficients.detach())
+
+
+@pytest.mark.parametrize("engine", ["closed_form", "moments", "stream"])
+@pytest.mark.parametrize("n", [1, 129, 100_003])
+@pytest.mark.parametrize("name", ["plane", "quartic", "domain"])
+def test_runs_of_several_variables(backend, name, n, engine, dtype):
+    x, y, near, far = make_surface(name, n, dtype)
+    fit_both(near, far, x, y, backend, 5, engine=engine)
+
+
+@pytest.mark.parametrize("terms", [7, 16, 31, 62])
+def test_moments_of_many_columns(backend, terms):
+    x = torch.rand(5000, terms, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    models = [
+        pf.nn.Polynomial(1, variables=terms, intercept=False, dtype=torch.float64) for _ in range(2)
+    ]
+    fit_both(*models, x, torch.sin(x.sum(1)), backend, 50)

@@ -15,7 +15,7 @@ class Backend(Protocol):
 
     name: str
     max_params: int
-    several_variables: bool
+    max_surface_terms: int  # of several variables, in the loop
 
     def missing(self) -> str | None:
         """None, or why this backend is not there."""
@@ -88,11 +88,11 @@ def backends() -> dict[str, str]:
     return {name: REGISTRY[name].missing() or "available" for name in HOMES}
 
 
-def backend_of(device: torch.device, n_params: int, several: bool = False) -> Backend | None:
+def backend_of(device: torch.device, n_params: int, n_surface_terms: int = 0) -> Backend | None:
     """The backend of the training loop of a model on a device; None where there is none."""
     for backend in (REGISTRY[name] for name in AUTO.get(device.type, ())):
-        serves = n_params <= backend.max_params and (backend.several_variables or not several)
-        if serves and not backend.missing():
+        fits = n_params <= backend.max_params and n_surface_terms <= backend.max_surface_terms
+        if fits and not backend.missing():
             return backend
     return None
 

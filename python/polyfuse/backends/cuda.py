@@ -13,6 +13,7 @@ from ..criteria import CROSS_ENTROPY, ELEMENTARY, SQUARED, Criterion
 from ..problem import Problem, Report, Schedule
 from ..stacked import Stacked
 from ..symbolic import Traced
+from . import surface_cuda
 from .device import (
     MAX_CHANGES,
     DeviceMap,
@@ -29,7 +30,7 @@ from .device import (
     state_size,
 )
 from .native import ENGINE
-from .reference import finite
+from .reference import design, finite
 from .tables import Tables
 
 MOST_RECORDED = 1 << 20  # losses of one launch
@@ -54,7 +55,7 @@ def _missing() -> str | None:
 class Cuda:
     name = "cuda"
     max_params = MAX_PARAMS
-    several_variables = False
+    max_surface_terms = surface_cuda.MAX_TERMS
     max_changes = MAX_CHANGES
     in_place = True
     device_type = "cuda"
@@ -81,9 +82,8 @@ class Cuda:
             return self.refuse_classes(problem.model)
         if len(problem.model.slots) > MAX_PARAMS:
             return f"{len(problem.model.slots)} scalar parameters, more than {MAX_PARAMS}"
-        if problem.model.exponents:
-            return "the model has several variables"
-        return None
+        terms, most = len(problem.model.exponents), self.max_surface_terms
+        return f"{terms} terms of several variables, above {most}" if terms > most else None
 
     def refuse_classes(self, model: Stacked) -> str | None:
         if model.batch or not model.of_y:
@@ -98,6 +98,8 @@ class Cuda:
         self, model: Traced, coef: Any, x: torch.Tensor, map: DeviceMap | None = None
     ) -> torch.Tensor:
         """V c; with a map, c of the parameters in `coef`."""
+        if model.exponents:
+            return (design(model, x) @ self._float64(coef, x)).to(x.dtype)
         map = map or DeviceMap.identity_of(model.degree + 1, x.device)
         y = torch.empty(x.numel(), dtype=x.dtype, device=x.device)
         self.launch("evaluate", model, x, None, map=map, state=self._float64(coef, x), out=y)
@@ -108,6 +110,8 @@ class Cuda:
         params: Any = None,
     ) -> torch.Tensor:  # fmt: skip
         """V^T g [K] on the device; with a map, pulled back to its parameters [P]."""
+        if model.exponents:
+            return design(model, x).T @ g.double()
         map = map or DeviceMap.identity_of(model.degree + 1, x.device)
         out = torch.empty(map.n_params, dtype=torch.float64, device=x.device)
         state = out if params is None else self._float64(params, x)
@@ -121,13 +125,13 @@ class Cuda:
 
     def accumulate(self, problem: Problem) -> DeviceMoments:
         model, device = problem.model, problem.x.device
-        moments = torch.empty(4 * model.degree + 6, dtype=torch.float64, device=device)
-        map = DeviceMap.identity_of(model.degree + 1, device)
+        moments, square = self._new_moments(model, device)
+        map = DeviceMap.identity_of(model.n_terms, device)
         self.launch(
             "moments", model, problem.x, problem.y, map=map, moments=moments,
             omit=problem.omit, weight=problem.weight, flags=self.module.MOMENTS,
         )  # fmt: skip
-        return DeviceMoments(moments, float(moments[2]))
+        return DeviceMoments(moments, float(moments[square]))
 
     def descend(
         self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: Any
@@ -139,7 +143,7 @@ class Cuda:
         flags = self.module.STORE * (held.tables is not None) | self.module.LOAD * held.load
         buffer = moments.buffer if moments is not None else None
         if buffer is None and engine != "stream":
-            buffer = torch.empty(4 * model.degree + 6, dtype=torch.float64, device=device)
+            buffer, _ = self._new_moments(model, device)
         whole = "classes" if isinstance(model, Stacked) else "stream"
         self.launch(
             whole if engine == "stream" else "moments" if moments is None else "epochs",
@@ -161,7 +165,7 @@ class Cuda:
         return Report(epochs, converged, outcome["loss"], recorded, moments, outcome["previous"])
 
     def nonfinite(self, problem: Problem) -> int:
-        if isinstance(problem.model, Stacked):
+        if problem.model.exponents or isinstance(problem.model, Stacked):
             return int((~finite(problem)).sum())
         count = torch.empty((), dtype=torch.int64, device=problem.x.device)
         map = DeviceMap.identity_of(1, problem.x.device)
@@ -219,13 +223,17 @@ class Cuda:
     ) -> None:  # fmt: skip
         """One kernel on the current stream, with what `device` lays out; waits for nothing."""
         module, device = self.module, x.device
+        n = x.shape[0] if x.ndim else 1
         data = module.Data(
-            *(0 if t is None else t.data_ptr() for t in (x, y, weight)), x.numel(),
+            *(0 if t is None else t.data_ptr() for t in (x, y, weight)), n,
             *(t.stride(0) if t is not None and t.ndim else 1 for t in (x, y, weight)),
             x.dtype == torch.float64, omit, model.shift if model else 0.0,
             model.scale if model else 1.0,
         )  # fmt: skip
         first, epochs, every, tol, _, previous = schedule
+        surface = model if model is not None and model.exponents else None
+        grid = self.geometry(kernel, data, map, device, model, engine == "closed_form")
+        work = surface_cuda.workspace_bytes(module, grid, surface, map, device) if surface else 0
         with self.on(device) as stream:
             run = module.Run(
                 data, criterion.address, mean, ENGINE[engine],
@@ -236,8 +244,8 @@ class Cuda:
                 0 if state is None else state.data_ptr(),
                 0 if moments is None else moments.data_ptr(), kernel == "epochs",
                 tables.addresses.data_ptr() if tables else 0, tables.single if tables else 0,
-                0 if out is None else out.data_ptr(), self.workspace(device, stream).data_ptr(),
-                device.index or 0, self.geometry(kernel, data, map, device),
+                0 if out is None else out.data_ptr(),
+                self.workspace(device, stream, work).data_ptr(), device.index or 0, grid,
             )  # fmt: skip
             if isinstance(model, Stacked):
                 weight_of = dict(criterion.options)["weight"]
@@ -247,14 +255,32 @@ class Cuda:
                     model.outputs, y.stride(1) if y is not None and y.ndim > 1 else 0,
                     of_class.data_ptr(), *(row.data_ptr() for row in rows),
                 )  # fmt: skip
-            getattr(module, "moments" if kernel == "epochs" else kernel)(run, stream)
+            verb = "moments" if kernel == "epochs" else kernel
+            if surface:
+                run, verb = surface_cuda.of_surface(module, run, surface, x), f"surface_{verb}"
+            getattr(module, verb)(run, stream)
         self._launches += 1
 
-    def geometry(self, kernel: str, data: Any, map: DeviceMap, device: torch.device) -> Any:
+    def geometry(
+        self, kernel: str, data: Any, map: DeviceMap, device: torch.device,
+        model: Traced | None = None, closed: bool = False,
+    ) -> Any:  # fmt: skip
+        sizes = self.sizes(device)
+        if model is not None and model.exponents:
+            columns = surface_cuda.columns_of(model, device)
+            return self.module.surface_geometry(
+                kernel, data.n, columns, map.n_params, closed, sizes
+            )  # fmt: skip
         return self.module.geometry(
-            kernel, data.n, data.dtype, map.n_terms, map.n_params, self.sizes(device),
-            data.weighted,
-        )  # fmt: skip
+            kernel, data.n, data.dtype, map.n_terms, map.n_params, sizes, data.weighted
+        )
+
+    def _new_moments(self, model: Traced, device: torch.device) -> tuple[torch.Tensor, int]:
+        """Memory for them, and where in it sum w r^2 will be."""
+        size, square = 4 * model.degree + 6, 2
+        if model.exponents:
+            size, square = surface_cuda.moments_size(self.module, model, device)
+        return torch.empty(size, dtype=torch.float64, device=device), square
 
     def sizes(self, device: torch.device) -> Any:
         return _sizes(device.index)
@@ -265,14 +291,14 @@ class Cuda:
             return nullcontext(torch._C._cuda_getCurrentRawStream(device.index))
         return _On(device)
 
-    def workspace(self, device: torch.device, stream: int) -> torch.Tensor:
+    def workspace(self, device: torch.device, stream: int, least: int = 0) -> torch.Tensor:
         """Partial sums and counters; the counters are 0 before and after every launch."""
         key: tuple[int, int] | None = (device.index or 0, stream)
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             key = None  # the zeros are part of the graph, whose replays may come in any order
         held = self._workspaces.get(key)
-        if held is None:
-            size = self.module.workspace_bytes(self.sizes(device))
+        if held is None or held.numel() < least:
+            size = max(least, self.module.workspace_bytes(self.sizes(device)))
             held = torch.zeros(size, dtype=torch.uint8, device=device)
             if key is not None:
                 self._workspaces[key] = held
@@ -282,8 +308,9 @@ class Cuda:
         """The epochs of a launch that is to come back in time."""
         x, every = problem.x, schedule.record_every
         most = self.module.epochs_within(
-            schedule.seconds, ENGINE[engine], x.numel(), int(x.dtype == torch.float64),
-            cost_of(problem.model), problem.criterion.kind in ELEMENTARY, self.sizes(x.device),
+            schedule.seconds, ENGINE[engine], x.shape[0] if x.ndim else 1,
+            int(x.dtype == torch.float64), cost_of(problem.model),
+            problem.criterion.kind in ELEMENTARY, self.sizes(x.device),
         )  # fmt: skip
         return min(schedule.epochs, most, every * MOST_RECORDED if every else most)
 

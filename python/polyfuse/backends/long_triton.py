@@ -13,6 +13,7 @@ from ..rules import KEPT, SgdOptions
 from . import launch, surface_triton
 from .batched import Fits, Outcome, Run
 from .device import DeviceMap, DeviceState, device_rule, n_recorded
+from .factors import terms_of
 from .triton import interpreted
 
 SAMPLES = 100  # for each fit: in a lane they take as long as a launch
@@ -90,7 +91,7 @@ def _descend(run: Run, fit: int, state: State) -> tuple[Any, ...]:
         change = torch.from_numpy(_in_legendre(fits, frame)).to(device)
         basis = "legendre"
     exponents = tuple((k,) for k in range(n_terms))
-    terms = surface_triton.terms_of(exponents, (frame,), device, basis)
+    terms = terms_of(exponents, (frame,), device, basis)
     samples = surface_triton.Samples(x[:, None], of(fits.y), terms, fits.omit, weight)
     schedule = Schedule(0, run.epochs, run.record_every, run.tol)
     held = DeviceState(state, schedule, device)

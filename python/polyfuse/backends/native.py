@@ -9,7 +9,7 @@ import torch
 
 from .. import _C
 from ..bases import recurrence_of
-from ..exponents import layout
+from ..exponents import MAX_TERMS, layout
 from ..problem import Problem, Report, Schedule, State
 from ..rules import rows_of
 from ..stacked import Stacked
@@ -96,7 +96,7 @@ def make_data(
 class Cpu:
     name = "cpu"
     max_params = MAX_PARAMS
-    several_variables = True
+    max_surface_terms = MAX_TERMS
     max_changes = 4096  # of the rule, in one launch
 
     def missing(self) -> str | None:

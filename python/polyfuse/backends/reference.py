@@ -115,7 +115,7 @@ class Step:
 class Reference:
     name = "reference"
     max_params = MAX_PARAMS
-    several_variables = False
+    max_surface_terms = 0
 
     def __init__(self) -> None:
         self._launches = 0

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..criteria import CROSS_ENTROPY, ELEMENTARY, SQUARED, Criterion
+from ..exponents import MAX_TERMS
 from ..problem import Problem, Report, Schedule
 from ..stacked import Stacked
 from ..symbolic import Traced
@@ -61,7 +62,7 @@ def _samples_of(problem: Problem) -> Any:
 class Triton:
     name = "triton"
     max_params = geometry.MAX_PARAMS
-    several_variables = True
+    max_surface_terms = MAX_TERMS
     max_changes = MAX_CHANGES
     in_place = True
 
