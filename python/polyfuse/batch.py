@@ -53,9 +53,7 @@ def fit_batch(
     options = options_held(p, optimizer)
     box = None if options is None else read_bounds(bounds, {"coefficients": p}).get("coefficients")
     linear = isinstance(options, SgdOptions | None)
-    runner = epochs_backend(backend, fits, box is not None)
-    if not hasattr(runner, "most_epochs"):
-        between.refuse_for(f"a batch on the backend {runner.name}, which takes one launch")
+    runner = epochs_backend(backend, fits)
     schedulers = None
     if scheduled := bool(between.scheduler):
         schedulers = Schedulers(between.scheduler, optimizer, lambda: run.rule())
@@ -256,10 +254,10 @@ def _backend(name: str, fits: Fits) -> Any:
     raise ValueError(f"backend: {'; '.join(reasons) or f'none serves {fits.x.device}'}")
 
 
-def epochs_backend(name: str, fits: Fits, bounded: bool = False) -> Any:
+def epochs_backend(name: str, fits: Fits) -> Any:
     """The same for epochs: on a GPU few long fits are no batch."""
     if name == "triton" or (name == "auto" and fits.x.device.type == "cuda"):
         long = LongTriton()
-        if not (bounded or long.refuse(fits)):
+        if not long.refuse(fits):
             return long
     return _backend(name, fits)

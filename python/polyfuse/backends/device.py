@@ -93,13 +93,17 @@ def device_rule(rule: Rule, device: torch.device) -> DeviceRule:
 
 def rule_of(problem: Problem) -> DeviceRule:
     """The problem's rule, with its changes."""
-    device = problem.x.device
-    if not problem.changes:
-        return device_rule(problem.rule, device)
-    epochs, rules = zip(*problem.changes, strict=True)
-    rows = _rows([problem.rule, *rules], device)
-    changes = torch.tensor([*epochs, NEVER], dtype=torch.int64, device=device)
-    return DeviceRule(rows, method_of(problem.rule), changes)
+    return rule_with(problem.rule, problem.changes, problem.x.device)
+
+
+def rule_with(rule: Rule, changes: Sequence[tuple[int, Rule]], device: torch.device) -> DeviceRule:
+    """A rule and its changes."""
+    if not changes:
+        return device_rule(rule, device)
+    epochs, rules = zip(*changes, strict=True)
+    rows = _rows([rule, *rules], device)
+    from_then = torch.tensor([*epochs, NEVER], dtype=torch.int64, device=device)
+    return DeviceRule(rows, method_of(rule), from_then)
 
 
 def _rows(rules: Sequence[Rule], device: torch.device) -> torch.Tensor:
