@@ -146,3 +146,14 @@ def test_few_long_fits_between_epochs(engine, name, tol, monkeypatch):
     assert torch.equal(found.fit_epochs, wanted.fit_epochs)
     assert torch.equal(found.status, wanted.status)
     np.testing.assert_allclose(found.history, wanted.history, rtol=1e-8)
+
+
+def test_many_terms_take_a_launch_each():
+    x, y, _ = make("own", n=25, fits=3)
+    left = []
+    for backend in ("triton", "cpu"):
+        model = model_of(3, degree=17, basis="chebyshev")
+        optimizer = OPTIMIZERS["adam"](model.parameters())
+        result = pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=5, backend=backend)
+        left.append(torch.cat([model.coefficients.detach(), result.loss[None]]))
+    torch.testing.assert_close(*left, rtol=1e-8, atol=1e-10)

@@ -13,7 +13,14 @@ import pytest
 from polyfuse.backends import geometry, surface_triton
 from polyfuse.backends.batched_triton import BLOCK, WARPS
 from polyfuse.criteria import BCE, ELEMENTARY, HUBER, KINDS
-from polyfuse.rules import METHODS, AdamOptions, NAdamOptions, RAdamOptions, SgdOptions
+from polyfuse.rules import (
+    METHODS,
+    AdamOptions,
+    NAdamOptions,
+    RAdamOptions,
+    RmsPropOptions,
+    SgdOptions,
+)
 
 triton = pytest.importorskip("triton")
 
@@ -29,7 +36,10 @@ WIDEST = {
     "P": surface_triton.MAX_TERMS, "K": surface_triton.MAX_TERMS, "C": surface_triton.MAX_TERMS,
     "PW": 64, "W": 64, "JUMP": 128, "BAND": geometry.band(128),
 }  # fmt: skip
-EPOCHS = [(options, moments) for options in METHODS for moments in (True, False)]
+EPOCHS = [
+    *((options, True) for options in (SgdOptions, AdamOptions, RmsPropOptions, NAdamOptions)),
+    (RAdamOptions, True), (SgdOptions, False), (AdamOptions, False),
+]  # fmt: skip
 
 
 def kept_bits(options):

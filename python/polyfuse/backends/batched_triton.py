@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,13 +19,20 @@ WARPS = 4
 MAX_TERMS = 16  # of which the kernel is a multiple in size
 
 
+def refuse_place(device: torch.device) -> str | None:
+    """None, or why Triton's kernels cannot run there."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    there = device.type == ("cpu" if interpreted() else "cuda")
+    return None if there else f"the data is on {device}"
+
+
 class BatchedTriton(DeviceBatches):
     name = "triton"
 
     def refuse(self, fits: Fits) -> str | None:
-        device = fits.x.device
-        if device.type != ("cpu" if interpreted() else "cuda"):
-            return f"the data is on {device}"
+        if reason := refuse_place(fits.x.device):
+            return reason
         terms = fits.params.shape[0]
         return f"{terms} coefficients, more than {MAX_TERMS}" if terms > MAX_TERMS else None
 

@@ -1,5 +1,5 @@
-"""A few fits of many samples on a GPU: all of it works at one fit after the other, as at one of
-several variables, where the kernels of batches would leave each to a lane."""
+"""A few fits of many samples, or of many terms, on a GPU: all of it works at one fit after the
+other, as at one of several variables, where the kernels of batches leave each to a lane."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..problem import Schedule, State
 from ..rules import KEPT, SgdOptions
 from . import geometry, launch, surface_triton
 from .batched import Fits, Outcome, Run
+from .batched_triton import MAX_TERMS, refuse_place
 from .device import DeviceMap, DeviceState, n_recorded, rule_with
-from .triton import interpreted
 
 SAMPLES = 100  # for each fit: in a lane they take as long as a launch
 
@@ -25,12 +25,12 @@ class LongTriton:
     name = "triton"
 
     def refuse(self, fits: Fits) -> str | None:
-        device, (n, count) = fits.x.device, fits.y.shape
-        if device.type != ("cpu" if interpreted() else "cuda"):
-            return f"the data is on {device}"
-        if n < SAMPLES * count:
+        if reason := refuse_place(fits.x.device):
+            return reason
+        (n, count), terms = fits.y.shape, fits.params.shape[0]
+        if n < SAMPLES * count and terms <= MAX_TERMS:
             return f"{count} fits of {n} samples, fewer than {SAMPLES} for each fit"
-        terms, most = fits.params.shape[0], surface_triton.MAX_TERMS
+        most = surface_triton.MAX_TERMS
         return f"{terms} coefficients, more than {most}" if terms > most else None
 
     def refuse_engine(self, engine: str) -> str | None:
