@@ -1,6 +1,5 @@
 #include "bindings_cuda_fits.h"
 
-#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -76,19 +75,40 @@ void bind_cuda_fits(py::module_& m) {
           [](Fits& fits, Address criterion) { fits.criterion = *at<const Criterion>(criterion); })
       .def_readwrite("mean", &Fits::mean)
       .def_property("schedule", unread,
-                    [](Fits& fits, std::tuple<int64_t, int64_t, double> value) {
-                      const auto [epochs, record_every, tol] = value;
-                      fits.schedule = {0, epochs, record_every, tol, 0.0, NAN};
+                    [](Fits& fits, std::tuple<int64_t, int64_t, int64_t, double> value) {
+                      const auto [first, epochs, record_every, tol] = value;
+                      fits.schedule = {first, epochs, record_every, tol, 0.0, NAN};
                     })
+      .def_readwrite("wide", &Fits::wide)
       .def_property("rule", unread,
                     [](Fits& fits, const std::vector<double>& row) { fits.rule = rule_of(row); })
       .def("keep", [](Fits& fits, int row, Address all) { fits.kept[row] = at<void>(all); })
-      .def("keep_once",
-           [](Fits& fits, const std::vector<double>& kept, int64_t paced, Address rates) {
-             std::copy(kept.begin(), kept.end(), fits.kept_once);
-             fits.paced = paced;
+      .def("pace",
+           [](Fits& fits, Address rates, int64_t paced) {
              fits.rates = at<const double>(rates);
+             fits.paced = paced;
            })
+      .def("follow",
+           [](Fits& fits, Address changes, Address rules) {
+             fits.changes = at<const int64_t>(changes);
+             fits.rules = at<const double>(rules);
+           })
+      .def(
+          "leap",
+          [](Fits& fits, Address q, Address factor, Address maps, double weight, double rank,
+             std::tuple<int64_t, int64_t, int64_t> lengths, bool at_once, bool buffer, bool decay) {
+            fits.design = {at<const double>(q), at<const double>(factor), weight,
+                           static_cast<int32_t>(rank)};
+            const auto [first, between, last] = lengths;
+            const double* const map = at<const double>(maps);
+            const int64_t size = 6 * fits.n_terms * fits.n_terms;
+            const bool moves = fits.rule.method != Method::None;
+            const auto jump = [&](int64_t epochs, int64_t i) {
+              return Jump{epochs, moves ? map + i * size : nullptr, true};
+            };
+            fits.leaps = {
+                {jump(first, 0), jump(between, 1), jump(last, 2)}, at_once, buffer, decay};
+          })
       .def_property("low", unread, address(&Fits::low))
       .def_property("high", unread, address(&Fits::high))
       .def_property("params", unread, address(&Fits::params))
@@ -99,6 +119,7 @@ void bind_cuda_fits(py::module_& m) {
       .def_property("covariance", unread, address(&Fits::covariance))
       .def_property("counted", unread, address(&Fits::counted))
       .def_property("weight_sum", unread, address(&Fits::weight_sum))
+      .def_property("previous", unread, address(&Fits::previous))
       .def_property("epochs", unread, address(&Fits::epochs))
       .def_property("degree", unread, address(&Fits::degree))
       .def_property("rank", unread, address(&Fits::rank))
@@ -109,14 +130,10 @@ void bind_cuda_fits(py::module_& m) {
       .def("lay_out", &lay_out, py::arg("solve"), py::arg("device"))
       .def("solve",
            [](const Fits& fits, Address stream) { launch_solve_fits(fits, at<void>(stream)); })
-      .def("descend",
-           [](const Fits& fits, Address stream) { launch_descend_fits(fits, at<void>(stream)); });
-  m.def("pace", [](const std::vector<double>& row, int64_t epochs, std::vector<double> kept) {
-    py::array_t<double> rates({epochs, static_cast<int64_t>(kRates)});
-    std::fill_n(rates.mutable_data(), rates.size(), 0.0);
-    pace(rule_of(row), epochs, kept.data(), rates.mutable_data());
-    return std::make_tuple(rates, kept);
-  });
+      .def("descend", [](const Fits& fits, Address stream) {
+        const bool leaps = fits.engine == Engine::ClosedForm;
+        (leaps ? launch_leap_fits : launch_descend_fits)(fits, at<void>(stream));
+      });
 }
 
 }  // namespace polyfuse

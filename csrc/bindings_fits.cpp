@@ -30,6 +30,12 @@ Series series(const SeriesTuple& of) {
   return {at<const void>(address), sample, fit, float64 ? Dtype::Float64 : Dtype::Float32};
 }
 
+using Array = py::array_t<double, py::array::c_style>;
+
+Array array_of(const std::vector<double>& numbers) {
+  return Array(static_cast<py::ssize_t>(numbers.size()), numbers.data());
+}
+
 }  // namespace
 
 void bind_surface(py::module_& m) {
@@ -110,6 +116,20 @@ void bind_batch(py::module_& m) {
       .def("keep", [](Batch& b, int row, Address all) { b.kept[row] = at<void>(all); })
       .def("keep_once", [](Batch& b, int row, double value) { b.kept_once[row] = value; })
       .def("kept_after", kept_once_after)
+      .def("rates",
+           [](const Batch& b, int64_t epochs) {
+             return Array({epochs, static_cast<int64_t>(kRates)}, rates_of(b, epochs).data());
+           })
+      .def("leaps",
+           [](const Batch& b) {
+             const OwnedDesign design = design_of(b);
+             const OwnedLeaps leaps = leaps_of(b, design.view);
+             const Jump* const jump = leaps.view.jump;
+             return py::make_tuple(array_of(design.q), array_of(design.factor),
+                                   array_of(leaps.maps), design.view.weight, design.view.rank,
+                                   std::make_tuple(jump[0].epochs, jump[1].epochs, jump[2].epochs),
+                                   leaps.view.at_once, leaps.view.buffer, leaps.view.decay);
+           })
       .def_property("low", unread, address(&Batch::low))
       .def_property("high", unread, address(&Batch::high))
       .def_property("params", unread, address(&Batch::params))

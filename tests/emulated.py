@@ -14,8 +14,8 @@ from polyfuse.backends.cuda import Cuda
 ROOT = Path(__file__).parent.parent
 SOURCES = ("bindings_cuda.cpp", "bindings_cuda_fits.cpp", "cuda/fits.cpp", "cuda/geometry.cpp",
            "cuda/surface.cpp", "cuda/classes.cu", "cuda/descend_fits.cu", "cuda/device.cu",
-           "cuda/moments.cu", "cuda/solve_fits.cu", "cuda/step.cu", "cuda/stream.cu",
-           "cuda/surface.cu", "cuda/verbs.cu")  # fmt: skip
+           "cuda/leap_fits.cu", "cuda/moments.cu", "cuda/solve_fits.cu", "cuda/step.cu",
+           "cuda/stream.cu", "cuda/surface.cu", "cuda/verbs.cu")  # fmt: skip
 FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wno-unknown-pragmas", "-fPIC", "-fvisibility=hidden",
          "-pthread", "-U_FORTIFY_SOURCE", "-Werror")  # fmt: skip
 

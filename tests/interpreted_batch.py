@@ -1,9 +1,12 @@
 """Batches of fits by interpreted Triton kernels; tests/test_triton.py has this file run."""
 
+import numpy as np
 import polyfuse as pf
 import polyfuse.nn as nn
 import pytest
 import torch
+from polyfuse.backends import geometry
+from torch.optim.lr_scheduler import StepLR
 
 from .test_batch import DATA, OPTIMIZERS, assert_same_run, make, model_of
 
@@ -109,8 +112,48 @@ def test_what_the_backend_refuses():
     x, y, _ = make("shared")
     with pytest.raises(ValueError, match="17 coefficients, more than 16"):
         pf.solve(model_of(degree=16), x, y, backend="triton")
-    model = model_of()
-    optimizer = OPTIMIZERS["sgd"](model.parameters())
-    with pytest.raises(ValueError, match="closed_form cannot serve this case: batches have no"):
-        pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=2, engine="closed_form",
-               backend="triton")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("engine", "name", "tol"),
+    [
+        ("moments", "adam", None),
+        ("stream", "nesterov", None),
+        ("stream", "adam", 1e-2),
+        ("closed_form", "nesterov", None),
+    ],
+)
+def test_few_long_fits_between_epochs(engine, name, tol, monkeypatch):
+    """One launch for each fit, whatever is asked for between epochs."""
+    monkeypatch.setattr(geometry, "LAUNCH_SECONDS", 0.0)  # a launch for every epoch
+    x, y, _ = make("shared", n=230, fits=2)
+    y[:, 1] += 3 * x
+    outcomes = []
+    for backend in ("triton", "cpu"):
+        model, looks = model_of(2), []
+        optimizer = OPTIMIZERS[name](model.parameters())
+        more = {"bounds": (-0.5, 1.5), "scheduler": StepLR(optimizer, 3, gamma=0.5)}
+        result = pf.fit(
+            model, nn.MSELoss(), optimizer, x, y, epochs=11, engine=engine, record_every=2,
+            tol=tol, backend=backend, callback=lambda e, loss, looks=looks: looks.append(loss),
+            **(more if engine != "closed_form" else {}),
+        )  # fmt: skip
+        outcomes.append((model.coefficients, result, torch.stack(looks)))
+    (p, found, seen), (q, wanted, shown) = outcomes
+    assert found.launches >= found.epochs if engine != "closed_form" else found.launches == 12
+    for a, b in ((p, q), (p.grad, q.grad), (seen, shown)):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    assert torch.equal(found.fit_epochs, wanted.fit_epochs)
+    assert torch.equal(found.status, wanted.status)
+    np.testing.assert_allclose(found.history, wanted.history, rtol=1e-8)
+
+
+def test_many_terms_take_a_launch_each():
+    x, y, _ = make("own", n=25, fits=3)
+    left = []
+    for backend in ("triton", "cpu"):
+        model = model_of(3, degree=17, basis="chebyshev")
+        optimizer = OPTIMIZERS["adam"](model.parameters())
+        result = pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=5, backend=backend)
+        left.append(torch.cat([model.coefficients.detach(), result.loss[None]]))
+    torch.testing.assert_close(*left, rtol=1e-8, atol=1e-10)

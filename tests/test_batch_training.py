@@ -72,7 +72,8 @@ def test_every_scheduler(name, optimizer, engine, backend):
             assert result.launches == (epochs if name == "ReduceLROnPlateau" else 1)
 
 
-def test_momentum_that_a_schedule_brings_in():
+@pytest.mark.parametrize("backend", ["cpu"])
+def test_momentum_that_a_schedule_brings_in(backend):
     x, y, _ = make("shared")
     sides = [(m, torch.optim.SGD(m.parameters(), lr=0.01)) for m in (model_of(), model_of())]
     schedulers = []
@@ -87,7 +88,8 @@ def test_momentum_that_a_schedule_brings_in():
 
         s.step = later
         schedulers.append([s])
-    pf.fit(sides[0][0], nn.MSELoss(), sides[0][1], x, y, epochs=9, scheduler=schedulers[0])
+    pf.fit(sides[0][0], nn.MSELoss(), sides[0][1], x, y, epochs=9, scheduler=schedulers[0],
+           backend=backend)  # fmt: skip
     loop(*sides[1], schedulers[1], x, y, 9)
     for p, q in zip(*(side[0].parameters() for side in sides), strict=True):
         torch.testing.assert_close(p, q, **CLOSE)
@@ -153,7 +155,8 @@ def test_a_callback_sees_what_a_shorter_run_leaves(name, engine):
     assert result.fit_epochs.unique().tolist() == [23]
 
 
-def test_a_callback_changes_things_and_stops():
+@pytest.mark.parametrize("backend", ["cpu"])
+def test_a_callback_changes_things_and_stops(backend):
     x, y, _ = make("shared")
     model, looped = model_of(), model_of()
     optimizer, plain = (torch.optim.SGD(m.parameters(), lr=0.05) for m in (model, looped))
@@ -169,7 +172,7 @@ def test_a_callback_changes_things_and_stops():
         return epoch == 6
 
     result = pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=90, record_every=3,
-                    callback=callback)  # fmt: skip
+                    callback=callback, backend=backend)  # fmt: skip
     for _ in range(2):
         loop(looped, plain, [], x, y, 3)
         change(plain.param_groups[0], looped.coefficients)
@@ -205,7 +208,7 @@ def test_launches_of_a_long_run_are_one_run(name, engine, kind, monkeypatch):
         outcomes.append((result, model.coefficients, optimizer.state[model.coefficients]))
     (a, p, kept), (b, q, again) = outcomes
     assert a.launches == 1 and b.launches == b.epochs > 10
-    assert torch.equal(p, q)
+    assert torch.equal(p, q) and torch.equal(p.grad, q.grad)
     assert torch.equal(a.fit_epochs, b.fit_epochs) and torch.equal(a.status, b.status)
     assert torch.equal(a.rank, b.rank)
     np.testing.assert_array_equal(a.history, b.history)

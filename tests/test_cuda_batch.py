@@ -150,15 +150,6 @@ def test_bounds(engine, backend):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "nadam"])
-def test_epochs_past_the_table_of_rates(name, backend, monkeypatch):
-    monkeypatch.setattr(batched_cuda, "MOST_PACED", 3)
-    x, y, _ = make("own")
-    assert_same_run(
-        ("emulated", "reference"), OPTIMIZERS[name], nn.MSELoss(), x, y, engine="moments"
-    )
-
-
 def test_many_terms_and_float32(backend):
     x, y, _ = make("own", n=40, fits=131, dtype=torch.float32)
     left = []
@@ -189,11 +180,6 @@ def test_what_the_backend_refuses(backend):
     x, y, _ = make("shared")
     with pytest.raises(ValueError, match="17 coefficients, more than 16"):
         pf.solve(model_of(degree=16), x, y, backend="emulated")
-    model = model_of()
-    optimizer = OPTIMIZERS["sgd"](model.parameters())
-    with pytest.raises(ValueError, match="closed_form cannot serve this case: batches have no"):
-        pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=2, engine="closed_form",
-               backend="emulated")  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [0, 1])

@@ -33,6 +33,7 @@ RUNS = {
     "resident": ["test_resident.py"],
     "bounds": ["test_bounds.py", "-k", "on_a_device"],
     "batches": ["interpreted_batch.py"],
+    "epochs of batches": ["test_batch_device.py", "-k", "not ctrl_c"],
     "surfaces": ["interpreted_surface.py"],
     "classes": ["test_device_classes.py"],
     "schedules": ["test_schedulers.py", "-k", "on_a_device"],

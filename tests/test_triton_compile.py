@@ -13,7 +13,14 @@ import pytest
 from polyfuse.backends import geometry, surface_triton
 from polyfuse.backends.batched_triton import BLOCK, WARPS
 from polyfuse.criteria import BCE, ELEMENTARY, HUBER, KINDS
-from polyfuse.rules import METHODS, AdamOptions, RAdamOptions, SgdOptions
+from polyfuse.rules import (
+    METHODS,
+    AdamOptions,
+    NAdamOptions,
+    RAdamOptions,
+    RmsPropOptions,
+    SgdOptions,
+)
 
 triton = pytest.importorskip("triton")
 
@@ -30,6 +37,17 @@ WIDEST = {
     "P": surface_triton.MAX_TERMS, "K": surface_triton.MAX_TERMS, "C": surface_triton.MAX_TERMS,
     "PW": 64, "W": 64, "JUMP": 128, "BAND": geometry.band(128),
 }  # fmt: skip
+EPOCHS = [
+    *((options, True) for options in (SgdOptions, AdamOptions, RmsPropOptions, NAdamOptions)),
+    (RAdamOptions, True), (SgdOptions, False), (AdamOptions, False),
+]  # fmt: skip
+
+
+def kept_bits(options):
+    """The rows that the rule keeps of every parameter."""
+    return sum(1 << r for r, kept in enumerate(METHODS[options].kept) if not kept.scalar)
+
+
 FLAGS = {
     "step_kernel": [
         {},
@@ -101,17 +119,32 @@ FLAGS = {
         {"DEGREE": 2},
     ],
     "descend_fits_kernel": [
-        {"MEAN": True, "KEEPS": 2},
+        *({"METHOD": METHODS[o].number, "KEPT": kept_bits(o), "MOMENTS": m} for o, m in EPOCHS),
         {
             "OMIT": True,
             "WEIGHTED": True,
             "TOL": True,
+            "PREVIOUS": True,
             "RECORD": True,
             "KIND": HUBER.tag,
-            "KEEPS": 2,
+            "KEPT": 1,
         },
-        {"METHOD": METHODS[AdamOptions].number, "KEEPS": 4, "BOUNDED": True},
-        {"MEAN": True, "KEEPS": 2, "MOMENTS": True},
+        {"METHOD": METHODS[AdamOptions].number, "KEPT": 14, "BOUNDED": True, "CHANGES": True},
+        {
+            "METHOD": METHODS[NAdamOptions].number,
+            "KEPT": 12,
+            "MOMENTS": True,
+            "TOL": True,
+            "PREVIOUS": True,
+            "RECORD": True,
+            "BOUNDED": True,
+            "CHANGES": True,
+            "MEAN": True,
+        },
+    ],
+    "leap_fits_kernel": [
+        {},
+        {"RECORD": True, "BUFFER": True, "DECAY": True, "WEIGHTED": True},
     ],
 }
 POINTERS = {

@@ -102,7 +102,13 @@ class FitsAbreast {
     const AtOptimum<double, K> optimum{batch_.n_terms, design.factor, along_, rest_, weight};
     if (!batch_.solve && batch_.engine == Engine::ClosedForm) {
       start();
-      leap<K>(plan_, optimum, recorder(), lanes_);
+      Pace pace(plan_);
+      leap(
+          plan_.leaps, batch_.schedule, batch_.n_terms, optimum, lanes_,
+          [&](int64_t epoch) {
+            update(batch_.rule, pace.at(epoch), batch_.n_terms, lanes_.grad, lanes_);
+          },
+          recorder());
       return leave_run();
     }
     counted_ = FitPack::all(design.counted);
@@ -226,10 +232,12 @@ class FitsAbreast {
   }
 
   void start() {
+    const int64_t first = batch_.schedule.first_epoch;
     for (int j = 0; j < (K ? K : batch_.n_terms); ++j) {
       const int64_t at = j * batch_.fits + fit_;
       lanes_.p[j] = load_row(batch_.params, batch_.dtype, at, count_);
-      lanes_.grad[j] = FitPack{};
+      // of fits that have settled
+      lanes_.grad[j] = first > 0 ? load_row(batch_.grad, batch_.dtype, at, count_) : FitPack{};
       lanes_.bounded = batch_.low != nullptr;
       if (lanes_.bounded) {
         lanes_.low[j] = load_row(batch_.low + at, count_);
@@ -239,7 +247,7 @@ class FitsAbreast {
         lanes_.kept[j][r] =
             batch_.kept[r] ? load_row(batch_.kept[r], batch_.dtype, at, count_) : FitPack{};
     }
-    const FitPack so_far = FitPack::all(static_cast<double>(batch_.schedule.first_epoch));
+    const FitPack so_far = FitPack::all(static_cast<double>(first));
     if (batch_.previous) lanes_.previous = load_row(batch_.previous + fit_, count_);
     lanes_.epochs = batch_.epochs ? load_row(batch_.epochs + fit_, count_) : so_far;
     lanes_.active = if_less(lanes_.epochs - so_far, 0.0, FitPack{}, lanes_.active);

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "../core/batch.h"
-#include "../core/descent.h"
+#include "../core/leap.h"
 #include "passes.h"
 
 namespace polyfuse {
@@ -54,9 +54,9 @@ struct Batch {
   FitStatus* status = nullptr;  // [B]
 };
 
-// What fits share that share x and weights: W^1/2 V = Q factor, Q orthonormal.
+// What fits share that share x and weights: V = Q factor, Q^T W Q = 1.
 struct Design {
-  const double* q = nullptr;       // [N, K]
+  const double* q = nullptr;       // [N, K]; of a plan, W^1/2 Q
   const double* factor = nullptr;  // [K, K], upper triangular
   const double* u = nullptr;       // [N]
   const double* root = nullptr;    // [N], of the weights; null: 1
@@ -64,12 +64,17 @@ struct Design {
   double counted = 0.0, rank = 0.0;
 };
 
-// All epochs but the last as one affine map of (parameters - optimum, buffer, optimum).
-struct Jump {
-  int64_t epochs = 0;           // of one application
-  const double* map = nullptr;  // [2 K, 3 K], less the identity
-  bool overflows = false;
+struct OwnedDesign {
+  std::vector<double> q, factor, u, root;
+  Design view;
 };
+OwnedDesign design_of(const Batch&);
+
+struct OwnedLeaps {
+  std::vector<double> maps;  // [3, 2 K, 3 K]
+  Leaps view;
+};
+OwnedLeaps leaps_of(const Batch&, const Design&);
 
 struct BatchPlan {
   const Batch& batch;
@@ -77,10 +82,7 @@ struct BatchPlan {
   const double* rates = nullptr;   // [paced, kRates], of the first epochs
   int64_t paced = 0;
   double kept[kKept];  // rows that all fits share, after those epochs
-  LinearStep step;     // of SGD whose buffers are filled
-  Jump jump[3];        // to the first recorded epoch, from one to the next, to the last
-  bool leaps_first =
-      false;  // nothing is recorded, and there is no buffer that the first epoch fills
+  Leaps leaps;
 
   explicit BatchPlan(const Batch& of) : batch(of) { std::copy_n(of.kept_once, kKept, kept); }
 };
@@ -88,6 +90,9 @@ struct BatchPlan {
 // Fits that are read together: a cache line of every row. More at once would ask for more lines
 // than can be on their way.
 constexpr int kTile = 16;
+
+// Rates [epochs, kRates] of the rule's first epochs.
+std::vector<double> rates_of(const Batch&, int64_t epochs);
 
 // Numbers [kKept] that the rule keeps once per tensor, so many epochs later.
 std::vector<double> kept_once_after(const Batch&, int64_t epochs);

@@ -1,7 +1,6 @@
-// Epochs of a pack of fits: epoch by epoch on any criterion, or by powers of an affine map.
+// Epochs of a pack of fits, one by one, on any criterion.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 
 #include "../core/optimum.h"
@@ -105,69 +104,6 @@ void descend_on(const BatchPlan& plan, const U* u, const FitPack* y, const FitPa
                                                          batch.basis,   weight};
     descend(plan, objective, record, s);
   });
-}
-
-// SGD of fits that share their factor: the first epoch, which fills the buffers, and the last,
-// whose gradient stays behind, as they are; those between by powers of the affine map. A launch
-// begins at an epoch that is recorded, where any are.
-template <int K>
-void leap(const BatchPlan& plan, const AtOptimum<double, K>& objective, Recorder record, Lanes& s) {
-  const Schedule& schedule = plan.batch.schedule;
-  const int terms = K ? K : plan.batch.n_terms;
-  const bool with_buffer = fills_momentum(plan.batch.rule);
-  const bool with_decay = plan.step.p_p != 1.0 || plan.step.b_p != 0.0;
-  FitPack optimum[K ? K : kMaxTerms];
-  const auto buffer = [&](int j) -> FitPack& { return s.kept[j][Sgd::kBuffer]; };
-  Pace pace(plan);
-  back_substitute(terms, objective.factor, objective.along, optimum);
-  const int64_t last = schedule.epochs - 1, every = schedule.record_every;
-  const auto jump_to = [&](const Jump& jump) PF_ALWAYS_INLINE {
-    FitPack from[K ? K : kMaxTerms], to_p[K ? K : kMaxTerms], to_b[K ? K : kMaxTerms] = {};
-    for_terms<K>(terms, [&](int j) PF_ALWAYS_INLINE { from[j] = s.p[j] - optimum[j]; });
-    const auto rows = [&](auto&& times) PF_ALWAYS_INLINE {
-      const auto row = [&](int i) PF_ALWAYS_INLINE {
-        const double* entry = jump.map + i * 3 * terms;
-        FitPack change{};
-        for (int j = 0; j < terms; ++j) change += times(from[j], entry[j]);
-        if (with_buffer)
-          for (int j = 0; j < terms; ++j) change += times(buffer(j), entry[terms + j]);
-        if (with_decay)
-          for (int j = 0; j < terms; ++j) change += times(optimum[j], entry[2 * terms + j]);
-        return change;
-      };
-      for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE { to_p[i] = row(i); });
-      if (with_buffer)
-        for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE { to_b[i] = row(terms + i); });
-    };
-    if (jump.overflows)  // but not for a fit that is at its optimum
-      rows([](const FitPack& v, double entry) { return if_zero(v, FitPack{}, v * entry); });
-    else
-      rows([](const FitPack& v, double entry) PF_ALWAYS_INLINE { return v * entry; });
-    for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE {
-      s.p[i] = (from[i] + to_p[i]) + optimum[i];
-      if (with_buffer) buffer(i) += to_b[i];
-    });
-  };
-  if (plan.leaps_first) jump_to(plan.jump[0]);
-  for (int64_t epoch = plan.leaps_first ? last : 0;;) {
-    s.loss = objective(s.p, s.grad);
-    if (epoch > last) break;
-    if (records(schedule, epoch)) record(s.loss);
-    if (epoch == 0 || epoch == last) {
-      update(plan.batch.rule, pace.at(epoch), terms, s.grad, s);
-      if (++epoch > last) {
-        FitPack unused[K ? K : kMaxTerms];
-        s.loss = objective(s.p, unused);
-        break;
-      }
-      if (epoch == last || records(schedule, epoch)) continue;
-    }
-    const int64_t next = every > 0 ? std::min(last, epoch / every * every + every) : last;
-    const Jump* jump = plan.jump;
-    while (jump->epochs != next - epoch) ++jump;
-    if (plan.batch.rule.method != Method::None) jump_to(*jump);
-    epoch = next;
-  }
 }
 
 }  // namespace PF_ISA

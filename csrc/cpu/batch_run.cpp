@@ -12,16 +12,13 @@
 namespace polyfuse {
 namespace {
 
-struct OwnedDesign {
-  std::vector<double> q, factor, u, root;
-  Design view;
-};
-
 double number(const Series& series, int64_t i) {
   const int64_t at = i * series.sample;
   return series.dtype == Dtype::Float32 ? static_cast<const float*>(series.at)[at]
                                         : static_cast<const double*>(series.at)[at];
 }
+
+}  // namespace
 
 OwnedDesign design_of(const Batch& batch) {
   const auto n = static_cast<size_t>(batch.n);
@@ -53,9 +50,7 @@ OwnedDesign design_of(const Batch& batch) {
   double norm = orthogonal.first;
   for (int k = 0; k < terms; ++k) {
     if (k > 0) norm *= orthogonal.size[k];
-    for (size_t i = 0; i < n; ++i)
-      design.q[i * terms + k] *=
-          (design.root.empty() ? 1.0 : design.root[i]) * (norm > 0.0 ? 1.0 / norm : 0.0);
+    for (size_t i = 0; i < n; ++i) design.q[i * terms + k] *= norm > 0.0 ? 1.0 / norm : 0.0;
   }
   factorise(terms, batch.basis, orthogonal, batch.scale / orthogonal.scale,
             orthogonal.offset(batch.shift), design.factor.data());
@@ -66,6 +61,8 @@ OwnedDesign design_of(const Batch& batch) {
   design.view.rank = orthogonal.rank;
   return design;
 }
+
+namespace {
 
 // How SGD's step responds to parameter, gradient and buffer, once that is filled.
 LinearStep linear_step(const UpdateRule& rule) {
@@ -88,18 +85,12 @@ bool settles(const UpdateRule& rule) {
   return rule.method == Method::None || rule.method == Method::Sgd;
 }
 
-// Powers of numbers cost as much as an epoch of a pack of fits: they are taken once for all.
-std::vector<double> tabulate(BatchPlan& plan) {
-  const int64_t paced =
-      std::min(plan.batch.schedule.epochs, settles(plan.batch.rule) ? 1 : kMostPaced);
-  std::vector<double> rates(static_cast<size_t>(paced * kRates));
+// The rates of the first epochs, and what all fits share after them.
+void tabulate(const BatchPlan& plan, int64_t epochs, double* rates, double* kept) {
   Pace pace(plan);
-  for (int64_t epoch = 0; epoch < paced; ++epoch)
-    std::copy_n(pace.at(epoch), kRates, rates.data() + epoch * kRates);
-  std::copy_n(pace.kept(), kKept, plan.kept);
-  plan.rates = rates.data();
-  plan.paced = paced;
-  return rates;
+  for (int64_t epoch = 0; epoch < epochs; ++epoch)
+    std::copy_n(pace.at(epoch), kRates, rates + epoch * kRates);
+  std::copy_n(pace.kept(), kKept, kept);
 }
 
 // One epoch of (parameters - optimum, buffer, optimum), less the identity; [3 K, 3 K + 1].
@@ -127,31 +118,40 @@ std::vector<double> epoch_map(const Batch& batch, const Design& design, const Li
   return map;
 }
 
-// The maps of the jumps that the schedule makes.
-std::vector<std::vector<double>> jumps_of(BatchPlan& plan) {
-  const Schedule& schedule = plan.batch.schedule;
-  const int terms = plan.batch.n_terms, n = 3 * terms;
+}  // namespace
+
+OwnedLeaps leaps_of(const Batch& batch, const Design& design) {
+  const Schedule& schedule = batch.schedule;
+  const UpdateRule& rule = batch.rule;
+  const int terms = batch.n_terms, n = 3 * terms;
   const int64_t last = schedule.epochs - 1, every = schedule.record_every;
-  const std::vector<double> epoch = epoch_map(plan.batch, *plan.design, plan.step);
-  const UpdateRule& rule = plan.batch.rule;
-  plan.leaps_first = every == 0 && last > 0 && rule.method == Method::Sgd && !fills_momentum(rule);
+  const LinearStep step = linear_step(rule);
+  const std::vector<double> epoch = epoch_map(batch, design, step);
+  OwnedLeaps owned;
+  Leaps& leaps = owned.view;
+  leaps.buffer = fills_momentum(rule);
+  leaps.decay = step.p_p != 1.0 || step.b_p != 0.0;
+  leaps.at_once = every == 0 && last > 0 && rule.method == Method::Sgd && !leaps.buffer;
   const int64_t first = every > 0 ? std::min(every, last) : last;
-  const int64_t lengths[3] = {plan.leaps_first ? first : first - 1, every,
+  const int64_t lengths[3] = {leaps.at_once ? first : first - 1, every,
                               every > 0 ? last - last / every * every : 0};
-  std::vector<std::vector<double>> maps;
+  const size_t size = static_cast<size_t>(2 * terms * n);
+  owned.maps.resize(3 * size);
   std::vector<double> work(static_cast<size_t>(3 * affine_entries(n)));
   for (int i = 0; i < 3; ++i) {
-    maps.emplace_back(static_cast<size_t>(2 * terms * n));
-    plan.jump[i] = {lengths[i], maps.back().data(), false};
+    double* const map = owned.maps.data() + i * size;
+    leaps.jump[i] = {lengths[i], rule.method == Method::None ? nullptr : map, false};
     if (lengths[i] <= 0) continue;
     const double* power_of = power(Alone{}, n, epoch.data(), lengths[i], work.data());
     for (int row = 0; row < 2 * terms; ++row)
-      std::copy_n(power_of + row * (n + 1), n, maps.back().data() + row * n);
-    for (double entry : maps.back())
-      plan.jump[i].overflows = plan.jump[i].overflows || !std::isfinite(entry);
+      std::copy_n(power_of + row * (n + 1), n, map + row * n);
+    leaps.jump[i].overflows =
+        !std::all_of(map, map + size, [](double entry) { return std::isfinite(entry); });
   }
-  return maps;
+  return owned;
 }
+
+namespace {
 
 constexpr double kShare = 1 << 16;  // terms of samples, or of the moments, between two looks
 
@@ -166,6 +166,13 @@ int64_t share_of(const Batch& batch) {
 }
 
 }  // namespace
+
+std::vector<double> rates_of(const Batch& batch, int64_t epochs) {
+  std::vector<double> rates(static_cast<size_t>(epochs * kRates));
+  double kept[kKept];
+  tabulate(BatchPlan(batch), epochs, rates.data(), kept);
+  return rates;
+}
 
 std::vector<double> kept_once_after(const Batch& batch, int64_t epochs) {
   const BatchPlan plan(batch);
@@ -184,16 +191,23 @@ int64_t run_batch(const Batch& batch, int64_t first, double seconds, int threads
   using Clock = std::chrono::steady_clock;
   const Clock::time_point start = Clock::now();
   BatchPlan plan(batch);
-  const std::vector<double> rates = tabulate(plan);
+  // Powers of numbers cost as much as an epoch of a pack of fits: they are taken once for all.
+  const int64_t paced = std::min(batch.schedule.epochs, settles(batch.rule) ? 1 : kMostPaced);
+  std::vector<double> rates(static_cast<size_t>(paced * kRates));
+  tabulate(plan, paced, rates.data(), plan.kept);
+  plan.rates = rates.data();
+  plan.paced = paced;
   OwnedDesign design;
-  std::vector<std::vector<double>> maps;
+  OwnedLeaps leaps;
   const bool streams = !batch.solve && batch.engine == Engine::Stream;
   if (batch.x.fit == 0 && (!batch.w.at || (batch.w.fit == 0 && !streams))) {
     design = design_of(batch);
+    for (size_t e = 0; e < design.q.size() && !design.root.empty(); ++e)
+      design.q[e] *= design.root[e / static_cast<size_t>(batch.n_terms)];
     plan.design = &design.view;
     if (!batch.solve && batch.engine == Engine::ClosedForm) {
-      plan.step = linear_step(batch.rule);
-      maps = jumps_of(plan);
+      leaps = leaps_of(batch, design.view);
+      plan.leaps = leaps.view;
     }
   }
   // A thread looks at the clock before every share but its first.

@@ -1,7 +1,7 @@
 // The epochs of every fit of a batch, in one launch: each fit has a loss of its own, and stops on
 // its own. The samples are read once, or from where they are kept in every epoch.
 #include "criterion.cuh"
-#include "fits.cuh"
+#include "descent.cuh"
 #include "launch.cuh"
 #include "launch.h"
 
@@ -38,115 +38,34 @@ struct FromPoints {
   }
 };
 
-// The rates of one epoch after the other: those of the table, and what follows it.
-class Pace {
- public:
-  PF_DEVICE explicit Pace(const Fits& fits) : fits_(fits) {
-    PF_UNROLL
-    for (int r = 0; r < kKept; ++r) kept_[r] = fits.kept_once[r];
-  }
-  PF_DEVICE void at(int64_t epoch, double (&rate)[kRates]) {
-    if (epoch < fits_.paced) {
-      PF_UNROLL
-      for (int r = 0; r < kRates; ++r) rate[r] = fits_.rates[epoch * kRates + r];
-      return;
-    }
-    with_rule(fits_.rule.method, [&](auto of) { of.advance(fits_.rule.option, kept_, rate); });
-  }
-
- private:
-  const Fits& fits_;
-  double kept_[kKept];
-};
-
-template <class T, int M>
-struct Descending {
-  double p[M], grad[M], kept[M][kKept];
-
-  PF_DEVICE void load(const Fits& fits, int64_t fit, int terms) {
-    PF_UNROLL
-    for (int j = 0; j < terms; ++j) {
-      const int64_t at = j * fits.fits + fit;
-      p[j] = static_cast<const T*>(fits.params)[at];
-      grad[j] = 0.0;
-      PF_UNROLL
-      for (int r = 0; r < kKept; ++r)
-        kept[j][r] = fits.kept[r] ? double(static_cast<const T*>(fits.kept[r])[at]) : 0.0;
-    }
-  }
-
-  PF_DEVICE void update(const Fits& fits, int64_t fit, int terms, const double* rate) {
-    with_rule(fits.rule.method, [&](auto of) {
-      PF_UNROLL
-      for (int j = 0; j < terms; ++j) {
-        of.update(fits.rule.option, rate, p[j], grad[j], kept[j]);
-        const int64_t at = j * fits.fits + fit;
-        if (fits.low) p[j] = projected(p[j], fits.low[at], fits.high[at]);
-      }
-    });
-  }
-
-  PF_DEVICE void store(const Fits& fits, int64_t fit, int terms) const {
-    PF_UNROLL
-    for (int j = 0; j < terms; ++j) {
-      const int64_t at = j * fits.fits + fit;
-      static_cast<T*>(fits.params)[at] = static_cast<T>(p[j]);
-      if (fits.schedule.epochs > 0) static_cast<T*>(fits.grad)[at] = static_cast<T>(grad[j]);
-      PF_UNROLL
-      for (int r = 0; r < kKept; ++r)
-        if (fits.kept[r]) static_cast<T*>(fits.kept[r])[at] = static_cast<T>(kept[j][r]);
-    }
-  }
-};
-
-// Epoch by epoch until the loss has settled; `counted`: whether any sample counts.
+// Epoch by epoch until the loss has settled.
 template <class T, int M, class Objective>
-PF_DEVICE void descend(const Fits& fits, int64_t fit, int terms, bool counted,
+PF_DEVICE void descend(const Fits& fits, int64_t fit, int terms, int rank,
                        const Objective& objective) {
   const Schedule& schedule = fits.schedule;
-  Descending<T, M> s;
-  s.load(fits, fit, terms);
+  const int64_t first = schedule.first_epoch;
+  Descending<T, M> s(fits, fit, terms);
   Pace pace(fits);
-  double* record = fits.recorded + fit;
-  const auto keep = [&](int64_t epoch, double loss) {
-    if (!records(schedule, epoch)) return;
-    *record = loss;
-    record += fits.fits;
-  };
-  double loss = 0.0, start = 0.0, previous = NAN;
+  Recorder record{fits.recorded + fit, fits.fits};
   int64_t epoch = 0;
   for (;; ++epoch) {
     double grad[M];
-    loss = objective(s.p, grad);
-    if (epoch == 0) start = loss;
+    s.loss = objective(s.p, grad);
     if (epoch == schedule.epochs) break;
-    keep(epoch, loss);
-    if (fabs(previous - loss) <= schedule.tol * fabs(loss) && finite(loss)) break;
-    previous = loss;
+    if (records(schedule, first + epoch)) record(s.loss);
+    const double change = fabs(s.previous - s.loss);
+    if (change <= schedule.tol * fabs(s.loss) && finite(s.loss)) s.goes_on = false;
+    if (!s.goes_on) break;
+    s.previous = s.loss;
     PF_UNROLL
     for (int j = 0; j < terms; ++j) s.grad[j] = grad[j];
-    double rate[kRates];
-    pace.at(epoch, rate);
-    s.update(fits, fit, terms, rate);
+    pace.at(epoch);
+    with_rule(fits.rule.method, [&](auto of) { s.update(of, pace, terms); });
   }
-  for (int64_t after = epoch + 1; after < schedule.epochs; ++after) keep(after, loss);
-  bool bounded = finite(loss);
-  PF_UNROLL
-  for (int j = 0; j < terms; ++j) bounded = bounded && finite(s.p[j]);
-  s.store(fits, fit, terms);
-  fits.loss[fit] = counted ? loss : NAN;
-  fits.epochs[fit] = epoch;
-  fits.rank[fit] = counted ? terms : 0;
-  fits.status[fit] = !counted                  ? FitStatus::RankDeficient
-                     : !finite(start)          ? FitStatus::NonFinite
-                     : !bounded                ? FitStatus::Diverged
-                     : epoch < schedule.epochs ? FitStatus::Converged
-                                               : FitStatus::StepLimit;
-}
-
-PF_DEVICE double loss_weight(const Fits& fits, const Frame& frame) {
-  const bool mean = fits.mean && frame.weight > 0.0;
-  return fits.criterion.weight * (mean ? 1.0 / frame.weight : 1.0);
+  s.epochs = epoch;
+  for (++epoch; epoch < schedule.epochs; ++epoch)
+    if (records(schedule, first + epoch)) record(s.loss);
+  s.leave(terms, rank);
 }
 
 template <class T, int M>
@@ -158,8 +77,8 @@ __global__ void __launch_bounds__(kFitThreads, 1)
     fitted.of(points, fits, terms, Single{});
     const Orthogonal<double, M>& q = fitted.q;
     const Quadratic<double, double, M <= kUnrolledTerms ? M : 0> objective{
-        terms, fitted.factor, q.along, q.rest, loss_weight(fits, fitted.frame)};
-    descend<T, M>(fits, fit, terms, q.rank > 0.0, objective);
+        terms, fitted.factor, q.along, q.rest, loss_weight(fits, fitted.frame.weight)};
+    descend<T, M>(fits, fit, terms, static_cast<int>(q.rank), objective);
   });
 }
 
@@ -169,8 +88,10 @@ __global__ void __launch_bounds__(kFitThreads, 1)
   const int terms = M <= kUnrolledTerms ? M : fits.n_terms;
   for_each_fit<T>(fits, dynamic_shared(), [&](int64_t fit, const Points<T>& points) {
     const Frame frame = Frame::of(points, Single{});
-    const FromPoints<T, M> objective{fits, points, terms, loss_weight(fits, frame)};
-    descend<T, M>(fits, fit, terms, frame.count > 0.0, objective);
+    const int rank =
+        fits.schedule.first_epoch > 0 ? fits.rank[fit] : rank_of<M>(points, frame, terms);
+    const FromPoints<T, M> objective{fits, points, terms, loss_weight(fits, frame.weight)};
+    descend<T, M>(fits, fit, terms, rank, objective);
   });
 }
 

@@ -40,7 +40,8 @@ std::vector<std::pair<std::string, int>> kernels() {
       }
     }
     for (const int terms : {1, 2, 3, 4, 5, kMaxFitTerms})
-      for (const char* name : {"solve_each", "solve_alike", "descend_moments", "descend_stream"})
+      for (const char* name :
+           {"solve_each", "solve_alike", "descend_moments", "descend_stream", "leap_fits"})
         found.emplace_back(name + ("<" + of + ", " + std::to_string(terms) + ">"), kFitThreads);
   }
   found.emplace_back("epochs", kPassThreads);

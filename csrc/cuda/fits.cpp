@@ -41,11 +41,4 @@ void lay_out(Fits& fits, bool solve, const Device& device) {
   grid.blocks = static_cast<int32_t>(std::min(tiles, blocks * device.processors));
 }
 
-void pace(const UpdateRule& rule, int64_t epochs, double* kept, double* rates) {
-  with_rule(rule.method, [&](auto of) {
-    for (int64_t epoch = 0; epoch < epochs; ++epoch)
-      of.advance(rule.option, kept, rates + epoch * kRates);
-  });
-}
-
 }  // namespace polyfuse

@@ -110,6 +110,42 @@ struct Fitted {
   }
 };
 
+template <int M, class T>
+PF_DEVICE int rank_of(const Points<T>& points, const Frame& frame, int terms) {
+  Orthogonal<double, M> q;
+  orthogonalise(terms, frame.weight, q, [&](const auto& add, auto&) {
+    points.each(Single{}, [&](T x, T, double w) { add(frame(x), 0.0, w); });
+  });
+  return static_cast<int>(q.rank);
+}
+
+// What the orthonormal polynomials [n, K] of a design explain of the samples of a fit.
+template <class T, int M>
+PF_DEVICE void project(const Points<T>& points, const double* q, int terms, double (&along)[M],
+                       double& rest) {
+  PF_UNROLL
+  for (int k = 0; k < terms; ++k) along[k] = 0.0;
+  rest = 0.0;
+  const double* row = q;
+  const auto weight = [&](int64_t i) { return points.w.at ? double(points.w[i]) : 1.0; };
+  for (int64_t i = 0; i < points.n; ++i, row += terms) {
+    const double w = weight(i);
+    if (w == 0.0) continue;
+    const double y = w * points.y[i];
+    PF_UNROLL
+    for (int k = 0; k < terms; ++k) along[k] += y * row[k];
+  }
+  row = q;
+  for (int64_t i = 0; i < points.n; ++i, row += terms) {
+    const double w = weight(i);
+    if (w == 0.0) continue;
+    double left = points.y[i];
+    PF_UNROLL
+    for (int k = 0; k < terms; ++k) left -= along[k] * row[k];
+    rest += w * left * left;
+  }
+}
+
 // The column of this thread's fit among `count` from `first` on; with room on chip brought there,
 // [n, threads + 1] or the one that all fits share. Neighbours in memory are read by neighbours.
 template <class T>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../core/batch.h"
+#include "../core/leap.h"
 #include "../core/run.h"
 #include "geometry.h"
 
@@ -13,11 +14,20 @@ constexpr int kFitThreads = 128;   // and as many fits of a block
 // Blocks that a processor has registers for.
 constexpr int fit_blocks(int n_terms) { return n_terms <= 3 ? 5 : n_terms == 4 ? 4 : 3; }
 
+// The design of fits that share x and weights; see csrc/cpu/batch.h.
+struct Shared {
+  const double* q = nullptr;       // [N, K]
+  const double* factor = nullptr;  // [K, K]
+  double weight = 0.0;
+  int32_t rank = 0;
+};
+
 // B fits of N samples and K terms; addresses are the device's.
 struct Fits {
   Series x, y, w;  // of one dtype; w: none negative, a sample of weight 0 is left out; null: 1
   int64_t n = 0, fits = 0;
   Dtype dtype = Dtype::Float64;  // of the data, of params, grad and kept
+  bool wide = false;             // but those are float64
   bool omit = false;             // leave out samples with a nan or inf
   int32_t n_terms = 0;
   double shift = 0.0, scale = 1.0;  // of the model's variable u
@@ -30,11 +40,14 @@ struct Fits {
   Criterion criterion;
   Schedule schedule;
   UpdateRule rule;
-  double kept_once[kKept] = {};                  // rows of the rule's state that all fits share,
-  int64_t paced = 0;                             // after so many epochs,
-  const double* rates = nullptr;                 // whose rates [paced, kRates] these are
-  void* kept[kKept] = {};                        // [K, B], the other rows; null: not kept
+  const int64_t* changes = nullptr;              // as those of Run,
+  const double* rules = nullptr;                 // [1 + C, kRuleRow]; null with changes
+  const double* rates = nullptr;                 // [paced, kRates], of the first epochs
+  int64_t paced = 0;                             // those that follow have the last of them
+  void* kept[kKept] = {};                        // [K, B]; null: not kept for every parameter
   const double *low = nullptr, *high = nullptr;  // [K, B], of params; null: nowhere
+  Shared design;                                 // of the closed form, with what follows
+  Leaps leaps;
 
   void* params = nullptr;           // [K, B]
   void* grad = nullptr;             // [K, B], of the last step
@@ -44,10 +57,12 @@ struct Fits {
   double* covariance = nullptr;     // [K, K, B], of unit variance of y; null: not wanted
   int32_t* counted = nullptr;       // [B], samples that are not left out; of solve
   double* weight_sum = nullptr;     // [B], of their weights; of solve
-  int64_t* epochs = nullptr;        // [B], done by each
-  int32_t* degree = nullptr;        // [B]; null where n_terms say it
-  int32_t* rank = nullptr;          // [B]
-  FitStatus* status = nullptr;      // [B]
+  // [B], of the launch before and of this one; rank is read there as well
+  double* previous = nullptr;   // loss of the last epoch, before its step; null: not wanted
+  int64_t* epochs = nullptr;    // done by each; a fit with fewer than others has settled
+  int32_t* degree = nullptr;    // [B]; null where n_terms say it
+  int32_t* rank = nullptr;      // [B]
+  FitStatus* status = nullptr;  // [B]
 
   bool on_chip = false;  // blocks keep the samples of their fits in shared memory
   bool alike = false;    // one design for all, which every block computes
@@ -58,10 +73,8 @@ struct Fits {
 // Lays out a launch.
 void lay_out(Fits&, bool solve, const Device&);
 
-// Rates [epochs, kRates] of a rule's first epochs; kept [kKept] as they leave it.
-void pace(const UpdateRule&, int64_t epochs, double* kept, double* rates);
-
 void launch_solve_fits(const Fits&, void* stream);
 void launch_descend_fits(const Fits&, void* stream);
+void launch_leap_fits(const Fits&, void* stream);
 
 }  // namespace polyfuse

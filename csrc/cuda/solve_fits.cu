@@ -6,33 +6,6 @@
 namespace polyfuse {
 namespace {
 
-// What the orthonormal polynomials [n, K] of a design explain of the samples of a fit.
-template <class T, int M>
-PF_DEVICE void project(const Points<T>& points, const double* q, int terms, double (&along)[M],
-                       double& rest) {
-  PF_UNROLL
-  for (int k = 0; k < terms; ++k) along[k] = 0.0;
-  rest = 0.0;
-  const double* row = q;
-  const auto weight = [&](int64_t i) { return points.w.at ? double(points.w[i]) : 1.0; };
-  for (int64_t i = 0; i < points.n; ++i, row += terms) {
-    const double w = weight(i);
-    if (w == 0.0) continue;
-    const double y = w * points.y[i];
-    PF_UNROLL
-    for (int k = 0; k < terms; ++k) along[k] += y * row[k];
-  }
-  row = q;
-  for (int64_t i = 0; i < points.n; ++i, row += terms) {
-    const double w = weight(i);
-    if (w == 0.0) continue;
-    double left = points.y[i];
-    PF_UNROLL
-    for (int k = 0; k < terms; ++k) left -= along[k] * row[k];
-    rest += w * left * left;
-  }
-}
-
 template <class T, int M>
 PF_DEVICE void leave(const Fits& fits, int64_t fit, int terms, const Frame& frame, double rank,
                      const double* factor, double (&along)[M], double rest) {

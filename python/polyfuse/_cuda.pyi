@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 MAX_TERMS: int
 MAX_FIT_TERMS: int
 MAX_PARAMS: int
@@ -67,7 +65,8 @@ class Fits:
     engine: int
     criterion: int
     mean: bool
-    schedule: tuple[int, int, float]
+    schedule: tuple[int, int, int, float]
+    wide: bool
     rule: Sequence[float]
     low: int
     high: int
@@ -79,6 +78,7 @@ class Fits:
     covariance: int
     counted: int
     weight_sum: int
+    previous: int
     epochs: int
     degree: int
     rank: int
@@ -93,14 +93,16 @@ class Fits:
     @property
     def alike(self) -> bool: ...
     def keep(self, row: int, all: int) -> None: ...
-    def keep_once(self, kept: Sequence[float], paced: int, rates: int) -> None: ...
+    def pace(self, rates: int, paced: int) -> None: ...
+    def follow(self, changes: int, rules: int) -> None: ...
+    def leap(
+        self, q: int, factor: int, maps: int, weight: float, rank: float,
+        lengths: tuple[int, int, int], at_once: bool, buffer: bool, decay: bool,
+    ) -> None: ...  # fmt: skip
     def lay_out(self, solve: bool, device: Device) -> None: ...
     def solve(self, stream: int) -> None: ...
     def descend(self, stream: int) -> None: ...
 
-def pace(
-    rule: Sequence[float], epochs: int, kept: Sequence[float]
-) -> tuple[np.ndarray, list[float]]: ...
 def step(run: Run, stream: int) -> None: ...
 def stream(run: Run, stream: int) -> None: ...
 def classes(run: Run, stream: int) -> None: ...

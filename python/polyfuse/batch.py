@@ -16,7 +16,7 @@ from .backends.batched_reference import least_norm
 from .backends.long_triton import LongTriton
 from .batch_result import BatchResult, FitStatus, ways_of
 from .bounds import read_bounds
-from .criteria import SQUARED
+from .criteria import SQUARED, Criterion
 from .engines import choose_engine, refuse_engine
 from .evidence import EvidenceOfEach
 from .many import Many
@@ -25,7 +25,7 @@ from .problem import Wanted
 from .recognise import read_objects, refuse_own
 from .rules import SgdOptions, options_held
 from .schedulers import Schedulers
-from .training import Between, train
+from .training import Between, Trained, train
 
 
 def is_batch(model: Any) -> bool:
@@ -43,51 +43,24 @@ def fit_batch(
 ) -> BatchResult:
     """`fit` of a batch: each fit has a loss, that of its own samples, and stops on its own."""
     start = time.perf_counter()
-    epochs, engine, backend, record_every, tol, nan_policy, weights, bounds = wanted
-    fits = read_fits(model, x, y, nan_policy, weights)
+    nan_policy = wanted.nan_policy
+    fits = read_fits(model, x, y, nan_policy, wanted.weights)
     kind, mean = read_objects(criterion, optimizer, y)
     if kind.per_row:
         raise ValueError("criterion: expected reduction 'mean' or 'sum' for a batch of fits")
     if reason := kind.refuse_targets(fits.y, None if fits.w is None else fits.w.expand_as(fits.y)):
         raise ValueError(f"y: {reason}")
-    p = model.coefficients
-    options = options_held(p, optimizer)
-    box = None if options is None else read_bounds(bounds, {"coefficients": p}).get("coefficients")
-    linear = isinstance(options, SgdOptions | None)
-    runner = epochs_backend(backend, fits, box is not None)
-    if not hasattr(runner, "most_epochs"):
-        between.refuse_for(f"a batch on the backend {runner.name}, which takes one launch")
-    schedulers = None
-    if scheduled := bool(between.scheduler):
-        schedulers = Schedulers(between.scheduler, optimizer, lambda: run.rule())
+    runner = epochs_backend(wanted.backend, fits)
     engine = choose_engine(
-        engine,
-        lambda e: (
-            refuse_engine(
-                e, kind, tol, linear=linear, shared=fits.shared, scheduled=scheduled,
-                bounded=box is not None,
-            )
-            or runner.refuse_engine(e)
-        ),
-    )  # fmt: skip
-    if box is not None:
-        low, high = (end.reshape(fits.params.shape).contiguous() for end in box)
-        box = low, high
-        fits = fits._replace(params=fits.params.clamp(low, high).to(p.dtype))
+        wanted.engine,
+        lambda e: refuse_fits(e, kind, fits, runner, model, optimizer, wanted, between),
+    )
     before = runner.launches()
-    run = Many(
-        model,
-        Run(
-            fits, p, kind, mean, options, optimizer, engine, epochs, record_every, tol, box,
-            watched=schedulers is not None and schedulers.needs_loss,
-        ),
-        runner,
-        nan_policy,
-    )  # fmt: skip
-    reason, history_epochs, history = train(run, epochs, record_every, schedulers, between)
+    run, (reason, history_epochs, history) = train_fits(
+        model, kind, mean, optimizer, fits, runner, engine, wanted, between
+    )
     out = run.out
-    if out is None:
-        raise KeyboardInterrupt  # in the first launch: nothing has changed
+    assert out is not None
     ways = ways_of(out.status, nan_policy, fits)
     if lost := ways.get(FitStatus.DIVERGED):
         warnings.warn(
@@ -113,6 +86,46 @@ def fit_batch(
         fit_epochs=out.epochs.view(shape),
         _evidence=EvidenceOfEach.of(model, fits, out.params, kind),
     )
+
+
+def refuse_fits(
+    engine: str, kind: Criterion, fits: Fits, runner: Any, model: Any, optimizer: Any,
+    wanted: Wanted, between: Between,
+) -> str | None:  # fmt: skip
+    """None, or why the engine cannot take the epochs of these fits exactly."""
+    options = options_held(model.coefficients, optimizer)
+    reason = refuse_engine(
+        engine, kind, wanted.tol, linear=isinstance(options, SgdOptions | None),
+        shared=fits.shared, scheduled=bool(between.scheduler),
+        bounded=not (wanted.bounds is None or options is None),
+    )  # fmt: skip
+    return reason or runner.refuse_engine(engine)
+
+
+def train_fits(
+    model: Any, kind: Criterion, mean: bool, optimizer: Any, fits: Fits, runner: Any, engine: str,
+    wanted: Wanted, between: Between, one_loss: bool = False,
+) -> tuple[Many, Trained]:  # fmt: skip
+    """All epochs of many fits; one_loss: of all of them, their sum."""
+    p, bounds, every = model.coefficients, wanted.bounds, wanted.record_every
+    options = options_held(p, optimizer)
+    box = None if options is None else read_bounds(bounds, {"coefficients": p}).get("coefficients")
+    if box is not None:
+        low, high = (end.reshape(fits.params.shape).contiguous() for end in box)
+        box = low, high
+        fits = fits._replace(params=fits.params.clamp(low, high).to(p.dtype))
+    schedulers = None
+    if between.scheduler:
+        schedulers = Schedulers(between.scheduler, optimizer, lambda: course.rule())
+    run = Run(
+        fits, p, kind, mean, options, optimizer, engine, wanted.epochs, every, wanted.tol, box,
+        watched=schedulers is not None and schedulers.needs_loss,
+    )  # fmt: skip
+    course = Many(model, run, runner, wanted.nan_policy, one_loss)
+    trained = train(course, wanted.epochs, every, schedulers, between)
+    if course.out is None:
+        raise KeyboardInterrupt  # in the first launch: nothing has changed
+    return course, trained
 
 
 def solve_batch(
@@ -258,10 +271,10 @@ def _backend(name: str, fits: Fits) -> Any:
     raise ValueError(f"backend: {'; '.join(reasons) or f'none serves {fits.x.device}'}")
 
 
-def epochs_backend(name: str, fits: Fits, bounded: bool = False) -> Any:
+def epochs_backend(name: str, fits: Fits) -> Any:
     """The same for epochs: on a GPU few long fits are no batch."""
     if name == "triton" or (name == "auto" and fits.x.device.type == "cuda"):
         long = LongTriton()
-        if not (bounded or long.refuse(fits)):
+        if not long.refuse(fits):
             return long
     return _backend(name, fits)

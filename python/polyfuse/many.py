@@ -32,8 +32,7 @@ class Many:
 
     def launch(self, epochs: int, rule: Rule | None, changes: Changes) -> Report:
         run, first, out = self.run, self.done, self.out
-        if hasattr(self.runner, "most_epochs"):
-            epochs = min(epochs, self.runner.most_epochs(run))
+        epochs = min(epochs, self.runner.most_epochs(run))
         params = run.fits.params if out is None else out.params
         if epochs < run.epochs:  # others follow, from where this one ends
             params = params.double()
@@ -47,6 +46,7 @@ class Many:
             before=out,
         )
         out = self.runner.descend(run)
+        int(out.status[0])  # a device is waited for, or launches that nobody sees would queue up
         if first == 0:
             ways_of(out.status, self.nan_policy, run.fits)
         last = first + epochs

@@ -11,25 +11,21 @@ import numpy as np
 import torch
 
 from . import _check
-from .backends.batched import Fits, Run
-from .batch import epochs_backend, read_fits
+from .backends.batched import Fits
+from .batch import epochs_backend, read_fits, refuse_fits, train_fits
 from .batch_result import FitStatus
-from .bounds import read_bounds
 from .classes import check_classes, has_outputs
 from .criteria import BCE, CROSS_ENTROPY, Criterion, kind_of
-from .engines import choose_engine, refuse_engine
+from .engines import choose_engine
 from .evidence import EvidenceOfEach
 from .fused import Fused, fused
-from .many import Many
 from .nn.criterion import is_torchs
 from .optim.owners import Holding, holding
 from .problem import Problem, Wanted
 from .recognise import read_objects
 from .result import FitResult
-from .rules import SgdOptions, options_held
-from .schedulers import Schedulers
 from .stacked import Stacked
-from .training import Between, train
+from .training import Between
 
 if TYPE_CHECKING:
     from .class_statistics import EvidenceOfClasses
@@ -49,32 +45,19 @@ def fit_apart(
     if kind_of(type(criterion)) is CROSS_ENTROPY:
         return None
     start = time.perf_counter()
-    epochs, engine, backend, record_every, tol, nan_policy, weights, bounds = wanted
-    fits, kind, mean = _read(model, criterion, optimizer, x, y, weights, nan_policy)
-    p = model.coefficients
-    options = options_held(p, optimizer)
-    box = None if options is None else read_bounds(bounds, {"coefficients": p}).get("coefficients")
-    linear = isinstance(options, SgdOptions | None)
-    runner = epochs_backend(backend, fits, box is not None)
+    fits, kind, mean = _read(model, criterion, optimizer, x, y, wanted.weights, wanted.nan_policy)
+    runner = epochs_backend(wanted.backend, fits)
     together = runner.name == "cpu"
 
     def refused(engine: str) -> str | None:
-        reason = refuse_engine(
-            engine, kind, tol, linear=linear, shared=fits.shared,
-            scheduled=bool(between.scheduler), bounded=box is not None,
-        ) or runner.refuse_engine(engine)  # fmt: skip
-        if reason is None and tol >= 0 and not (together and engine == "stream"):
+        reason = refuse_fits(engine, kind, fits, runner, model, optimizer, wanted, between)
+        if reason is None and wanted.tol >= 0 and not (together and engine == "stream"):
             return "tol is of the loss of all outputs; use stream, on a CPU"
         return reason
 
-    engine = choose_engine(engine, refused)
+    engine = choose_engine(wanted.engine, refused)
     if together and engine == "stream":
         return None
-    if not hasattr(runner, "most_epochs"):
-        between.refuse_for(f"several outputs on {runner.name}, which takes one launch")
-    schedulers = None
-    if between.scheduler:
-        schedulers = Schedulers(between.scheduler, optimizer, lambda: run.rule())
     kind = of_each = kind.over_rows_of(y)
     if mean:  # over the outputs too, where the kernels know each one alone
         counted = _counted(fits)
@@ -82,26 +65,12 @@ def fit_apart(
         kind = Criterion(kind.kind, kind.options, kind.factor / total)
     if (positive := _pos_weight(criterion, model, y)) is not None:
         fits = _weighed(fits, positive)
-    if box is not None:
-        low, high = (end.reshape(fits.params.shape).contiguous() for end in box)
-        box = low, high
-        fits = fits._replace(params=fits.params.clamp(low, high).to(p.dtype))
     before = runner.launches()
-    watched = schedulers is not None and schedulers.needs_loss
-    run = Many(
-        model,
-        Run(
-            fits, p, kind, False, options, optimizer, engine, epochs, record_every, tol, box,
-            watched=watched,
-        ),
-        runner,
-        nan_policy,
-        one_loss=True,
-    )  # fmt: skip
-    reason, history_epochs, history = train(run, epochs, record_every, schedulers, between)
+    run, (reason, history_epochs, history) = train_fits(
+        model, kind, False, optimizer, fits, runner, engine, wanted, between, one_loss=True
+    )
     out = run.out
-    if out is None:
-        raise KeyboardInterrupt  # in the first launch: nothing has changed
+    assert out is not None
     if FitStatus.DIVERGED in out.status or not math.isfinite(run.loss):
         reason = "diverged" if reason == "epochs" else reason
         warnings.warn("the fit diverged to inf or nan", RuntimeWarning, stacklevel=3)

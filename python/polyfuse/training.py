@@ -22,11 +22,6 @@ class Between(NamedTuple):
     callback: Callback | None = None
     progress: bool = False
 
-    def refuse_for(self, what: str) -> None:
-        for name, value in self._asdict().items():
-            if value:
-                raise ValueError(f"{name}: not for {what}, got {value!r}")
-
 
 class Course(Protocol):
     """What `train` takes through its epochs."""

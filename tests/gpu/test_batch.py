@@ -1,8 +1,10 @@
 """Batches of fits on a GPU, beside the CPU (benchmarks/gpu/check.sh)."""
 
+import numpy as np
 import polyfuse as pf
 import pytest
 import torch
+from polyfuse.backends import batched_device
 
 from ..test_batch import DATA, OPTIMIZERS, make, model_of
 from .test_backends import DEVICE, pytestmark  # noqa: F401
@@ -63,6 +65,70 @@ def test_small_criteria(criterion, backend):
                         tol=1e-3, record_every=2, backend=on)  # fmt: skip
         left.append(torch.cat([model.coefficients.detach(), result.loss[None]]).cpu())
     torch.testing.assert_close(*left, rtol=1e-8, atol=1e-10)
+
+
+def beside_the_cpu(backend, name, x, y, dtype=torch.float64, scheduled=False, **more):
+    """Runs on both sides: what they leave behind, and the results."""
+    left, results = [], []
+    for device, on in (("cpu", "cpu"), (DEVICE, backend)):
+        model = model_of(y.shape[1], dtype=dtype).to(device)
+        optimizer = OPTIMIZERS[name](model.parameters())
+        if scheduled:
+            more["scheduler"] = torch.optim.lr_scheduler.StepLR(optimizer, 5, gamma=0.5)
+        result = pf.fit(model, pf.nn.MSELoss(), optimizer, x.to(device), y.to(device), backend=on,
+                        **more)  # fmt: skip
+        parts = model.coefficients.detach(), model.coefficients.grad, result.loss[None]
+        left.append(torch.cat([part.cpu().double() for part in parts]))
+        results.append(result)
+    return left, results
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("every", [None, 7])
+@pytest.mark.parametrize("fits", [13, 1003])
+@pytest.mark.parametrize("kind", ["shared", "gaps", "last"])
+@pytest.mark.parametrize("name", ["sgd", "nesterov"])
+def test_small_closed_forms(name, kind, fits, every, backend):
+    x, y, more = make(kind, fits=fits)
+    left, results = beside_the_cpu(backend, name, x, y, epochs=10_000, record_every=every, **more)
+    assert [r.engine for r in results] == ["closed_form"] * 2
+    assert results[1].launches == 1 + (kind == "gaps")
+    torch.testing.assert_close(*left, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(*(r.history for r in results), rtol=1e-8)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("engine", ["moments", "stream"])
+@pytest.mark.parametrize("name", ["nesterov", "adam", "nadam"])
+def test_small_schedules_and_callbacks(name, engine, backend):
+    x, y, _ = make("own")
+    looks = []
+    left, results = beside_the_cpu(
+        backend, name, x, y, scheduled=True, epochs=43, engine=engine, record_every=10,
+        callback=lambda epoch, loss: looks.append(loss.cpu()),
+    )  # fmt: skip
+    assert results[1].launches == results[0].launches == 5
+    torch.testing.assert_close(*left, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(looks[:5], looks[5:], rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize(
+    ("name", "engine"), [("adam", "moments"), ("adam", "stream"), ("nesterov", "stream")]
+)
+def test_small_launches_of_a_long_run_are_one_run(name, engine, dtype, backend, monkeypatch):
+    monkeypatch.setattr(batched_device, "SLICE_SECONDS", 0.0)  # a launch for every epoch
+    x, y, _ = make("own", dtype=dtype)
+    left, results = beside_the_cpu(
+        backend, name, x, y, dtype, epochs=60, engine=engine, tol=1e-3, record_every=7
+    )
+    close = (
+        {"rtol": 1e-8, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-6}
+    )
+    assert results[1].launches == results[1].epochs
+    torch.testing.assert_close(*left, **close)
+    assert torch.equal(results[1].rank.cpu(), results[0].rank)
 
 
 def test_small_auto_takes_cuda():

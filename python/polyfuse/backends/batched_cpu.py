@@ -69,6 +69,7 @@ class Cpu:
         before = run.before
         if before is not None:
             out.rank.copy_(before.rank)
+            out.grad.copy_(before.grad)
         if run.tol >= 0:  # or each fit does all
             none = torch.zeros(n_fits, dtype=torch.int64)
             out = out._replace(epochs=none if before is None else before.epochs.clone())
@@ -116,8 +117,8 @@ def _told(fits: Fits) -> tuple[Any, Outcome]:
         torch.empty(n_fits, dtype=torch.int32),
     )
     batch = _C.Batch()
-    batch.x, batch.y = _series(fits.x), _series(fits.y)
-    batch.w = None if fits.w is None else _series(fits.w)
+    batch.x, batch.y = series(fits.x), series(fits.y)
+    batch.w = None if fits.w is None else series(fits.w)
     batch.n, batch.fits, batch.n_terms = fits.y.shape[0], n_fits, terms
     batch.float64, batch.omit = fits.params.dtype == torch.float64, fits.omit
     batch.shift, batch.scale = fits.shift, fits.scale
@@ -129,7 +130,7 @@ def _told(fits: Fits) -> tuple[Any, Outcome]:
     return batch, out
 
 
-def _series(t: torch.Tensor) -> tuple[int, int, int, bool]:
+def series(t: torch.Tensor) -> tuple[int, int, int, bool]:
     """Address, strides and dtype of [N, B], or of [N, 1], which all fits share."""
     return (
         t.data_ptr(),

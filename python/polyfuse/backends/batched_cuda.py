@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 
-from ..rules import SgdOptions, row_of
+from ..rules import row_of
 from .batched import DEGREE_BY, Fits, Outcome, Run
-from .batched_triton import NO_CLOSED_FORM
+from .batched_device import DeviceBatches, Leaps, Pace, Rows, empties
 from .cuda import Cuda
 from .device import recurrence_on
 from .native import ENGINE
 
-MOST_PACED = 1 << 16  # epochs whose rates are computed once for all fits
 
-
-class BatchedCuda:
+class BatchedCuda(DeviceBatches):
     name = "cuda"
 
     def __init__(self, cuda: Cuda):
@@ -35,18 +32,20 @@ class BatchedCuda:
     def launches(self) -> int:
         return self._launches
 
-    def refuse_engine(self, engine: str) -> str | None:
-        return NO_CLOSED_FORM if engine == "closed_form" else None
+    def processors(self, device: torch.device) -> int:
+        return int(self.cuda.sizes(device).processors)
 
     def solve(self, fits: Fits, covariance: bool, degree_by: str | None = None) -> Outcome:
         terms, count = fits.params.shape
-        told, out = self._told(fits)
-        double, int32 = _empty(fits)
-        out = out._replace(
-            counted=int32(count), weight_sum=double(count), r_squared=double(count),
+        double, int32 = empties(fits)
+        out = Outcome(
+            params=torch.empty_like(fits.params, memory_format=torch.contiguous_format),
+            loss=double(count), status=int32(count), rank=int32(count), counted=int32(count),
+            weight_sum=double(count), r_squared=double(count),
             degree=None if degree_by is None else int32(count),
             covariance=double(terms, terms, count) if covariance else None,
         )  # fmt: skip
+        told = self._told(fits, out)
         told.degree_by = DEGREE_BY.index(degree_by)
         told.counted, told.weight_sum = out.counted.data_ptr(), out.weight_sum.data_ptr()
         told.determination = out.r_squared.data_ptr()
@@ -57,54 +56,37 @@ class BatchedCuda:
         self._launch(told, fits.x.device, solve=True)
         return out
 
-    def descend(self, run: Run) -> Outcome:
-        fits, module = run.fits, self.cuda.module
-        count, device = fits.params.shape[1], fits.x.device
-        told, out = self._told(fits)
-        double, _ = _empty(fits)
-        recorded = -(-run.epochs // run.record_every) if run.record_every else 0
-        out = out._replace(
-            grad=torch.empty_like(out.params), recorded=double(recorded, count),
-            epochs=torch.empty(count, dtype=torch.int64, device=device),
-        )  # fmt: skip
+    def launch_epochs(
+        self, run: Run, out: Outcome, rows: Rows, pace: Pace, leaps: Leaps | None
+    ) -> None:
+        told = self._told(run.fits, out)
+        told.wide = out.params.dtype == torch.float64
         told.engine, told.mean = ENGINE[run.engine], run.mean
         told.criterion = run.criterion.address
-        told.schedule = run.epochs, run.record_every, run.tol
+        told.schedule = run.first_epoch, run.epochs, run.record_every, run.tol
         told.grad, told.recorded = out.grad.data_ptr(), out.recorded.data_ptr()
         told.epochs = out.epochs.data_ptr()
+        if out.previous is not None:
+            told.previous = out.previous.data_ptr()
         if run.bounds is not None:
             told.low, told.high = (end.data_ptr() for end in run.bounds)
-        rule = [] if run.options is None else row_of(run.options)
-        rows, once = run.rows(), [0.0] * 4
         for row, (what, value) in enumerate(rows):
-            if what.scalar:
-                once[row] = value
-            elif isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and not what.scalar:
                 told.keep(row, value.data_ptr())
-        if isinstance(run.options, SgdOptions):
-            once[1] = run.filled
-        told.rule = rule
-        paced = min(run.epochs, MOST_PACED)
-        rates, after = module.pace(rule, paced, once)
-        rates = torch.from_numpy(rates).to(device)
-        told.keep_once(after, paced, rates.data_ptr())
-        self._launch(told, device, solve=False)
-        if run.tol >= 0 or run.epochs > paced:
-            _, after = module.pace(rule, int(out.epochs.max()), once)
-        kept = [
-            after[row] if what.scalar else value if isinstance(value, torch.Tensor) else None
-            for row, (what, value) in enumerate(rows)
-        ]
-        return out._replace(kept=kept)
+        told.rule = [] if run.options is None else row_of(run.options)
+        told.pace(pace.rates.data_ptr(), len(pace.rates))
+        if pace.rule.changes is not None:
+            told.follow(pace.rule.changes.data_ptr(), pace.rule.rows.data_ptr())
+        if leaps is not None:
+            tables = (t.data_ptr() for t in (leaps.q, leaps.factor, leaps.maps))
+            told.leap(*tables, *leaps[3:])
+        self._launch(told, run.fits.x.device, solve=False)
 
-    def _told(self, fits: Fits) -> tuple[Any, Outcome]:
+    def _told(self, fits: Fits, out: Outcome) -> Any:
         """The kernels' view of the fits, and where they leave what every run leaves."""
         terms, count = fits.params.shape
-        double, int32 = _empty(fits)
-        params = fits.params.clone(memory_format=torch.contiguous_format)
-        out = Outcome(params, double(count), int32(count), int32(count))
         told = self.cuda.module.Fits(
-            fits.y.shape[0], count, terms, params.dtype == torch.float64, fits.omit, fits.shift,
+            fits.y.shape[0], count, terms, fits.y.dtype == torch.float64, fits.omit, fits.shift,
             fits.scale, fits.x.device.index or 0,
         )  # fmt: skip
         told.x, told.y = _series(fits.x), _series(fits.y)
@@ -112,24 +94,15 @@ class BatchedCuda:
             told.w = _series(fits.w)
         if fits.basis != "monomial":
             told.basis = recurrence_on(fits.basis, terms, fits.x.device).data_ptr()
-        told.params, told.loss = params.data_ptr(), out.loss.data_ptr()
+        told.params, told.loss = out.params.data_ptr(), out.loss.data_ptr()
         told.status, told.rank = out.status.data_ptr(), out.rank.data_ptr()
-        return told, out
+        return told
 
     def _launch(self, told: Any, device: torch.device, solve: bool) -> None:
         told.lay_out(solve, self.cuda.sizes(device))
         with self.cuda.on(device) as stream:
             (told.solve if solve else told.descend)(stream)
         self._launches += 1
-
-
-def _empty(fits: Fits) -> tuple[Any, Any]:
-    """What makes tensors of float64, and of int32, beside the data."""
-    device = fits.x.device
-    return (
-        partial(torch.empty, dtype=torch.float64, device=device),
-        partial(torch.empty, dtype=torch.int32, device=device),
-    )
 
 
 def _series(t: torch.Tensor) -> tuple[int, int, int]:

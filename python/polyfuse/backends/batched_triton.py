@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
-from ..rules import SgdOptions
+from ..rules import KEPT
 from . import launch
 from .batched import DEGREE_BY, Fits, Outcome, Run
-from .device import device_rule, recurrence_on
+from .batched_device import DeviceBatches, Leaps, Pace, Rows
+from .device import recurrence_on
 from .triton import interpreted
 
 BLOCK = 128  # fits of a program
 WARPS = 4
 MAX_TERMS = 16  # of which the kernel is a multiple in size
-NO_CLOSED_FORM = "batches have no closed form on GPUs"
 
 
-class BatchedTriton:
+def refuse_place(device: torch.device) -> str | None:
+    """None, or why Triton's kernels cannot run there."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    there = device.type == ("cpu" if interpreted() else "cuda")
+    return None if there else f"the data is on {device}"
+
+
+class BatchedTriton(DeviceBatches):
     name = "triton"
 
     def refuse(self, fits: Fits) -> str | None:
-        device = fits.x.device
-        if device.type != ("cpu" if interpreted() else "cuda"):
-            return f"the data is on {device}"
+        if reason := refuse_place(fits.x.device):
+            return reason
         terms = fits.params.shape[0]
         return f"{terms} coefficients, more than {MAX_TERMS}" if terms > MAX_TERMS else None
 
     def launches(self) -> int:
         return launch.launches
 
-    def refuse_engine(self, engine: str) -> str | None:
-        return NO_CLOSED_FORM if engine == "closed_form" else None
+    def processors(self, device: torch.device) -> int:
+        return launch.machine(device).processors
 
     def solve(self, fits: Fits, covariance: bool, degree_by: str | None = None) -> Outcome:
         from ..kernels.batch import solve_fits_kernel
@@ -58,44 +66,41 @@ class BatchedTriton:
             out = out._replace(covariance=torch.einsum("kib,kjb->ijb", root, root))
         return out
 
-    def descend(self, run: Run) -> Outcome:
-        from ..kernels.batch import descend_fits_kernel
+    def launch_epochs(
+        self, run: Run, out: Outcome, rows: Rows, pace: Pace, leaps: Leaps | None
+    ) -> None:
+        from ..kernels.epochs import descend_fits_kernel, leap_fits_kernel
 
         fits, every, criterion = run.fits, run.record_every, run.criterion
-        terms, count = fits.params.shape
-        empty = partial(torch.empty, dtype=torch.float64, device=fits.x.device)
-        rows = run.rows()
-        keeps = max(len(rows), 2)  # of SGD, whether the buffer is filled
-        kept = torch.zeros(keeps, terms, count, dtype=torch.float64, device=fits.x.device)
-        for into, (_, value) in zip(kept, rows, strict=False):
-            into.copy_(torch.as_tensor(value))
-        if isinstance(run.options, SgdOptions):
-            kept[1] = run.filled
-        out = Outcome(
-            params=fits.params.clone(memory_format=torch.contiguous_format), loss=empty(count),
-            status=empty(count, dtype=torch.int32), rank=empty(count, dtype=torch.int32),
-            grad=torch.empty_like(fits.params, memory_format=torch.contiguous_format),
-            epochs=empty(count, dtype=torch.int64),
-            recorded=empty(-(-run.epochs // every) if every else 0, count),
-        )  # fmt: skip
-        rule = device_rule((run.options,), fits.x.device)
+        kept, kept_bits = [out.loss] * KEPT, 0
+        for row, (what, value) in enumerate(rows):
+            if isinstance(value, torch.Tensor) and not what.scalar:
+                kept[row], kept_bits = value, kept_bits | 1 << row
         told = launch.criterion_arguments(criterion)
+        weight, number = told.pop("weight"), told.pop("number")
+        left = out.params, out.loss, out.status, out.rank
+        rule, rates = pace
+        changes = rule.rows if rule.changes is None else rule.changes
+        constants = {"METHOD": rule.method, "RECORD": bool(every)}
+        if leaps is not None:
+            weight /= leaps.weight if run.mean else 1.0
+            _launch(
+                leap_fits_kernel, fits, rule.rows, rates, len(rates), run.first_epoch, run.epochs,
+                every, weight, int(leaps.rank), leaps.q, leaps.factor, leaps.maps,
+                int(leaps.at_once), leaps.lengths[0], *left, kept[0], out.grad, out.recorded,
+                out.epochs, BUFFER=leaps.buffer, DECAY=leaps.decay, **constants,
+            )  # fmt: skip
+            return
         box = (out.loss, out.loss) if run.bounds is None else run.bounds
+        previous = out.loss if out.previous is None else out.previous
         _launch(
-            descend_fits_kernel, fits, rule.rows, run.epochs, every, run.tol,
-            told.pop("weight"), told.pop("number"), out.params, kept, out.grad, out.loss,
-            out.recorded, out.epochs, out.status, out.rank, *box, MEAN=run.mean,
-            METHOD=rule.method, KEEPS=keeps, TOL=run.tol >= 0, RECORD=bool(every),
-            BOUNDED=run.bounds is not None, MOMENTS=run.engine == "moments", **told,
+            descend_fits_kernel, fits, rule.rows, changes, rates, len(rates), run.first_epoch,
+            run.epochs, every, run.tol, weight, number, *left, *kept, out.grad, out.recorded,
+            out.epochs, previous, *box, MEAN=run.mean, KEPT=kept_bits,
+            CHANGES=rule.changes is not None, TOL=run.tol >= 0,
+            PREVIOUS=out.previous is not None, BOUNDED=run.bounds is not None,
+            MOMENTS=run.engine == "moments", **told, **constants,
         )  # fmt: skip
-        longest = int(out.epochs.argmax())
-        after = [
-            row[0, longest].cpu() if what.scalar
-            else row.to(fits.params.dtype) if isinstance(value, torch.Tensor)
-            else None
-            for (what, value), row in zip(rows, kept, strict=False)
-        ]  # fmt: skip
-        return out._replace(kept=after)
 
 
 def _launch(kernel: Any, fits: Fits, *arguments: Any, **constants: Any) -> None:

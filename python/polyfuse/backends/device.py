@@ -96,13 +96,20 @@ def device_rule(rule: Rule, device: torch.device, n_params: int | None = None) -
 
 def rule_of(problem: Problem) -> DeviceRule:
     """The problem's rule, with its changes."""
-    device = problem.x.device
-    if not problem.changes:
-        return device_rule(problem.rule, device, problem.model.n_params)
-    epochs, rules = zip(*problem.changes, strict=True)
-    rows = _rows([problem.rule, *rules], device, problem.model.n_params)
-    changes = torch.tensor([*epochs, NEVER], dtype=torch.int64, device=device)
-    return DeviceRule(rows, method_of(problem.rule), changes)
+    return rule_with(problem.rule, problem.changes, problem.x.device, problem.model.n_params)
+
+
+def rule_with(
+    rule: Rule, changes: Sequence[tuple[int, Rule]], device: torch.device,
+    n_params: int | None = None,
+) -> DeviceRule:  # fmt: skip
+    """A rule and its changes; n_params: how many follow a rule of one."""
+    if not changes:
+        return device_rule(rule, device, n_params)
+    epochs, rules = zip(*changes, strict=True)
+    rows = _rows([rule, *rules], device, n_params)
+    from_then = torch.tensor([*epochs, NEVER], dtype=torch.int64, device=device)
+    return DeviceRule(rows, method_of(rule), from_then)
 
 
 def _rows(rules: Sequence[Rule], device: torch.device, n_params: int | None = None) -> torch.Tensor:

@@ -1,5 +1,5 @@
-"""A few fits of many samples on a GPU: all of it works at one fit after the other, as at one of
-several variables, where the kernels of batches would leave each to a lane."""
+"""A few fits of many samples, or of many terms, on a GPU: all of it works at one fit after the
+other, as at one of several variables, where the kernels of batches leave each to a lane."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..criteria import ELEMENTARY
 from ..problem import Schedule, State
 from ..rules import KEPT, SgdOptions
-from . import launch, surface_triton
+from . import geometry, launch, surface_triton
 from .batched import Fits, Outcome, Run
-from .device import DeviceMap, DeviceState, device_rule, n_recorded
+from .batched_triton import MAX_TERMS, refuse_place
+from .device import DeviceMap, DeviceState, n_recorded, rule_with
 from .factors import terms_of
-from .triton import interpreted
 
 SAMPLES = 100  # for each fit: in a lane they take as long as a launch
 
@@ -25,12 +26,12 @@ class LongTriton:
     name = "triton"
 
     def refuse(self, fits: Fits) -> str | None:
-        device, (n, count) = fits.x.device, fits.y.shape
-        if device.type != ("cpu" if interpreted() else "cuda"):
-            return f"the data is on {device}"
-        if n < SAMPLES * count:
+        if reason := refuse_place(fits.x.device):
+            return reason
+        (n, count), terms = fits.y.shape, fits.params.shape[0]
+        if n < SAMPLES * count and terms <= MAX_TERMS:
             return f"{count} fits of {n} samples, fewer than {SAMPLES} for each fit"
-        terms, most = fits.params.shape[0], surface_triton.MAX_TERMS
+        most = surface_triton.MAX_TERMS
         return f"{terms} coefficients, more than {most}" if terms > most else None
 
     def refuse_engine(self, engine: str) -> str | None:
@@ -39,45 +40,61 @@ class LongTriton:
     def launches(self) -> int:
         return launch.launches
 
+    def most_epochs(self, run: Run) -> int:
+        """So many that the launches of all fits take less than about `SLICE_SECONDS`."""
+        (n, count), y = run.fits.y.shape, run.fits.y
+        at_once = geometry.epochs_at_once(
+            run.engine, n, y.element_size(), len(run.fits.params), count * run.epochs,
+            run.criterion.kind in ELEMENTARY, launch.machine(y.device),
+        )  # fmt: skip
+        return run.epochs if run.engine == "closed_form" else max(1, at_once // count)
+
     def descend(self, run: Run) -> Outcome:
-        terms, count = run.fits.params.shape
+        params, before, last = run.fits.params, run.before, run.first_epoch + run.epochs
+        terms, count = params.shape
         rows = run.rows()
-        start = np.zeros((KEPT, terms, count))
-        for into, (_, value) in zip(start, rows, strict=False):
+        kept = np.zeros((KEPT, terms, count))
+        for into, (_, value) in zip(kept, rows, strict=False):
             into[:] = torch.as_tensor(value).cpu()
         if isinstance(run.options, SgdOptions):
-            start[1] = run.filled
-        params = run.fits.params.double().cpu().numpy()
-        states, found = [], []
-        for fit in range(count):
-            states.append(State(params[:, fit].copy(), start[:, :, fit].copy(), np.zeros(terms)))
-            found.append(_descend(run, fit, states[-1]))
-
-        def side_by_side(arrays: Any) -> torch.Tensor:
-            return torch.from_numpy(np.stack(arrays, axis=-1)).to(run.fits.y.device)
-
-        dtype = run.fits.params.dtype
-        epochs, loss, recorded = (side_by_side(part) for part in zip(*found, strict=True))
-        kept = side_by_side([s.kept for s in states])
+            kept[1] = run.filled
+        at = params.double().cpu().numpy().copy()
+        grad, recorded = np.zeros((terms, count)), np.zeros((run.records(), count))
+        epochs, loss = np.zeros(count, dtype=np.int64), np.zeros(count)
+        previous = np.full(count, np.nan)
+        if before is not None:
+            was = (before.grad, before.epochs, before.loss, before.previous)
+            for into, value in zip((grad, epochs, loss, previous), was, strict=True):
+                into[:] = value.cpu()
+        recorded[:] = loss  # of fits that have settled
+        for fit in np.flatnonzero(epochs == run.first_epoch).tolist():
+            state = State(at[:, fit], kept[:, :, fit], np.zeros(terms))
+            done, loss[fit], previous[fit], losses = _descend(run, fit, state, previous[fit])
+            epochs[fit] += done
+            grad[:, fit] = state.grad if done else grad[:, fit]
+            recorded[:, fit] = loss[fit]  # after its last epoch, where it has settled
+            recorded[: len(losses), fit] = losses
+        device, dtype = run.fits.y.device, params.dtype
+        on_device = [torch.from_numpy(a).to(device) for a in (loss, epochs, previous, recorded)]
+        status = np.where(np.isfinite(loss), np.where(epochs < last, 0, 1), 4)
         longest = int(epochs.argmax())
-        status = torch.where(epochs < run.epochs, 0, 1)
         return Outcome(
-            params=side_by_side([s.params for s in states]).to(dtype), loss=loss,
-            status=torch.where(loss.isfinite(), status, 4).int(),
-            rank=torch.full_like(epochs, terms, dtype=torch.int32),
-            grad=side_by_side([s.grad for s in states]).to(dtype), epochs=epochs,
-            recorded=recorded,
+            params=torch.from_numpy(at).to(device, dtype), loss=on_device[0],
+            status=torch.from_numpy(status).to(device, torch.int32),
+            rank=torch.full((count,), terms, dtype=torch.int32, device=device),
+            grad=torch.from_numpy(grad).to(device, dtype), epochs=on_device[1],
+            previous=on_device[2], recorded=on_device[3],
             kept=[
-                row[0, longest].cpu() if what.scalar
-                else row.to(dtype) if isinstance(value, torch.Tensor)
+                float(row[0, longest]) if what.scalar
+                else torch.from_numpy(row).to(device, dtype) if isinstance(value, torch.Tensor)
                 else None
                 for (what, value), row in zip(rows, kept, strict=False)
             ],
         )  # fmt: skip
 
 
-def _descend(run: Run, fit: int, state: State) -> tuple[Any, ...]:
-    """One fit: epochs done, its loss, and those recorded."""
+def _descend(run: Run, fit: int, state: State, previous: float) -> tuple[Any, ...]:
+    """One fit: epochs done, its loss, that before the last step, and those recorded."""
     fits = run.fits
 
     def of(t: torch.Tensor) -> torch.Tensor:
@@ -93,12 +110,15 @@ def _descend(run: Run, fit: int, state: State) -> tuple[Any, ...]:
     exponents = tuple((k,) for k in range(n_terms))
     terms = terms_of(exponents, (frame,), device, basis)
     samples = surface_triton.Samples(x[:, None], of(fits.y), terms, fits.omit, weight)
-    schedule = Schedule(0, run.epochs, run.record_every, run.tol)
+    schedule = Schedule(run.first_epoch, run.epochs, run.record_every, run.tol, previous=previous)
     held = DeviceState(state, schedule, device)
+    changes = [(epoch, (later,) * n_terms) for epoch, later in run.changes]
     launched = launch.Run(
-        DeviceMap.identity_of(n_terms, device), device_rule((run.options,) * n_terms, device),
-        held.buffer, mean=run.mean, criterion=run.criterion, epochs=run.epochs,
+        DeviceMap.identity_of(n_terms, device),
+        rule_with((run.options,) * n_terms, changes, device), held.buffer, mean=run.mean,
+        criterion=run.criterion, first_epoch=run.first_epoch, epochs=run.epochs,
         record_every=run.record_every, tol=run.tol,
+        bounds=None if run.bounds is None else torch.stack([of(end) for end in run.bounds]),
     )  # fmt: skip
     if run.engine == "stream":
         surface_triton.stream(samples, launched)
@@ -109,11 +129,9 @@ def _descend(run: Run, fit: int, state: State) -> tuple[Any, ...]:
         )  # fmt: skip
     held.finish()
     outcome = held.outcome()
-    recorded = held.recorded(n_recorded(schedule))
     done = int(outcome["epochs"])
-    if run.record_every:  # what follows the last epoch of a fit that has settled
-        recorded[-(-done // run.record_every) :] = outcome["loss"]
-    return done, outcome["loss"], recorded
+    losses = held.recorded(n_recorded(schedule._replace(epochs=done)))
+    return done, outcome["loss"], outcome["previous"], losses
 
 
 def _frame_of(x: torch.Tensor, weight: torch.Tensor | None) -> tuple[float, float]:

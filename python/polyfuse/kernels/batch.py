@@ -1,4 +1,4 @@
-"""Many small fits: each lane of a program takes one, solves it or does its epochs.
+"""Many small fits: each lane of a program takes one, and solves it; epochs.py takes its epochs.
 
 A solution is Forsythe's (1957): polynomials that are orthogonal on the points, as in
 csrc/core/orthogonal.h. Every pass reads the samples again, all but the first from a cache, and
@@ -9,9 +9,7 @@ fit: (x, y, w, their strides between samples, whether the lane has a fit).
 import triton
 import triton.language as tl
 
-from .criterion import value_and_slope
 from .data import kernel
-from .optimizer import OPTIONS, update
 from .vectors import is_finite
 
 DETERMINED = tl.constexpr(1e-26)  # as in csrc/core/orthogonal.h
@@ -109,57 +107,6 @@ def orthogonalise(fit, n, frame, zero, K: tl.constexpr, OMIT: tl.constexpr, WEIG
 @triton.jit
 def square_of(per_square):
     return tl.where(per_square > 0.0, 1.0 / per_square, 0.0)
-
-
-@triton.jit
-def factorise(recursion, per_slope, offset, recurrence_ptr, K: tl.constexpr):
-    """The design's triangular factor, entry [k, j] at j K + k, and y along the orthonormal
-    polynomials; as in csrc/core/orthogonal.h."""
-    mean, step, slope, per_square = recursion
-    zero = per_square[0] * 0.0
-    size, along = (), ()
-    for k in tl.static_range(K):
-        norm = tl.sqrt(square_of(per_square[k]))
-        size = size + (tl.where(norm > 0.0, tl.sqrt(step[k]), 0.0),)
-        along = along + (slope[k] * norm,)
-    factor = (tl.sqrt(square_of(per_square[0])),) + (zero,) * (K - 1)
-    for j in tl.static_range(K - 1):
-        row = recurrence_ptr + j
-        alpha, beta, gamma = tl.load(row), tl.load(row + K), tl.load(row + 2 * K)
-        for k in tl.static_range(K):
-            value = zero
-            if k <= j + 1:
-                if k <= j:
-                    value += (mean[k] - offset) * factor[j * K + k]
-                if k > 0:
-                    value += size[k] * factor[j * K + k - 1]
-                if k < j:
-                    value += size[k + 1] * factor[j * K + k + 1]
-                value = value * per_slope * alpha
-                if k <= j:
-                    value += factor[j * K + k] * beta
-                if k < j:
-                    value += factor[(j - 1) * K + k] * gamma
-            factor = factor + (value,)
-    return factor, along
-
-
-@triton.jit
-def quadratic(p, factor, along, rest, weight, K: tl.constexpr):
-    """Loss and K derivatives of squared error at p, with e = factor p - along."""
-    loss, left, gradient = rest, (), ()
-    for k in tl.static_range(K):
-        e = -along[k]
-        for j in tl.static_range(k, K):
-            e += p[j] * factor[j * K + k]
-        loss += e * e
-        left = left + (e,)
-    for j in tl.static_range(K):
-        value = left[0] * factor[j * K]
-        for k in tl.static_range(1, j + 1):
-            value += left[k] * factor[j * K + k]
-        gradient = gradient + (value * (2.0 * weight),)
-    return (loss * weight,) + gradient
 
 
 @triton.jit
@@ -270,151 +217,3 @@ def solve_fits_kernel(
     tl.store(weight_ptr + lane, weight, inside)
     tl.store(rank_ptr + lane, rank.to(tl.int32), inside)
     tl.store(status_ptr + lane, status, inside)
-
-
-@triton.jit
-def terms_of(u, recurrence_ptr, K: tl.constexpr):
-    """phi_k(u) of the K terms."""
-    phi = (u * 0.0 + 1.0,)
-    for j in tl.static_range(K - 1):
-        row = recurrence_ptr + j
-        following = (tl.load(row) * u + tl.load(row + K)) * phi[j]
-        if j > 0:
-            following += tl.load(row + 2 * K) * phi[j - 1]
-        phi = phi + (following,)
-    return phi
-
-
-@triton.jit
-def loss_and_gradient(
-    fit, n, p, variable, recurrence_ptr, weight, number, K: tl.constexpr, KIND: tl.constexpr,
-    LOG: tl.constexpr, FULL: tl.constexpr, OMIT: tl.constexpr, WEIGHTED: tl.constexpr,
-):  # fmt: skip
-    """Of every fit at p: the loss, then K derivatives; variable: (shift, scale)."""
-    sums = (p[0] * 0.0,) * (K + 1)
-    for i in range(n):
-        x, y, w = read_sample(fit, i, OMIT, WEIGHTED)
-        phi = terms_of((x - variable[0]) * variable[1], recurrence_ptr, K)
-        prediction = p[0] * phi[0]
-        for j in tl.static_range(1, K):
-            prediction += p[j] * phi[j]
-        value, slope = value_and_slope(prediction, y, KIND, number, LOG, FULL)
-        if OMIT or WEIGHTED:
-            value = tl.where(w != 0.0, value * w, 0.0)
-            slope = tl.where(w != 0.0, slope * w, 0.0)
-        added = (sums[0] + value,)
-        for j in tl.static_range(K):
-            added = added + (sums[1 + j] + slope * phi[j],)
-        sums = added
-    result = ()
-    for j in tl.static_range(K + 1):
-        result = result + (sums[j] * weight,)
-    return result
-
-
-@kernel
-def descend_fits_kernel(
-    x_ptr, y_ptr, w_ptr, n_points: tl.int32, n_fits: tl.int64,
-    x_stride: tl.int64, y_stride: tl.int64, w_stride: tl.int64,
-    x_fit: tl.int64, y_fit: tl.int64, w_fit: tl.int64, shift: tl.float64, scale: tl.float64,
-    recurrence_ptr, rule_ptr, epochs: tl.int64, record_every: tl.int64, tol: tl.float64,
-    weight: tl.float64, number: tl.float64,
-    params_ptr, kept_ptr, grad_ptr, loss_ptr, recorded_ptr, done_ptr, status_ptr, rank_ptr,
-    low_ptr, high_ptr,
-    K: tl.constexpr, BLOCK: tl.constexpr, OMIT: tl.constexpr, WEIGHTED: tl.constexpr,
-    MEAN: tl.constexpr, KIND: tl.constexpr, LOG: tl.constexpr, FULL: tl.constexpr,
-    METHOD: tl.constexpr, KEEPS: tl.constexpr, TOL: tl.constexpr, RECORD: tl.constexpr,
-    BOUNDED: tl.constexpr, MOMENTS: tl.constexpr,
-):  # fmt: skip
-    """MOMENTS: of squared error, from orthogonal polynomials, without another read of the data.
-    TOL: a fit stops after the first epoch that changes its loss by no more than tol * loss;
-    KEEPS: rows that the rule keeps, kept [KEEPS, K, B]."""
-    lane = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = lane < n_fits
-    fit = fit_of(
-        x_ptr, y_ptr, w_ptr, x_stride, y_stride, w_stride, x_fit, y_fit, w_fit, lane, n_fits
-    )  # fmt: skip
-    zero = tl.zeros([BLOCK], tl.float64)
-    frame = frame_of(fit, n_points, zero, OMIT, WEIGHTED)
-    centre, per_range, count, total = frame
-    loss_weight, rank = zero + 1.0, tl.where(count > 0.0, zero + K, zero)
-    if MEAN:
-        loss_weight = tl.where(count > 0.0, 1.0 / total, 1.0)
-    loss_weight *= weight
-    if MOMENTS:
-        recursion, rank, rest = orthogonalise(fit, n_points, frame, zero, K, OMIT, WEIGHTED)
-        offset = (shift - centre) * per_range
-        factor, along = factorise(recursion, scale / per_range, offset, recurrence_ptr, K)
-    p = ()
-    for j in tl.static_range(K):
-        p = p + (tl.load(params_ptr + j * n_fits + lane, inside, other=0.0).to(tl.float64),)
-    variable = (shift, scale)
-    start, previous, done, active = zero, zero + float("nan"), zero, inside
-    epoch, going = tl.full([], 0, tl.int64), tl.full([], 1, tl.int32)
-    while (epoch < epochs) & (going > 0):
-        if MOMENTS:
-            found = quadratic(p, factor, along, rest, loss_weight, K)
-        else:
-            found = loss_and_gradient(
-                fit, n_points, p, variable, recurrence_ptr, loss_weight, number, K, KIND, LOG,
-                FULL, OMIT, WEIGHTED,
-            )  # fmt: skip
-        start = tl.where(epoch == 0, found[0], start)
-        if RECORD:
-            if epoch % record_every == 0:
-                row = epoch // record_every
-                tl.store(recorded_ptr + row * n_fits + lane, found[0], inside)
-        if TOL:
-            active = active & ~(tl.abs(previous - found[0]) <= tol * tl.abs(found[0]))
-            previous = found[0]
-            going = tl.sum(active.to(tl.int32), axis=0)
-        rule = ()  # read in every epoch, as what it keeps: there are no registers to hold them
-        for o in tl.static_range(1 + OPTIONS):
-            rule = rule + (zero + tl.load(rule_ptr + o),)
-        new_p = ()
-        for j in tl.static_range(K):
-            old = ()
-            for r in tl.static_range(4):
-                at = kept_ptr + (r * K + j) * n_fits + lane
-                old = old + (tl.load(at, inside, other=0.0) if r < KEEPS else zero,)
-            new = update(rule, p[j], found[1 + j], old, METHOD, tl.float64)
-            value = new[0]
-            if BOUNDED:
-                low = tl.load(low_ptr + j * n_fits + lane, inside, other=0.0)
-                high = tl.load(high_ptr + j * n_fits + lane, inside, other=0.0)
-                value = tl.where(value < low, low, tl.where(value > high, high, value))
-            new_p = new_p + (tl.where(active, value, p[j]),)
-            for r in tl.static_range(KEEPS):
-                tl.store(kept_ptr + (r * K + j) * n_fits + lane, new[1 + r], active)
-            if TOL:
-                tl.store(grad_ptr + j * n_fits + lane, found[1 + j], active)
-            else:
-                if epoch + 1 == epochs:
-                    tl.store(grad_ptr + j * n_fits + lane, found[1 + j], inside)
-        p = new_p
-        done += active.to(tl.float64)
-        epoch += 1
-    if MOMENTS:
-        final = quadratic(p, factor, along, rest, loss_weight, K)
-    else:
-        final = loss_and_gradient(
-            fit, n_points, p, variable, recurrence_ptr, loss_weight, number, K, KIND, LOG, FULL,
-            OMIT, WEIGHTED,
-        )  # fmt: skip
-    start = tl.where(epochs == 0, final[0], start)
-    loss = tl.where(count > 0.0, final[0], float("nan"))
-    if RECORD:
-        while epoch < epochs:  # all have stopped
-            if epoch % record_every == 0:
-                row = epoch // record_every
-                tl.store(recorded_ptr + row * n_fits + lane, final[0], inside)
-            epoch += 1
-    bounded = is_finite(loss)
-    for j in tl.static_range(K):
-        bounded = bounded & is_finite(p[j])
-        tl.store(params_ptr + j * n_fits + lane, p[j], inside)
-    ended = tl.where(bounded, tl.where(done < epochs, 0, 1), tl.where(is_finite(start), 4, 3))
-    tl.store(status_ptr + lane, tl.where(count > 0.0, ended, 2), inside)
-    tl.store(rank_ptr + lane, rank.to(tl.int32), inside)
-    tl.store(loss_ptr + lane, loss, inside)
-    tl.store(done_ptr + lane, done.to(tl.int64), inside)

@@ -2,7 +2,8 @@
 
 Operation by operation as in torch.optim, in the precision of T; numbers that torch computes in
 Python are in float64. rule: the method, and its options as `rules` names them; kept: the KEPT
-numbers of a parameter.
+numbers of a parameter. Rates of a step: numbers that torch keeps once per tensor, such as the count
+of steps, and what follows from them.
 """
 
 import triton
@@ -88,7 +89,14 @@ def ratio(a, b, T: tl.constexpr):
 
 
 @triton.jit
-def sgd(rule, p, g, kept, T: tl.constexpr):
+def sgd_rates(rule, kept, T: tl.constexpr):
+    """Whether this step fills the buffer."""
+    filled = tl.where(rule[2] != 0.0, tl.full(kept[1].shape, 1.0, T), kept[1])
+    return tl.where(kept[1] == 0.0, 1.0, 0.0), 0.0, 0.0, kept[0], filled, kept[2], kept[3]
+
+
+@triton.jit
+def sgd(rule, rates, p, g, kept, T: tl.constexpr):
     """kept: buffer, whether it is filled.
 
     b = momentum b + (1 - dampening) d, at first b = d;
@@ -96,49 +104,62 @@ def sgd(rule, p, g, kept, T: tl.constexpr):
     """
     momentum, moves = rule[2].to(T), rule[2] != 0.0
     d = direction(p, g, rule[6], rule[4], T)
-    b = tl.where(kept[1] != 0.0, momentum * kept[0] + (1.0 - rule[3]).to(T) * d, d)
+    b = tl.where(rates[0] != 0.0, d, momentum * kept[0] + (1.0 - rule[3]).to(T) * d)
     with_momentum = tl.where(rule[5] != 0.0, d + momentum * b, b)
     p -= rule[1].to(T) * tl.where(moves, with_momentum, d)
-    filled = tl.where(moves, tl.full(p.shape, 1.0, T), kept[1])
-    return p, tl.where(moves, b, kept[0]), filled, kept[2], kept[3]
+    return p, tl.where(moves, b, kept[0]), kept[1], kept[2], kept[3]
 
 
 @triton.jit
-def adam(rule, p, g, kept, T: tl.constexpr):
-    """kept: step, mean, square, the largest square (amsgrad)"""
-    lr, beta1, beta2, decay, decoupled = rule[1], rule[2], rule[3], rule[5], rule[8] != 0.0
+def adam_rates(rule, kept, T: tl.constexpr):
     count = kept[0] + 1.0
     step = count.to(tl.float64)
-    p = tl.where(decoupled & (decay != 0.0), p * (1.0 - lr * decay).to(T), p)
+    size = rule[1] / (1.0 - power(rule[2], step))
+    return size, tl.sqrt(1.0 - power(rule[3], step)), 0.0, count, kept[1], kept[2], kept[3]
+
+
+@triton.jit
+def adam(rule, rates, p, g, kept, T: tl.constexpr):
+    """kept: step, mean, square, the largest square (amsgrad)"""
+    beta1, beta2, decay, decoupled = rule[2], rule[3], rule[5], rule[8] != 0.0
+    p = tl.where(decoupled & (decay != 0.0), p * (1.0 - rule[1] * decay).to(T), p)
     d = direction(p, g, rule[7], tl.where(decoupled, 0.0, decay), T)
     mean = lerp(kept[1], d, 1.0 - beta1, T)
     square = kept[2] * beta2.to(T) + (1.0 - beta2).to(T) * d * d
     amsgrad = rule[6] != 0.0
-    largest = tl.where(amsgrad & ~(kept[3] >= square), square, kept[3])
-    size = (lr / (1.0 - power(beta1, step))).to(T)
-    correction = tl.sqrt(1.0 - power(beta2, step)).to(T)
-    spread = ratio(root(tl.where(amsgrad, largest, square), T), correction, T)
-    p -= ratio(size * mean, spread + rule[4].to(T), T)
-    return p, count, mean, square, largest
+    largest = tl.where(amsgrad, tl.where(kept[3] >= square, kept[3], square), kept[3])
+    spread = ratio(root(tl.where(amsgrad, largest, square), T), rates[1].to(T), T)
+    p -= ratio(rates[0].to(T) * mean, spread + rule[4].to(T), T)
+    return p, kept[0], mean, square, largest
 
 
 @triton.jit
-def asgd(rule, p, g, kept, T: tl.constexpr):
-    """kept: step, eta, mu, average"""
+def asgd_rates(rule, kept, T: tl.constexpr):
     lr, lambd, single = rule[1], rule[2], rule[7]
-    d = direction(p, g, rule[6], rule[5], T)
     count = kept[0] + 1.0
-    step, eta = count.to(tl.float64), kept[1].to(tl.float64)
-    p = p * (1.0 - lambd * eta).to(T)
-    p -= kept[1] * d
-    average = tl.where(kept[2] != 1.0, kept[3] + (p - kept[3]) * kept[2], p)
-    eta = lr / power(1.0 + lambd * lr * step, rule[3])
-    mu = 1.0 / tl.maximum(1.0, step - rule[4])
-    return p, count, stored(eta, single).to(T), stored(mu, single).to(T), average
+    step = count.to(tl.float64)
+    eta = stored(lr / power(1.0 + lambd * lr * step, rule[3]), single).to(T)
+    mu = stored(1.0 / tl.maximum(1.0, step - rule[4]), single).to(T)
+    return kept[1].to(tl.float64), kept[2].to(tl.float64), 0.0, count, eta, mu, kept[3]
 
 
 @triton.jit
-def rprop(rule, p, g, kept, T: tl.constexpr):
+def asgd(rule, rates, p, g, kept, T: tl.constexpr):
+    """kept: step, eta, mu, average"""
+    d = direction(p, g, rule[6], rule[5], T)
+    p = p * (1.0 - rule[2] * rates[0]).to(T)
+    p -= rates[0].to(T) * d
+    average = tl.where(rates[1] != 1.0, kept[3] + (p - kept[3]) * rates[1].to(T), p)
+    return p, kept[0], kept[1], kept[2], average
+
+
+@triton.jit
+def count_alone(rule, kept, T: tl.constexpr):
+    return 0.0, 0.0, 0.0, kept[0] + 1.0, kept[1], kept[2], kept[3]
+
+
+@triton.jit
+def rprop(rule, rates, p, g, kept, T: tl.constexpr):
     """kept: step, the direction before, size"""
     d = tl.where(rule[6] != 0.0, -g, g)
     sign = d * kept[1]
@@ -147,11 +168,11 @@ def rprop(rule, p, g, kept, T: tl.constexpr):
     low, high = rule[4].to(T), rule[5].to(T)
     size = tl.where(size < low, low, tl.where(size > high, high, size))
     p = tl.where(d > 0.0, p - size, tl.where(d < 0.0, p + size, p))
-    return tl.where(d != d, d, p), kept[0] + 1.0, d, size, kept[3]
+    return tl.where(d != d, d, p), kept[0], d, size, kept[3]
 
 
 @triton.jit
-def rmsprop(rule, p, g, kept, T: tl.constexpr):
+def rmsprop(rule, rates, p, g, kept, T: tl.constexpr):
     """kept: step, square, buffer, mean"""
     lr, alpha, momentum, centered = rule[1].to(T), rule[2], rule[5], rule[6] != 0.0
     d = direction(p, g, rule[7], rule[4], T)
@@ -161,43 +182,52 @@ def rmsprop(rule, p, g, kept, T: tl.constexpr):
     move = ratio(d, root(variance, T) + rule[3].to(T), T)
     buffer = tl.where(momentum > 0.0, kept[2] * momentum.to(T) + move, kept[2])
     p -= lr * tl.where(momentum > 0.0, buffer, move)
-    return p, kept[0] + 1.0, square, buffer, mean
+    return p, kept[0], square, buffer, mean
 
 
 @triton.jit
-def adagrad(rule, p, g, kept, T: tl.constexpr):
+def adagrad_rates(rule, kept, T: tl.constexpr):
+    count = kept[0] + 1.0
+    size = rule[1] / (1.0 + (count.to(tl.float64) - 1.0) * rule[2])
+    return size, 0.0, 0.0, count, kept[1], kept[2], kept[3]
+
+
+@triton.jit
+def adagrad(rule, rates, p, g, kept, T: tl.constexpr):
     """kept: step, sum"""
     d = direction(p, g, rule[5], rule[3], T)
-    count = kept[0] + 1.0
     total = kept[1] + d * d
-    lr = rule[1] / (1.0 + (count.to(tl.float64) - 1.0) * rule[2])
-    p -= ratio(lr.to(T) * d, root(total, T) + rule[4].to(T), T)
-    return p, count, total, kept[2], kept[3]
+    p -= ratio(rates[0].to(T) * d, root(total, T) + rule[4].to(T), T)
+    return p, kept[0], total, kept[2], kept[3]
 
 
 @triton.jit
-def adadelta(rule, p, g, kept, T: tl.constexpr):
+def adadelta(rule, rates, p, g, kept, T: tl.constexpr):
     """kept: step, square, the square of moves"""
     rho, stay, eps = rule[2].to(T), (1.0 - rule[2]).to(T), rule[3].to(T)
     d = direction(p, g, rule[5], rule[4], T)
     square = kept[1] * rho + stay * d * d
     move = ratio(root(kept[2] + eps, T), root(square + eps, T), T) * d
     p -= rule[1].to(T) * move
-    return p, kept[0] + 1.0, square, kept[2] * rho + stay * move * move, kept[3]
+    return p, kept[0], square, kept[2] * rho + stay * move * move, kept[3]
 
 
 @triton.jit
-def adamax(rule, p, g, kept, T: tl.constexpr):
-    """kept: step, mean, largest"""
-    beta1 = rule[2]
+def adamax_rates(rule, kept, T: tl.constexpr):
     count = kept[0] + 1.0
+    size = rule[1] / (1.0 - power(rule[2], count.to(tl.float64)))
+    return size, 0.0, 0.0, count, kept[1], kept[2], kept[3]
+
+
+@triton.jit
+def adamax(rule, rates, p, g, kept, T: tl.constexpr):
+    """kept: step, mean, largest"""
     d = direction(p, g, rule[6], rule[5], T)
-    mean = lerp(kept[1], d, 1.0 - beta1, T)
+    mean = lerp(kept[1], d, 1.0 - rule[2], T)
     faded, now = kept[2] * rule[3].to(T), tl.abs(d) + rule[4].to(T)
     largest = tl.where((now >= faded) | (now != now), now, faded)
-    size = (rule[1] / (1.0 - power(beta1, count.to(tl.float64)))).to(T)
-    p -= ratio(size * mean, largest, T)
-    return p, count, mean, largest, kept[3]
+    p -= ratio(rates[0].to(T) * mean, largest, T)
+    return p, kept[0], mean, largest, kept[3]
 
 
 @triton.jit
@@ -207,73 +237,116 @@ def nadam_mu(rule, step):
 
 
 @triton.jit
-def nadam(rule, p, g, kept, T: tl.constexpr):
-    """kept: step, the product of mu, mean, square"""
-    lr, beta1, beta2, decay, decoupled = rule[1], rule[2], rule[3], rule[5], rule[8] != 0.0
-    count = kept[0] + 1.0
+def nadam_rates(rule, kept, T: tl.constexpr):
+    lr, count = rule[1], kept[0] + 1.0
     step = count.to(tl.float64)
-    p = tl.where(decoupled & (decay != 0.0), p * (1.0 - lr * decay).to(T), p)
-    d = direction(p, g, rule[7], tl.where(decoupled, 0.0, decay), T)
     mu, mu_next = nadam_mu(rule, step), nadam_mu(rule, step + 1.0)
     in_float = kept[1].to(tl.float32) * mu.to(tl.float32)  # the tensor's own arithmetic
     product = tl.where(rule[9] != 0.0, in_float.to(tl.float64), kept[1].to(tl.float64) * mu).to(T)
     now = product.to(tl.float64)
-    mean = lerp(kept[2], d, 1.0 - beta1, T)
-    square = kept[3] * beta2.to(T) + (1.0 - beta2).to(T) * d * d
-    correction = (1.0 - power(beta2, step)).to(T)
-    size = root(ratio(square, correction, T), T) + rule[4].to(T)
-    p -= ratio((lr * (1.0 - mu) / (1.0 - now)).to(T) * d, size, T)
-    p -= ratio((lr * mu_next / (1.0 - now * mu_next)).to(T) * mean, size, T)
-    return p, count, product, mean, square
+    of_gradient, of_mean = lr * (1.0 - mu) / (1.0 - now), lr * mu_next / (1.0 - now * mu_next)
+    return of_gradient, of_mean, 1.0 - power(rule[3], step), count, product, kept[2], kept[3]
 
 
 @triton.jit
-def radam(rule, p, g, kept, T: tl.constexpr):
-    """kept: step, mean, square"""
-    lr, beta1, beta2, decay, decoupled = rule[1], rule[2], rule[3], rule[5], rule[7] != 0.0
+def nadam(rule, rates, p, g, kept, T: tl.constexpr):
+    """kept: step, the product of mu, mean, square"""
+    beta1, beta2, decay, decoupled = rule[2], rule[3], rule[5], rule[8] != 0.0
+    p = tl.where(decoupled & (decay != 0.0), p * (1.0 - rule[1] * decay).to(T), p)
+    d = direction(p, g, rule[7], tl.where(decoupled, 0.0, decay), T)
+    mean = lerp(kept[2], d, 1.0 - beta1, T)
+    square = kept[3] * beta2.to(T) + (1.0 - beta2).to(T) * d * d
+    size = root(ratio(square, rates[2].to(T), T), T) + rule[4].to(T)
+    p -= ratio(rates[0].to(T) * d, size, T)
+    p -= ratio(rates[1].to(T) * mean, size, T)
+    return p, kept[0], kept[1], mean, square
+
+
+@triton.jit
+def radam_rates(rule, kept, T: tl.constexpr):
+    """The last is 0 while the step is not rectified."""
     count = kept[0] + 1.0
     step = count.to(tl.float64)
+    fade = power(rule[3], step)
+    correction = 1.0 - fade
+    most = 2.0 / (1.0 - rule[3]) - 1.0
+    rho = most - 2.0 * step * fade / correction
+    rectified = (rho - 4.0) * (rho - 2.0) * most / ((most - 4.0) * (most - 2.0) * rho)
+    rectified = tl.sqrt(tl.where(rho > 5.0, rectified, 0.0))
+    of_mean = 1.0 - power(rule[2], step)
+    return of_mean, tl.sqrt(correction), rectified, count, kept[1], kept[2], kept[3]
+
+
+@triton.jit
+def radam(rule, rates, p, g, kept, T: tl.constexpr):
+    """kept: step, mean, square"""
+    lr, beta1, beta2, decay, decoupled = rule[1], rule[2], rule[3], rule[5], rule[7] != 0.0
     p = tl.where(decoupled & (decay != 0.0), p * (1.0 - lr * decay).to(T), p)
     d = direction(p, g, rule[6], tl.where(decoupled, 0.0, decay), T)
     mean = lerp(kept[1], d, 1.0 - beta1, T)
     square = kept[2] * beta2.to(T) + (1.0 - beta2).to(T) * d * d
-    fade = power(beta2, step)
-    correction = 1.0 - fade
-    most = 2.0 / (1.0 - beta2) - 1.0
-    rho = most - 2.0 * step * fade / correction
-    move = ratio(mean, (1.0 - power(beta1, step)).to(T), T) * lr.to(T)
-    rectified = (rho - 4.0) * (rho - 2.0) * most / ((most - 4.0) * (most - 2.0) * rho)
-    rectified = tl.sqrt(tl.where(rho > 5.0, rectified, 0.0)).to(T)
-    scale = ratio(tl.sqrt(correction).to(T), root(square, T) + rule[4].to(T), T)
-    adapted = move * scale * rectified
-    return p - tl.where(rho > 5.0, adapted, move), count, mean, square, kept[3]
+    move = ratio(mean, rates[0].to(T), T) * lr.to(T)
+    scale = ratio(rates[1].to(T), root(square, T) + rule[4].to(T), T)
+    adapted = move * scale * rates[2].to(T)
+    return p - tl.where(rates[2] != 0.0, adapted, move), kept[0], mean, square, kept[3]
+
+
+@triton.jit
+def advance(rule, kept, METHOD: tl.constexpr, T: tl.constexpr):
+    """The three rates of a step, and the four numbers kept with those once per tensor advanced."""
+    if METHOD == SGD:
+        return sgd_rates(rule, kept, T)
+    elif METHOD == ADAM:
+        return adam_rates(rule, kept, T)
+    elif METHOD == ASGD:
+        return asgd_rates(rule, kept, T)
+    elif METHOD == ADAGRAD:
+        return adagrad_rates(rule, kept, T)
+    elif METHOD == ADAMAX:
+        return adamax_rates(rule, kept, T)
+    elif METHOD == NADAM:
+        return nadam_rates(rule, kept, T)
+    elif METHOD == RADAM:
+        return radam_rates(rule, kept, T)
+    else:
+        return count_alone(rule, kept, T)
+
+
+@triton.jit
+def move(rule, rates, p, g, kept, METHOD: tl.constexpr, T: tl.constexpr):
+    """The new p and kept as one tuple, of a parameter that an optimizer holds."""
+    if METHOD == SGD:
+        return sgd(rule, rates, p, g, kept, T)
+    elif METHOD == ADAM:
+        return adam(rule, rates, p, g, kept, T)
+    elif METHOD == ASGD:
+        return asgd(rule, rates, p, g, kept, T)
+    elif METHOD == RPROP:
+        return rprop(rule, rates, p, g, kept, T)
+    elif METHOD == RMSPROP:
+        return rmsprop(rule, rates, p, g, kept, T)
+    elif METHOD == ADAGRAD:
+        return adagrad(rule, rates, p, g, kept, T)
+    elif METHOD == ADADELTA:
+        return adadelta(rule, rates, p, g, kept, T)
+    elif METHOD == ADAMAX:
+        return adamax(rule, rates, p, g, kept, T)
+    elif METHOD == NADAM:
+        return nadam(rule, rates, p, g, kept, T)
+    elif METHOD == RADAM:
+        return radam(rule, rates, p, g, kept, T)
+    else:
+        return p, kept[0], kept[1], kept[2], kept[3]
 
 
 @triton.jit
 def update(rule, p, g, kept, METHOD: tl.constexpr, T: tl.constexpr):
     """The new p and kept as one tuple; what no optimizer holds stays."""
     old_p, o, q, r, s = p.to(T), kept[0].to(T), kept[1].to(T), kept[2].to(T), kept[3].to(T)
-    old, new = (o, q, r, s), (old_p, o, q, r, s)
-    if METHOD == SGD:
-        new = sgd(rule, old_p, g.to(T), old, T)
-    elif METHOD == ADAM:
-        new = adam(rule, old_p, g.to(T), old, T)
-    elif METHOD == ASGD:
-        new = asgd(rule, old_p, g.to(T), old, T)
-    elif METHOD == RPROP:
-        new = rprop(rule, old_p, g.to(T), old, T)
-    elif METHOD == RMSPROP:
-        new = rmsprop(rule, old_p, g.to(T), old, T)
-    elif METHOD == ADAGRAD:
-        new = adagrad(rule, old_p, g.to(T), old, T)
-    elif METHOD == ADADELTA:
-        new = adadelta(rule, old_p, g.to(T), old, T)
-    elif METHOD == ADAMAX:
-        new = adamax(rule, old_p, g.to(T), old, T)
-    elif METHOD == NADAM:
-        new = nadam(rule, old_p, g.to(T), old, T)
-    elif METHOD == RADAM:
-        new = radam(rule, old_p, g.to(T), old, T)
+    old = (o, q, r, s)
+    ahead = advance(rule, old, METHOD, T)
+    counted = (ahead[3], ahead[4], ahead[5], ahead[6])
+    new = move(rule, (ahead[0], ahead[1], ahead[2]), old_p, g.to(T), counted, METHOD, T)
     owned = is_owned(rule)
     result = (tl.where(owned, new[0], old_p).to(tl.float64),)
     for i in tl.static_range(4):
