@@ -186,9 +186,7 @@ def solve_batch(
         r_squared=out.r_squared.view(shape),
         covariance=spread,
         degree=None if out.degree is None else out.degree.view(shape),
-        _evidence=EvidenceOfEach.of(
-            model, fits, out.params, SQUARED, out.status == FitStatus.CONVERGED, out.degree
-        ),
+        _evidence=EvidenceOfEach.of(model, fits, out.params, SQUARED, out.status, out.degree),
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from . import _C
 from .backends import choose
 from .backends.batched import Fits
+from .batch_result import FitStatus
 from .criteria import Criterion
 from .each import Each
 from .linear import Held, Source, linear, names_of, normal_equations, powers, versions_of
@@ -141,19 +142,19 @@ class EvidenceOfEach:
     kind: str
     trainable: bool
     versions: tuple[int | None, int | None]
-    optimum: torch.Tensor | None  # [B], whether the parameters of a fit are those of least squares
+    solved: torch.Tensor | None  # [B], the status of fits that were solved
     degree: torch.Tensor | None  # [B], where each has its own
 
     @classmethod
     def of(
         cls, model: Any, fits: Fits, params: torch.Tensor, criterion: Criterion,
-        optimum: torch.Tensor | None = None, degree: torch.Tensor | None = None,
+        solved: torch.Tensor | None = None, degree: torch.Tensor | None = None,
     ) -> EvidenceOfEach:  # fmt: skip
         """params: [K, B], as the fit left them."""
         return cls(
             fits._replace(params=params), criterion, tuple(model.coefficients.shape[1:]),
             "fit" if model.outputs is None else "output", model.coefficients.requires_grad,
-            versions_of(fits.x, fits.y), optimum, degree,
+            versions_of(fits.x, fits.y), solved, degree,
         )  # fmt: skip
 
     def statistics(self) -> Each:
@@ -179,7 +180,7 @@ class EvidenceOfEach:
             model, "sum", (), x, fits.y[:, b], fits.omit, criterion=self.criterion, weight=w
         )
         held = Held(problem, Source(source_x, columns, names), self.versions)
-        optimum = self.optimum is not None and bool(self.optimum[b])
+        optimum = self.solved is not None and int(self.solved[b]) == FitStatus.CONVERGED
         return Evidence(held, params.double().cpu().numpy(), optimum=optimum)
 
     def travelling(self) -> EvidenceOfEach | str:
@@ -189,9 +190,11 @@ class EvidenceOfEach:
             return "statistics: x or y was changed in place before the result was pickled"
         if reason := refuse_travel(size_of(*tensors)):
             return reason
-        params, x, y, w = (None if t is None else at_home(t) for t in tensors)
+        everything = *tensors, self.solved, self.degree
+        params, x, y, w, solved, degree = (None if t is None else at_home(t) for t in everything)
         assert params is not None and x is not None and y is not None
-        return replace(self, fits=self.fits._replace(params=params, x=x, y=y, w=w))
+        fits = self.fits._replace(params=params, x=x, y=y, w=w)
+        return replace(self, fits=fits, solved=solved, degree=degree)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

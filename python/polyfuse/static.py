@@ -95,14 +95,14 @@ def promise(t: torch.Tensor) -> None:
 
 
 def _kept(t: torch.Tensor) -> bool:
-    promise = _promises.get(id(t))
-    if promise is None:
+    made = _promises.get(id(t))
+    if made is None:
         return False
     if (
-        promise.tensor() is t
-        and promise.version == t._version
-        and promise.address == t.data_ptr()
-        and promise.shape == t.shape
+        made.tensor() is t
+        and made.version == t._version
+        and made.address == t.data_ptr()
+        and made.shape == t.shape
     ):
         return True
     logger.info("pf.static: the data was changed in place; the promise is void")
