@@ -265,6 +265,16 @@ def test_parameters_outside_the_model_lose_their_gradient_as_in_the_loop():
     assert other.grad is None and other.tolist() == [1, 1]
 
 
+def test_a_frozen_parameter_loses_its_gradient_as_in_the_loop():
+    model, (xs, ys) = workload.make_model(torch.nn), workload.data()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    for trains in (True, False, True):
+        model.b.requires_grad_(trains)
+        before = model.b.item()
+        pf.fit(model, torch.nn.MSELoss(), optimizer, xs, ys, epochs=2)
+        assert (model.b.grad is not None) == trains == (model.b.item() != before)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_diverging_run_says_the_largest_stable_lr(engine):
     xs, ys = workload.data()

@@ -48,7 +48,7 @@ class Holding(NamedTuple):
 
     optimizer: torch.optim.Optimizer
     tensors: dict[int, Options]
-    others: list[torch.Tensor]  # that are none of the model's
+    others: list[torch.Tensor]  # that the loss does not train
     rule: Rule
     keeps: bool  # whether the rules keep anything from step to step
 
@@ -61,10 +61,10 @@ def holding(model: Any, optimizer: torch.optim.Optimizer) -> Holding:
         options = options_in(optimizer, group)
         for p in group["params"]:
             number = mine.get(id(p))
-            if number is None:
-                others.append(p)
-            elif p.requires_grad:
+            if number is not None and p.requires_grad:
                 tensors[number] = options(p)
+            else:
+                others.append(p)
     rule = tuple([tensors.get(t) for t, _ in model.traced.slots])
     keeps = any(kept for options in tensors.values() for kept in kept_of(options))
     return Holding(optimizer, tensors, others, rule, keeps)
