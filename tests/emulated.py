@@ -1,5 +1,6 @@
 """The CUDA backend with its kernels compiled for the CPU, against tests/emulation."""
 
+import fcntl
 import hashlib
 import importlib.util
 import subprocess
@@ -30,25 +31,32 @@ def build():
         digest.update(path.read_bytes())
     folder = ROOT / "build/emulation" / digest.hexdigest()[:16]
     library = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        includes = (ROOT / "tests/emulation", pybind11.get_include(), sysconfig.get_path("include"))
-
-        def compile(source):
-            target = folder / f"{Path(source).name}.o"
-            command = ["g++", *FLAGS, *(f"-I{i}" for i in includes), "-x", "c++", "-c"]
-            subprocess.run([*command, str(ROOT / "csrc" / source), "-o", str(target)], check=True)
-            return str(target)
-
-        with ThreadPoolExecutor(2) as pool:
-            objects = list(pool.map(compile, SOURCES))
-        partial = library.with_suffix(".partial")
-        subprocess.run(["g++", "-shared", "-pthread", *objects, "-o", str(partial)], check=True)
-        partial.rename(library)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:  # closing it gives it up
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            compile_into(library)
     spec = importlib.util.spec_from_file_location("_cuda", library)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def compile_into(library):
+    folder = library.parent
+    includes = (ROOT / "tests/emulation", pybind11.get_include(), sysconfig.get_path("include"))
+
+    def compile(source):
+        target = folder / f"{Path(source).name}.o"
+        command = ["g++", *FLAGS, *(f"-I{i}" for i in includes), "-x", "c++", "-c"]
+        subprocess.run([*command, str(ROOT / "csrc" / source), "-o", str(target)], check=True)
+        return str(target)
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile, SOURCES))
+    partial = library.with_suffix(".partial")
+    subprocess.run(["g++", "-shared", "-pthread", *objects, "-o", str(partial)], check=True)
+    partial.rename(library)
 
 
 class Emulated(Cuda):
