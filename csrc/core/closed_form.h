@@ -16,8 +16,10 @@ PF_HD void one_epoch(const Team& team, Objective& objective, const Descent& desc
   const int n = descent.n_params, width = 2 * n + 1;
   double *at_zero = work, *shifted = work + n, *point = work + 2 * n;
   const auto fill = [&](int column, int i, double p, double g, double b) {
-    double p_next = p, kept[kKept] = {b, 1.0};
-    update(descent.rule[i], p_next, g, kept);
+    const UpdateRule& rule = descent.rule[i];
+    double p_next = p, kept[kKept] = {b};
+    const double filled[kRates] = {};
+    if (rule.method == Method::Sgd) Sgd::update(rule.option, filled, p_next, g, kept);
     epoch[i * width + column] = p_next - p;
     epoch[(n + i) * width + column] = kept[Sgd::kBuffer] - b;
   };

@@ -80,7 +80,8 @@ struct Ranks {
   }
 };
 
-// f(x, y, weight) for the whole vectors of this thread, `Flight` of each on their way at a time.
+// f(x, y, weight) for the whole vectors of this thread, `Flight` of each on their way at a time;
+// Weighted: there may be weights.
 template <int Flight, bool Weighted, class T, class F>
 PF_DEVICE void for_each_vector(const Samples<T>& s, Ranks ranks, F&& f) {
   using Pack = Vector<T>;
@@ -95,31 +96,34 @@ PF_DEVICE void for_each_vector(const Samples<T>& s, Ranks ranks, F&& f) {
       if (v + i * ranks.count < whole) {
         x[i] = xs[v + i * ranks.count];
         y[i] = ys[v + i * ranks.count];
-        if (Weighted) w[i] = ws[v + i * ranks.count];
+        if (Weighted && ws) w[i] = ws[v + i * ranks.count];
       }
     PF_UNROLL
     for (int i = 0; i < Flight; ++i)
       if (v + i * ranks.count < whole) {
         PF_UNROLL
         for (int j = 0; j < Pack::kWidth; ++j)
-          f(x[i].at[j], y[i].at[j], Weighted ? w[i].at[j] : T(1));
+          f(x[i].at[j], y[i].at[j], Weighted && ws ? w[i].at[j] : T(1));
       }
   }
 }
 
-// f(x, y, weight) for the samples of this thread.
+// f(x, y, weight) for the samples of this thread; Flight 0: f is long, and compiled less often.
 template <int Flight, class T, class F>
 PF_DEVICE void for_each_sample(const Samples<T>& s, Ranks ranks, F&& f) {
   const bool whole = s.x_stride == 1 && s.y_stride == 1 && aligned(s.x) && aligned(s.y) &&
                      (!s.w || (s.w_stride == 1 && aligned(s.w)));
-  if (whole && s.w)
+  if (whole && (s.w || Flight == 0)) {
     for_each_vector<1, true>(s, ranks, f);
-  else if (whole)
-    for_each_vector<Flight, false>(s, ranks, f);
+  } else if constexpr (Flight > 0) {
+    if (whole) for_each_vector<Flight, false>(s, ranks, f);
+  }
   const int64_t begin = whole ? s.n / Vector<T>::kWidth * Vector<T>::kWidth : 0;
   for (int64_t i = begin + ranks.rank; i < s.n; i += ranks.count)
     f(s.x[i * s.x_stride], s.y[i * s.y_stride], s.weight(i));
 }
+
+constexpr int kShort = 8;  // beyond, arithmetic takes longer than loads
 
 template <int K>
 PF_DEVICE void take_coefficients(const double* from, int n_terms, double (&coef)[K]) {
@@ -132,7 +136,7 @@ template <class Rho, int K>
 struct LossSums {
   static constexpr int kSums = K + 2;
   // The long code of the others leaves fewer registers to samples on their way.
-  static constexpr int kInFlight = std::is_same_v<Rho, SquaredError> ? 8 : 4;
+  static constexpr int kInFlight = K > kShort ? 0 : std::is_same_v<Rho, SquaredError> ? 8 : 4;
   const Criterion& criterion;
   double coef[K], sum[kSums] = {};
 
@@ -154,7 +158,7 @@ struct LossSums {
 template <int K>
 struct MomentSums {
   static constexpr int kSums = 3 * K;
-  static constexpr int kInFlight = K > 8 ? 1 : 8;
+  static constexpr int kInFlight = K > kShort ? 0 : 8;
   double coef[K], sum[kSums] = {};
 
   PF_DEVICE void add(double u, double y, double w) {
@@ -176,7 +180,7 @@ struct MomentSums {
 template <int K>
 struct ProjectSums {
   static constexpr int kSums = K;
-  static constexpr int kInFlight = 8;
+  static constexpr int kInFlight = K > kShort ? 0 : 8;
   double sum[kSums] = {};
 
   PF_DEVICE void add(double u, double y, double) {
@@ -196,7 +200,8 @@ PF_DEVICE void add_samples(const Data& data, const Samples<T>& samples, Ranks ra
   const double shift = data.shift, scale = data.scale;
   const bool omit = data.omit, count = counted(data);
   constexpr int width = Vector<T>::kWidth;
-  constexpr int flight = Sums::kInFlight > width ? Sums::kInFlight / width : 1;
+  constexpr int flight =
+      Sums::kInFlight > width ? Sums::kInFlight / width : int(Sums::kInFlight > 0);
   for_each_sample<flight>(samples, ranks, [&](T x_raw, T y_raw, T w_raw) {
     const double x = x_raw, y = y_raw, w = w_raw;
     if (count) {
