@@ -61,7 +61,7 @@ class BatchResult(Reported):
     r_squared: torch.Tensor | None = field(default=None, repr=False)
     covariance: torch.Tensor | None = field(default=None, repr=False)
     degree: torch.Tensor | None = field(default=None, repr=False)
-    _evidence: Any = field(default=None, repr=False)
+    _evidence: Any = field(default="statistics: there are none", repr=False)
 
     def counts(self) -> dict[str, int]:
         """How many fits ended in which way."""
