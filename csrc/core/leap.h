@@ -71,19 +71,20 @@ PF_HD void leap(const Leaps& leaps, const Schedule& schedule, int terms, const O
   V optimum[K ? K : kMaxTerms];
   back_substitute(terms, objective.factor, objective.along, optimum);
   const int64_t last = schedule.epochs - 1, every = schedule.record_every;
-  if (leaps.at_once) jump_to<K>(leaps, leaps.jump[0], terms, optimum, s);
-  for (int64_t epoch = leaps.at_once ? last : 0;;) {
-    s.loss = objective(s.p, s.grad);
-    if (epoch > last) return;
-    if (records(schedule, epoch)) record(s.loss);
-    if (epoch == 0 || epoch == last) {
-      step(epoch);
-      if (++epoch > last) {
-        V unused[K ? K : kMaxTerms];
-        s.loss = objective(s.p, unused);
-        return;
+  for (int64_t epoch = 0;;) {
+    if (epoch > 0 || !leaps.at_once) {
+      s.loss = objective(s.p, s.grad);
+      if (epoch > last) return;
+      if (records(schedule, epoch)) record(s.loss);
+      if (epoch == 0 || epoch == last) {
+        step(epoch);
+        if (++epoch > last) {
+          V unused[K ? K : kMaxTerms];
+          s.loss = objective(s.p, unused);
+          return;
+        }
+        if (epoch == last || records(schedule, epoch)) continue;
       }
-      if (epoch == last || records(schedule, epoch)) continue;
     }
     const int64_t to = every > 0 ? epoch / every * every + every : last;
     const int64_t next = to < last ? to : last;
