@@ -28,27 +28,28 @@ inline namespace PF_ISA {
 // s [K] of V: p (parameters), kept, of which the buffer is one, and optimum.
 template <int K, class V, class S>
 PF_HD void jump_to(const Leaps& leaps, const Jump& jump, int terms, const V* optimum, S& s) {
-  if (!jump.map) return;
+  const double* const map = jump.map;  // what lies in memory is read again after every store
+  const bool with_buffer = leaps.buffer, with_decay = leaps.decay;
+  if (!map) return;
   V from[K ? K : kMaxTerms], to_p[K ? K : kMaxTerms], to_b[K ? K : kMaxTerms] = {};
   const auto buffer = [&](int j) PF_ALWAYS_INLINE -> V& { return s.kept[j][Sgd::kBuffer]; };
   for_terms<K>(terms, [&](int j) PF_ALWAYS_INLINE { from[j] = s.p[j] - optimum[j]; });
   const auto rows = [&](auto&& times) PF_ALWAYS_INLINE {
     const auto row = [&](int i) PF_ALWAYS_INLINE {
-      const double* entry = jump.map + i * 3 * terms;
+      const double* entry = map + i * 3 * terms;
       V change{};
       for_terms<K>(terms, [&](int j) PF_ALWAYS_INLINE { change += times(from[j], entry[j]); });
-      if (leaps.buffer)
+      if (with_buffer)
         for_terms<K>(terms,
                      [&](int j) PF_ALWAYS_INLINE { change += times(buffer(j), entry[terms + j]); });
-      if (leaps.decay)
+      if (with_decay)
         for_terms<K>(terms, [&](int j) PF_ALWAYS_INLINE {
           change += times(optimum[j], entry[2 * terms + j]);
         });
       return change;
     };
     for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE { to_p[i] = row(i); });
-    if (leaps.buffer)
-      for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE { to_b[i] = row(terms + i); });
+    if (with_buffer) for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE { to_b[i] = row(terms + i); });
   };
   if (jump.overflows)  // but not for a fit that is at its optimum
     rows([](const V& v, double entry) { return if_zero(v, V{}, v * entry); });
@@ -56,7 +57,7 @@ PF_HD void jump_to(const Leaps& leaps, const Jump& jump, int terms, const V* opt
     rows([](const V& v, double entry) PF_ALWAYS_INLINE { return v * entry; });
   for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE {
     s.p[i] = (from[i] + to_p[i]) + optimum[i];
-    if (leaps.buffer) buffer(i) += to_b[i];
+    if (with_buffer) buffer(i) += to_b[i];
   });
 }
 
