@@ -28,27 +28,28 @@ inline namespace PF_ISA {
 // s [K] of V: p (parameters), kept, of which the buffer is one, and optimum.
 template <int K, class V, class S>
 PF_HD void jump_to(const Leaps& leaps, const Jump& jump, int terms, const V* optimum, S& s) {
-  if (!jump.map) return;
+  const double* const map = jump.map;  // what lies in memory is read again after every store
+  const bool with_buffer = leaps.buffer, with_decay = leaps.decay;
+  if (!map) return;
   V from[K ? K : kMaxTerms], to_p[K ? K : kMaxTerms], to_b[K ? K : kMaxTerms] = {};
   const auto buffer = [&](int j) PF_ALWAYS_INLINE -> V& { return s.kept[j][Sgd::kBuffer]; };
   for_terms<K>(terms, [&](int j) PF_ALWAYS_INLINE { from[j] = s.p[j] - optimum[j]; });
   const auto rows = [&](auto&& times) PF_ALWAYS_INLINE {
     const auto row = [&](int i) PF_ALWAYS_INLINE {
-      const double* entry = jump.map + i * 3 * terms;
+      const double* entry = map + i * 3 * terms;
       V change{};
       for_terms<K>(terms, [&](int j) PF_ALWAYS_INLINE { change += times(from[j], entry[j]); });
-      if (leaps.buffer)
+      if (with_buffer)
         for_terms<K>(terms,
                      [&](int j) PF_ALWAYS_INLINE { change += times(buffer(j), entry[terms + j]); });
-      if (leaps.decay)
+      if (with_decay)
         for_terms<K>(terms, [&](int j) PF_ALWAYS_INLINE {
           change += times(optimum[j], entry[2 * terms + j]);
         });
       return change;
     };
     for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE { to_p[i] = row(i); });
-    if (leaps.buffer)
-      for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE { to_b[i] = row(terms + i); });
+    if (with_buffer) for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE { to_b[i] = row(terms + i); });
   };
   if (jump.overflows)  // but not for a fit that is at its optimum
     rows([](const V& v, double entry) { return if_zero(v, V{}, v * entry); });
@@ -56,7 +57,7 @@ PF_HD void jump_to(const Leaps& leaps, const Jump& jump, int terms, const V* opt
     rows([](const V& v, double entry) PF_ALWAYS_INLINE { return v * entry; });
   for_terms<K>(terms, [&](int i) PF_ALWAYS_INLINE {
     s.p[i] = (from[i] + to_p[i]) + optimum[i];
-    if (leaps.buffer) buffer(i) += to_b[i];
+    if (with_buffer) buffer(i) += to_b[i];
   });
 }
 
@@ -71,19 +72,20 @@ PF_HD void leap(const Leaps& leaps, const Schedule& schedule, int terms, const O
   V optimum[K ? K : kMaxTerms];
   back_substitute(terms, objective.factor, objective.along, optimum);
   const int64_t last = schedule.epochs - 1, every = schedule.record_every;
-  if (leaps.at_once) jump_to<K>(leaps, leaps.jump[0], terms, optimum, s);
-  for (int64_t epoch = leaps.at_once ? last : 0;;) {
-    s.loss = objective(s.p, s.grad);
-    if (epoch > last) return;
-    if (records(schedule, epoch)) record(s.loss);
-    if (epoch == 0 || epoch == last) {
-      step(epoch);
-      if (++epoch > last) {
-        V unused[K ? K : kMaxTerms];
-        s.loss = objective(s.p, unused);
-        return;
+  for (int64_t epoch = 0;;) {
+    if (epoch > 0 || !leaps.at_once) {
+      s.loss = objective(s.p, s.grad);
+      if (epoch > last) return;
+      if (records(schedule, epoch)) record(s.loss);
+      if (epoch == 0 || epoch == last) {
+        step(epoch);
+        if (++epoch > last) {
+          V unused[K ? K : kMaxTerms];
+          s.loss = objective(s.p, unused);
+          return;
+        }
+        if (epoch == last || records(schedule, epoch)) continue;
       }
-      if (epoch == last || records(schedule, epoch)) continue;
     }
     const int64_t to = every > 0 ? epoch / every * every + every : last;
     const int64_t next = to < last ? to : last;

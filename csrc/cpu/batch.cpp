@@ -102,13 +102,7 @@ class FitsAbreast {
     const AtOptimum<double, K> optimum{batch_.n_terms, design.factor, along_, rest_, weight};
     if (!batch_.solve && batch_.engine == Engine::ClosedForm) {
       start();
-      Pace pace(plan_);
-      leap(
-          plan_.leaps, batch_.schedule, batch_.n_terms, optimum, lanes_,
-          [&](int64_t epoch) {
-            update(batch_.rule, pace.at(epoch), batch_.n_terms, lanes_.grad, lanes_);
-          },
-          recorder());
+      leap(plan_, optimum, recorder(), lanes_);
       return leave_run();
     }
     counted_ = FitPack::all(design.counted);

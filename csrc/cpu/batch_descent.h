@@ -1,4 +1,4 @@
-// Epochs of a pack of fits, one by one, on any criterion.
+// Epochs of a pack of fits: one by one, on any criterion, or by leaps.
 #pragma once
 
 #include <cmath>
@@ -104,6 +104,16 @@ void descend_on(const BatchPlan& plan, const U* u, const FitPack* y, const FitPa
                                                          batch.basis,   weight};
     descend(plan, objective, record, s);
   });
+}
+
+template <int K>
+void leap(const BatchPlan& plan, const AtOptimum<double, K>& objective, Recorder record, Lanes& s) {
+  const Batch& batch = plan.batch;
+  Pace pace(plan);
+  const auto step = [&](int64_t epoch) {
+    update(batch.rule, pace.at(epoch), batch.n_terms, s.grad, s);
+  };
+  leap(plan.leaps, batch.schedule, batch.n_terms, objective, s, step, record);
 }
 
 }  // namespace PF_ISA
