@@ -289,6 +289,24 @@ def test_state_that_is_changed_between_steps(name, dtype):
         assert_same(numbers(sides[0][0], sides[0][2]), numbers(sides[1][0], sides[1][2]))
 
 
+@pytest.mark.parametrize("value", ["0.1", None, torch.ones(2)])
+@pytest.mark.parametrize("key", ["lr", "momentum"])
+def test_what_is_no_number_is_refused_as_torch_does(key, value):
+    errors = []
+    for nn, optim in ((pf.nn, pf.optim), (torch.nn, torch.optim)):
+        s = side(nn, optim, "SGD", torch.float32, {"lr": 1e-5, "momentum": 0.9})
+        step(s), step(s)
+        s[2].param_groups[0][key] = value
+        before = [p.detach().clone() for p in s[0].parameters()]
+        with pytest.raises((TypeError, ValueError, RuntimeError)) as raised:
+            step(s)
+        errors.append(raised.type)
+        assert all(map(torch.equal, before, s[0].parameters()))
+        with pytest.raises(ValueError, match=f"optimizer: {key}: expected a number, got "):
+            pf.fit(*s, epochs=3)
+    assert errors[0] is errors[1]
+
+
 def test_a_subclass_with_a_step_of_its_own():
     """Deliberately wrong ones: what they do must be done."""
 

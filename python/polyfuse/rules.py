@@ -213,10 +213,7 @@ def options_of(optimizer: optim.Optimizer, group: dict[str, Any], p: torch.Tenso
     cls: Any = OPTIONS_OF[torch_class]
     values: list[float | bool] = []
     for name in cls._fields:
-        if name in _PART:
-            key, i = _PART[name]
-            values.append(float(group[key][i]))
-        elif (value := group.get(name)) is not None:
+        if (value := _value(group, name)) is not None:
             values.append(value if type(value) is bool else float(value))
         elif name == "single":
             # Numbers that torch keeps in tensors: new ones, or those of a state that was loaded.
@@ -229,6 +226,11 @@ def options_of(optimizer: optim.Optimizer, group: dict[str, Any], p: torch.Tenso
             assert name == "decoupled_weight_decay", name
             values.append(torch_class is optim.AdamW)
     return cls(*values)
+
+
+def _value(group: dict[str, Any], name: str) -> Any:
+    key, i = _PART.get(name, (name, None))
+    return group.get(name) if i is None else group[key][i]
 
 
 def options_held(p: torch.Tensor, optimizer: optim.Optimizer) -> Options | None:
@@ -270,6 +272,15 @@ def refuse_group(optimizer: optim.Optimizer, group: dict[str, Any]) -> str | Non
             return f"{name}=True is not fused"
     if group.get("foreach") and isinstance(optimizer, optim.ASGD):
         return "foreach=True computes in another way"
+    torch_class: Any = torchs(type(optimizer))
+    fields: Any = OPTIONS_OF[torch_class]
+    for name in fields._fields:
+        value = _value(group, name)
+        number = isinstance(value, (int, float)) or (
+            isinstance(value, torch.Tensor) and value.numel() == 1
+        )
+        if not number and name not in ("single", "decoupled_weight_decay"):
+            return f"{name}: expected a number, got {value!r}"
     return None
 
 
