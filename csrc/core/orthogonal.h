@@ -67,26 +67,51 @@ struct Recursion {
   }
 };
 
+// Weighted sums over points x and values r, about one of the points.
+template <class V>
+struct Beginning {
+  V origin, shifted{}, spread{}, along{}, weight{};
+
+  PF_HD void add(const V& x, const V& r) {
+    const V t = x - origin;
+    shifted += t;
+    spread += abs(t);
+    along += r;
+  }
+  PF_HD void add(const V& x, const V& r, const V& w) {
+    const V t = x - origin;
+    shifted += w * t;
+    spread += w * abs(t);
+    along += w * r;
+    weight += w;
+  }
+};
+
+// w: null if not kWeighted: 1
+template <bool kWeighted, class V>
+PF_HD Beginning<V> begin_fit(int64_t n, const V* x, const V* w, const V* r) {
+  Beginning<V> sums{x[0]};
+  if (kWeighted) {
+    for (int64_t i = n - 1; i >= 0; --i) sums.origin = if_zero(w[i], sums.origin, x[i]);
+    for (int64_t i = 0; i < n; ++i) sums.add(x[i], r[i], w[i]);
+  } else {
+    for (int64_t i = 0; i < n; ++i) sums.add(x[i], r[i]);
+    sums.weight = like(sums.origin, static_cast<double>(n));
+  }
+  return sums;
+}
+
 // Points x, which become t, with weights w (null if not kWeighted: 1) and values r, which become
 // the residuals of all terms but the last; memory for two polynomials. keep(k, i, v) is given the
 // monic polynomials, v of degree k at point i.
 template <bool kWeighted, class V, class Keep>
-PF_HD void orthogonalise(int64_t n, int n_terms, V* x, const V* w, V* r, V* now, V* before,
-                         Orthogonal<V>& result, Keep&& keep) {
+PF_HD void orthogonalise(const Beginning<V>& sums, int64_t n, int n_terms, V* x, const V* w, V* r,
+                         V* now, V* before, Orthogonal<V>& result, Keep&& keep) {
   const auto weighed = [&](int64_t i, const V& v) { return kWeighted ? w[i] * v : v; };
-  V origin = x[0], square{}, shifted{}, spread{}, along{}, weighted{};
-  if (kWeighted)
-    for (int64_t i = n - 1; i >= 0; --i) origin = if_zero(w[i], origin, x[i]);
-  for (int64_t i = 0; i < n; ++i) {
-    const V t = x[i] - origin;
-    shifted += weighed(i, t);
-    spread += weighed(i, abs(t));
-    along += weighed(i, r[i]);
-    if (kWeighted) square += w[i];
-    keep(0, i, like(t, 1.0));
-  }
-  if (!kWeighted) square = like(square, static_cast<double>(n));
-  const V total = square, middle = if_zero(total, V{}, shifted / total);
+  const V origin = sums.origin, shifted = sums.shifted, spread = sums.spread, total = sums.weight;
+  for (int64_t i = 0; i < n; ++i) keep(0, i, like(origin, 1.0));
+  V square = total, along = sums.along, weighted{};
+  const V middle = if_zero(total, V{}, shifted / total);
   const V scale = if_zero(spread, like(spread, 1.0), total / spread);
   result.origin = origin, result.middle = middle, result.scale = scale, result.weight = total;
   result.rank = result.rest = V{};

@@ -38,6 +38,24 @@ void gather_of(const Series& series, int64_t n, int64_t fit, int count, FitPack*
   }
 }
 
+// The same of the x and y of one pack of fits that are neighbours in memory, and their sums.
+template <class T>
+Beginning<FitPack> gather_and_begin(const Batch& batch, int64_t fit, FitPack* x, FitPack* y) {
+  const T* of_x = static_cast<const T*>(batch.x.at) + fit;
+  const T* of_y = static_cast<const T*>(batch.y.at) + fit;
+  Beginning<FitPack> sums{FitPack::load(of_x)};
+  for (int64_t i = 0; i < batch.n; ++i, of_x += batch.x.sample, of_y += batch.y.sample) {
+    __builtin_prefetch(of_x + kAhead);
+    __builtin_prefetch(of_y + kAhead);
+    const FitPack at = FitPack::load(of_x), value = FitPack::load(of_y);
+    sums.add(at, value);
+    x[i] = at;
+    y[i] = value;
+  }
+  sums.weight = FitPack::all(static_cast<double>(batch.n));
+  return sums;
+}
+
 void gather(const Series& series, int64_t n, int64_t fit, int count, FitPack* into) {
   if (series.dtype == Dtype::Float32)
     gather_of<float>(series, n, fit, count, into);
@@ -110,17 +128,15 @@ class FitsAbreast {
     finish(optimum);
   }
 
-  void own(FitPack* x, FitPack* y, const FitPack* w, Workspace& work) {
+  void own(const Beginning<FitPack>& sums, FitPack* x, FitPack* y, const FitPack* w,
+           Workspace& work) {
     const int64_t n = batch_.n;
     const int terms = K ? K : batch_.n_terms;
+    total_ = sums.weight;
     if (w)
       for (int64_t i = 0; i < n; ++i) counted_ += if_zero(w[i], FitPack{}, FitPack::all(1.0));
     else
-      counted_ = FitPack::all(static_cast<double>(n));
-    if (w)
-      for (int64_t i = 0; i < n; ++i) total_ += w[i];
-    else
-      total_ = counted_;
+      counted_ = total_;
     const FitPack whole = FitPack::all(batch_.criterion.weight);
     const FitPack weight = batch_.mean ? if_zero(total_, FitPack{}, whole / total_) : whole;
     Orthogonal<FitPack> q;
@@ -135,9 +151,9 @@ class FitsAbreast {
         r = std::fill_n(work.nothing.data(), n, FitPack{}) - n;
       }
       if (w)
-        orthogonalise<true>(n, terms, t, w, r, now, before, q, unkept);
+        orthogonalise<true>(sums, n, terms, t, w, r, now, before, q, unkept);
       else
-        orthogonalise<false>(n, terms, t, w, r, now, before, q, unkept);
+        orthogonalise<false>(sums, n, terms, t, w, r, now, before, q, unkept);
       rank_ = q.rank;
     }
     if (streams()) {
@@ -184,8 +200,8 @@ class FitsAbreast {
       store_row(share + there, batch_.determination + fit_, count_);
     }
     if (batch_.covariance) leave_covariance(optimum, there);
-    store_row(counted_, batch_.counted + fit_, count_);
-    store_row(total_, batch_.weight_sum + fit_, count_);
+    if (batch_.counted) store_row(counted_, batch_.counted + fit_, count_);
+    if (batch_.weight_sum) store_row(total_, batch_.weight_sum + fit_, count_);
     FitPack status = rest_ - rest_;  // 0 converged, 2 rank deficient, nan
     status += if_less(rank_ - FitPack::all(terms), 0.0, FitPack::all(2.0), FitPack{});
     if (!status.all_finite())
@@ -306,7 +322,11 @@ void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work
     return v.data();
   };
   FitPack* const y = sized(work.y, packs * n);
-  gather(batch.y, n, begin, count, y);
+  // Fits with x of their own whose sums are taken as they are read.
+  const bool neighbours = !plan.design && batch.x.fit == 1 && batch.y.fit == 1 &&
+                          batch.x.dtype == batch.y.dtype && !(batch.w.at || batch.omit) &&
+                          count == packs * kFitLanes;
+  if (!neighbours) gather(batch.y, n, begin, count, y);
   bool whole = plan.design != nullptr;
   if (whole && plan.design->root)
     for (int64_t i = 0; i < packs * n; ++i) {
@@ -322,7 +342,7 @@ void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work
   if (!whole) {
     if (plan.design && plan.design->root) gather(batch.y, n, begin, count, y);
     x = sized(work.x, packs * n);
-    gather(batch.x, n, begin, count, x);
+    if (!neighbours) gather(batch.x, n, begin, count, x);
     sized(work.now, n), sized(work.before, n), sized(work.factor, batch.n_terms * batch.n_terms);
     if (!batch.solve && batch.engine == Engine::Stream) sized(work.t, n), sized(work.nothing, n);
     if (batch.w.at || batch.omit) {
@@ -337,12 +357,21 @@ void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work
     const int64_t fit = begin + p * kFitLanes;
     const int lanes = static_cast<int>(std::min<int64_t>(kFitLanes, end - fit));
     if (w) leave_out(n, batch.omit, x + p * n, y + p * n, w + p * n);
+    Beginning<FitPack> sums;
+    if (neighbours)
+      sums = batch.x.dtype == Dtype::Float32
+                 ? gather_and_begin<float>(batch, fit, x + p * n, y + p * n)
+                 : gather_and_begin<double>(batch, fit, x + p * n, y + p * n);
+    else if (w)
+      sums = begin_fit<true>(n, x + p * n, w + p * n, y + p * n);
+    else if (!whole)
+      sums = begin_fit<false>(n, x + p * n, w, y + p * n);
     with_usual_terms(batch.n_terms, [&](auto k) {
       FitsAbreast<k()> fits(plan, fit, lanes);
       if (whole)
         fits.shared(y + p * n);
       else
-        fits.own(x + p * n, y + p * n, w ? w + p * n : nullptr, work);
+        fits.own(sums, x + p * n, y + p * n, w ? w + p * n : nullptr, work);
     });
   }
 }

@@ -45,8 +45,9 @@ OwnedDesign design_of(const Batch& batch) {
   design.q.resize(n * static_cast<size_t>(terms));
   design.factor.resize(static_cast<size_t>(terms) * static_cast<size_t>(terms));
   Orthogonal<double> orthogonal;
-  orthogonalise<true>(batch.n, terms, t.data(), w.data(), nothing.data(), now.data(), before.data(),
-                      orthogonal, [&](int k, int64_t i, double v) { design.q[i * terms + k] = v; });
+  orthogonalise<true>(begin_fit<true>(batch.n, t.data(), w.data(), nothing.data()), batch.n, terms,
+                      t.data(), w.data(), nothing.data(), now.data(), before.data(), orthogonal,
+                      [&](int k, int64_t i, double v) { design.q[i * terms + k] = v; });
   double norm = orthogonal.first;
   for (int k = 0; k < terms; ++k) {
     if (k > 0) norm *= orthogonal.size[k];

@@ -38,21 +38,22 @@ class Cpu:
 
     def solve(self, fits: Fits, covariance: bool, degree_by: str | None = None) -> Outcome:
         terms, n_fits = fits.params.shape
-        batch, out = _told(fits)
+        batch, out = _told(
+            fits, torch.empty_like(fits.params, memory_format=torch.contiguous_format)
+        )
         if degree_by is not None:
             out = out._replace(degree=torch.empty(n_fits, dtype=torch.int32))
             batch.degree_by, batch.degree = DEGREE_BY.index(degree_by), out.degree.data_ptr()
-        out = out._replace(
-            counted=torch.empty(n_fits, dtype=torch.int32),
-            weight_sum=torch.empty(n_fits, dtype=torch.float64),
-            r_squared=torch.empty(n_fits, dtype=torch.float64),
-        )
+        out = out._replace(r_squared=torch.empty(n_fits, dtype=torch.float64))
         if covariance:
-            spread = torch.empty(terms, terms, n_fits, dtype=torch.float64)
-            out = out._replace(covariance=spread)
-            batch.covariance = spread.data_ptr()
+            out = out._replace(
+                covariance=torch.empty(terms, terms, n_fits, dtype=torch.float64),
+                counted=torch.empty(n_fits, dtype=torch.int32),
+                weight_sum=torch.empty(n_fits, dtype=torch.float64),
+            )
+            batch.covariance = out.covariance.data_ptr()
+            batch.counted, batch.weight_sum = out.counted.data_ptr(), out.weight_sum.data_ptr()
         batch.solve = True
-        batch.counted, batch.weight_sum = out.counted.data_ptr(), out.weight_sum.data_ptr()
         batch.determination = out.r_squared.data_ptr()
         _run(batch, n_fits)
         return out
@@ -60,7 +61,8 @@ class Cpu:
     def descend(self, run: Run) -> Outcome:
         fits = run.fits
         n_fits = fits.params.shape[1]
-        batch, out = _told(fits)
+        params = fits.params.clone(memory_format=torch.contiguous_format)
+        batch, out = _told(fits, params)
         last = run.first_epoch + run.epochs
         out = out._replace(
             grad=torch.empty_like(out.params),
@@ -107,11 +109,11 @@ class Cpu:
         return out._replace(kept=kept)
 
 
-def _told(fits: Fits) -> tuple[Any, Outcome]:
+def _told(fits: Fits, params: torch.Tensor) -> tuple[Any, Outcome]:
     """The kernels' view of the fits, and where they leave what every run leaves."""
     terms, n_fits = fits.params.shape
     out = Outcome(
-        fits.params.clone(memory_format=torch.contiguous_format),
+        params,
         torch.empty(n_fits, dtype=torch.float64),
         torch.empty(n_fits, dtype=torch.int32),
         torch.empty(n_fits, dtype=torch.int32),
