@@ -82,7 +82,7 @@ def test_closed_form_of_what_no_optimizer_holds_and_of_what_diverges(device):
     y[:, 4] = 0.0
     with torch.no_grad():
         model.coefficients[:, 4] = 0.0
-    with pytest.warns(RuntimeWarning, match="12 fits diverged"):
+    with pytest.warns(RuntimeWarning, match="12 of 13 fits diverged"):
         result = pf.fit(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=9.0), x, y,
                         epochs=5000, engine="closed_form", backend=device)  # fmt: skip
     assert result.counts() == {"step_limit": 1, "diverged": 12}

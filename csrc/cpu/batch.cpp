@@ -200,8 +200,8 @@ class FitsAbreast {
       store_row(share + there, batch_.determination + fit_, count_);
     }
     if (batch_.covariance) leave_covariance(optimum, there);
-    if (batch_.counted) store_row(counted_, batch_.counted + fit_, count_);
-    if (batch_.weight_sum) store_row(total_, batch_.weight_sum + fit_, count_);
+    store_row(counted_, batch_.counted + fit_, count_);
+    store_row(total_, batch_.weight_sum + fit_, count_);
     FitPack status = rest_ - rest_;  // 0 converged, 2 rank deficient, nan
     status += if_less(rank_ - FitPack::all(terms), 0.0, FitPack::all(2.0), FitPack{});
     if (!status.all_finite())

@@ -44,8 +44,8 @@ struct Batch {
   double* recorded = nullptr;       // [M, B]
   double* determination = nullptr;  // [B], R^2; null: not wanted
   double* covariance = nullptr;     // [K, K, B], of unit variance of y; null: not wanted
-  int32_t* counted = nullptr;       // [B], samples that are not left out; with solve, or null
-  double* weight_sum = nullptr;     // [B], of their weights; with solve, or null
+  int32_t* counted = nullptr;       // [B], samples that are not left out; with solve
+  double* weight_sum = nullptr;     // [B], of their weights; with solve
   // [B], of the launch before and of this one; null: not wanted
   double* previous = nullptr;   // loss of the last epoch, before its step
   int64_t* epochs = nullptr;    // done by each; a fit with fewer than others has settled

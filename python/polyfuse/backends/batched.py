@@ -60,8 +60,8 @@ class Outcome(NamedTuple):
     previous: Any = None  # [B] float64, loss of the last epoch, before its step
     recorded: Any = None  # [M, B]
     kept: Any = ()  # tensor [K, B], float or None, by row of the rule's state
-    counted: Any = None  # [B] int32; with the covariance
-    weight_sum: Any = None  # [B]; with the covariance
+    counted: Any = None  # [B] int32
+    weight_sum: Any = None  # [B]
     r_squared: Any = None  # [B]
     degree: Any = None  # [B] int32
     covariance: Any = None  # [K, K, B], of unit variance of y

@@ -44,16 +44,16 @@ class Cpu:
         if degree_by is not None:
             out = out._replace(degree=torch.empty(n_fits, dtype=torch.int32))
             batch.degree_by, batch.degree = DEGREE_BY.index(degree_by), out.degree.data_ptr()
-        out = out._replace(r_squared=torch.empty(n_fits, dtype=torch.float64))
+        out = out._replace(
+            counted=torch.empty(n_fits, dtype=torch.int32),
+            weight_sum=torch.empty(n_fits, dtype=torch.float64),
+            r_squared=torch.empty(n_fits, dtype=torch.float64),
+        )
         if covariance:
-            out = out._replace(
-                covariance=torch.empty(terms, terms, n_fits, dtype=torch.float64),
-                counted=torch.empty(n_fits, dtype=torch.int32),
-                weight_sum=torch.empty(n_fits, dtype=torch.float64),
-            )
+            out = out._replace(covariance=torch.empty(terms, terms, n_fits, dtype=torch.float64))
             batch.covariance = out.covariance.data_ptr()
-            batch.counted, batch.weight_sum = out.counted.data_ptr(), out.weight_sum.data_ptr()
         batch.solve = True
+        batch.counted, batch.weight_sum = out.counted.data_ptr(), out.weight_sum.data_ptr()
         batch.determination = out.r_squared.data_ptr()
         _run(batch, n_fits)
         return out

@@ -10,8 +10,8 @@ left out, smoothing).
 import triton
 import triton.language as tl
 
-from .batch import terms_of
 from .data import kernel
+from .objective import terms_of
 from .optimizer import follow, load_rule
 from .reduce import collect, is_last, leave_barrier, publish, wait_for_all
 from .state import advance, enter, leave, leave_outcome, load_bounds, remember, start_of
