@@ -27,7 +27,8 @@ inline namespace PF_ISA {
 
 // s [K] of V: p (parameters), kept, of which the buffer is one, and optimum.
 template <int K, class V, class S>
-PF_HD void jump_to(const Leaps& leaps, const Jump& jump, int terms, const V* optimum, S& s) {
+PF_HD void jump_to(const Leaps& leaps, const Jump& jump, int n_terms, const V* optimum, S& s) {
+  const int terms = K ? K : n_terms;
   const double* const map = jump.map;  // what lies in memory is read again after every store
   const bool with_buffer = leaps.buffer, with_decay = leaps.decay;
   if (!map) return;
@@ -65,9 +66,10 @@ PF_HD void jump_to(const Leaps& leaps, const Jump& jump, int terms, const V* opt
 // ordinary ones, of which step(epoch) is the update; those between are leapt over. A launch begins
 // at an epoch that is recorded, where any are.
 template <class Objective, class S, class Step, class Record>
-PF_HD void leap(const Leaps& leaps, const Schedule& schedule, int terms, const Objective& objective,
-                S& s, Step&& step, Record&& record) {
+PF_HD void leap(const Leaps& leaps, const Schedule& schedule, int n_terms,
+                const Objective& objective, S& s, Step&& step, Record&& record) {
   constexpr int K = Objective::kTerms;
+  const int terms = K ? K : n_terms;
   using V = std::decay_t<decltype(s.p[0])>;
   V optimum[K ? K : kMaxTerms];
   back_substitute(terms, objective.factor, objective.along, optimum);
