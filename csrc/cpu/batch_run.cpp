@@ -136,7 +136,7 @@ OwnedLeaps leaps_of(const Batch& batch, const Design& design) {
   const int64_t first = every > 0 ? std::min(every, last) : last;
   const int64_t lengths[3] = {leaps.at_once ? first : first - 1, every,
                               every > 0 ? last - last / every * every : 0};
-  const size_t size = static_cast<size_t>(2 * terms * n);
+  const size_t size = static_cast<size_t>(2 * terms) * static_cast<size_t>(n);
   owned.maps.resize(3 * size);
   std::vector<double> work(static_cast<size_t>(3 * affine_entries(n)));
   for (int i = 0; i < 3; ++i) {
