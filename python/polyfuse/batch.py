@@ -13,7 +13,6 @@ from . import _check
 from .backends import AUTO
 from .backends.batched import DEGREE_BY, HOMES, Fits, Run, backend_called
 from .backends.batched_reference import least_norm
-from .backends.long_triton import LongTriton
 from .batch_result import BatchResult, FitStatus, ways_of
 from .bounds import read_bounds
 from .criteria import SQUARED, Criterion
@@ -272,6 +271,8 @@ def _backend(name: str, fits: Fits) -> Any:
 def epochs_backend(name: str, fits: Fits) -> Any:
     """The same for epochs: on a GPU few long fits are no batch."""
     if name == "triton" or (name == "auto" and fits.x.device.type == "cuda"):
+        from .backends.long_triton import LongTriton
+
         long = LongTriton()
         if not long.refuse(fits):
             return long
