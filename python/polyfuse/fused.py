@@ -73,9 +73,11 @@ class Fused:
         # None: torch runs what is on this device.
         surface = len(self.polynomial.exponents) if self.polynomial else 0
         n_slots = len(self.traced.slots) if self.traced else 0
-        self.runner: Any = backend_of(device, n_slots, surface)
+        self.runner: Any
         if isinstance(self.traced, Stacked) and not self.on_host:
             self.runner = backend_of_classes(device, self.traced)
+        else:
+            self.runner = backend_of(device, n_slots, surface)
         of_y = self.traced.rows_of_y if self.traced else None
         if self.on_host or self.runner is None or self.traced is None:
             is64 = dtype == torch.float64

@@ -60,9 +60,7 @@ def fit_apart(
         return None
     kind = of_each = kind.over_rows_of(y)
     if mean:  # over the outputs too, where the kernels know each one alone
-        counted = _counted(fits)
-        total = fits.y.numel() if counted is None else float(counted.double().sum())
-        kind = Criterion(kind.kind, kind.options, kind.factor / total)
+        kind = _as_sum(kind, fits.y, _counted(fits))
     if (positive := _pos_weight(criterion, model, y)) is not None:
         fits = _weighed(fits, positive)
     before = runner.launches()
@@ -127,8 +125,7 @@ def prepare_outputs(
         kind, counted = kind.over_rows_of(y), _counted(fits)
         if (positive := _pos_weight(criterion, model, y)) is not None:
             if mean:
-                total = fits.y.numel() if counted is None else float(counted.double().sum())
-                kind, mean = Criterion(kind.kind, kind.options, kind.factor / total), False
+                kind, mean = _as_sum(kind, fits.y, counted), False
             fits = _weighed(fits._replace(w=counted), positive)
             counted = fits.w
         xs, ys = fits.x[:, 0], fits.y.contiguous()
@@ -175,6 +172,12 @@ def _counted(fits: Fits) -> torch.Tensor | None:
         return counted
     finite = fits.x.isfinite() & fits.y.isfinite()
     return torch.where(finite, 1.0 if counted is None else counted, 0.0).to(fits.y.dtype)
+
+
+def _as_sum(kind: Criterion, y: torch.Tensor, counted: torch.Tensor | None) -> Criterion:
+    """The mean over all outputs of the samples that count, as a sum."""
+    total = y.numel() if counted is None else float(counted.double().sum())
+    return Criterion(kind.kind, kind.options, kind.factor / total)
 
 
 def _pos_weight(criterion: Any, model: Any, y: Any) -> torch.Tensor | None:
