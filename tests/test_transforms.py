@@ -110,7 +110,7 @@ def test_gradcheck():
     assert torch.autograd.gradgradcheck(loss, values)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 def test_compile_without_a_graph_break(backend):
     def run(nn, model, _):
         criterion = nn.MSELoss()
@@ -237,24 +237,3 @@ def test_autocast():
         if nn is pf.nn:
             found = value
     assert_same(found, value)
-
-
-def test_distributed_data_parallel():
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-
-        def run(nn, model, _):
-            optim = pf.optim if nn is pf.nn else torch.optim
-            wrapped = torch.nn.parallel.DistributedDataParallel(model)
-            optimizer = optim.SGD(wrapped.parameters(), lr=1e-5)
-            for _ in range(4):
-                optimizer.zero_grad()
-                nn.MSELoss()(wrapped(XS), YS).backward()
-                optimizer.step()
-            return list(model.parameters())
-
-        both(run)
-    finally:
-        dist.destroy_process_group()

@@ -42,7 +42,8 @@ def prepare(
     if last is None or not last.holds(criterion, optimizer, y):
         read = read_objects(criterion, optimizer, y, *extra_of(criterion))
         if known.polynomial is None:
-            raise ValueError(f"model: {type(model).__name__} is not fused: {known.reason}")
+            alone = "; forwards that shape their samples are traced from two on" * (len(xs) == 1)
+            raise ValueError(f"model: {type(model).__name__} is not fused: {known.reason}{alone}")
         last = LastFit(known, criterion, optimizer, y, read)
     assert known.traced is not None
     reason = refuse_parameters(known.tensors) or refuse_shape(known.traced, xs)
