@@ -172,3 +172,39 @@ def test_points_that_end_where_they_began():
     a, b = pf.solve(shared, x, y), pf.solve(own, x[:, None].repeat(1, 3), y)
     torch.testing.assert_close(a.loss, b.loss)
     torch.testing.assert_close(own.coefficients, shared.coefficients, rtol=1e-6, atol=1e-6)
+
+
+def hard(kind, x):
+    """Points [N, B] for which sums of powers say much, little or nothing of the fits."""
+    if kind == "outlier":
+        return torch.cat([1e4 + 0 * x[:1], x[1:]])
+    if kind == "few":
+        return (3 * x).round()
+    return {"plain": x, "heavy": x.abs() ** 6, "far": 1e4 + x, "tiny": 1e-9 * x}[kind]
+
+
+@pytest.mark.parametrize("kind", ["plain", "heavy", "far", "outlier", "few", "tiny"])
+@pytest.mark.parametrize("weights", ["none", "weights", "gaps"])
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_float32_has_every_digit_of_the_optimum(kind, weights, degree):
+    generator = torch.Generator().manual_seed(degree)
+    x, noise = torch.randn(2, 20, 203, generator=generator)
+    x, y = hard(kind, x), 1 + 2 * x - 3 * x**2 + 0.1 * noise
+    w = torch.rand(20, 203, generator=generator) if weights == "weights" else None
+    if weights == "gaps":
+        y[torch.rand(20, 203, generator=generator) < 0.4] = torch.nan
+    domain = (float(x.min()), float(x.max()))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        model = nn.Polynomial(degree, batch_shape=(203,), domain=domain, dtype=dtype)
+        given = None if w is None else w.to(dtype)
+        result = pf.solve(model, x.to(dtype), y.to(dtype), weight=given, nan_policy="omit")
+        found.append((model.coefficients.detach().double(), result))
+    (a, single), (b, double) = found
+    assert torch.equal(single.rank, double.rank) and torch.equal(single.status, double.status)
+    sure = double.rank == degree + 1
+    assert sure.float().mean() > 0.5
+    torch.testing.assert_close(a[:, sure], b[:, sure], rtol=2**-23, atol=1e-12)
+    torch.testing.assert_close(single.r_squared[sure], double.r_squared[sure], rtol=0, atol=1e-9)
+    rounding = 1e-20 * float(y.nan_to_num().abs().max()) ** 2
+    torch.testing.assert_close(single.loss[sure], double.loss[sure], rtol=1e-9, atol=rounding)

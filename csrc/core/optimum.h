@@ -36,15 +36,21 @@ struct Quadratic {
   }
 };
 
-// R squared; nan where y does not vary by more than its rounding.
+// R squared, where a curve explains so much of the squares beyond a constant; nan where y does not
+// vary by more than its rounding.
+template <class V>
+PF_HD V determination(V of_constant, V explained, V rest) {
+  const V least = 1e-30 * of_constant;
+  explained = if_less(least - (rest + explained), 0.0, explained, like(rest, NAN));
+  return 1.0 - rest / (rest + explained);
+}
+
 template <class V>
 PF_HD V determination(int n_terms, const V* along, V rest) {
   V explained{};
   PF_UNROLL
   for (int k = 1; k < n_terms; ++k) explained += along[k] * along[k];
-  const V least = 1e-30 * along[0] * along[0];
-  explained = if_less(least - (rest + explained), 0.0, explained, like(rest, NAN));
-  return 1.0 - rest / (rest + explained);
+  return determination(along[0] * along[0], explained, rest);
 }
 
 // The inverse of factor^T factor, given to put(i, j, value); terms above the degree have none.

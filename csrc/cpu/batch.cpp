@@ -5,15 +5,13 @@
 #include <utility>
 #include <vector>
 
-#include "../core/orthogonal.h"
+#include "../core/power_sums.h"
 #include "batch_descent.h"
 #include "passes_isa.h"
 
 namespace polyfuse {
 inline namespace PF_ISA {
 namespace {
-
-constexpr int kAhead = 4 * kTile;  // so many fits on, samples are on their way to the cache
 
 // The samples of fits from `fit` on, into[pack * n + i]. Row by row where fits are neighbours in
 // memory, or else fit by fit.
@@ -39,20 +37,31 @@ void gather_of(const Series& series, int64_t n, int64_t fit, int count, FitPack*
 }
 
 // The same of the x and y of one pack of fits that are neighbours in memory, and their sums.
-template <class T>
-Beginning<FitPack> gather_and_begin(const Batch& batch, int64_t fit, FitPack* x, FitPack* y) {
-  const T* of_x = static_cast<const T*>(batch.x.at) + fit;
-  const T* of_y = static_cast<const T*>(batch.y.at) + fit;
-  Beginning<FitPack> sums{FitPack::load(of_x)};
+template <int K>
+PowerSums<K, FitPack> gather_and_add(const Batch& batch, int64_t fit, FitPack* x, FitPack* y) {
+  const float* of_x = static_cast<const float*>(batch.x.at) + fit;
+  const float* of_y = static_cast<const float*>(batch.y.at) + fit;
+  PowerSums<K, FitPack> sums(FitPack::load(of_x));
   for (int64_t i = 0; i < batch.n; ++i, of_x += batch.x.sample, of_y += batch.y.sample) {
     __builtin_prefetch(of_x + kAhead);
     __builtin_prefetch(of_y + kAhead);
-    const FitPack at = FitPack::load(of_x), value = FitPack::load(of_y);
-    sums.add(at, value);
-    x[i] = at;
-    y[i] = value;
+    x[i] = FitPack::load(of_x), y[i] = FitPack::load(of_y);
+    sums.template add<false>(x[i], y[i], nullptr);
   }
-  sums.weight = FitPack::all(static_cast<double>(batch.n));
+  sums.power[0] = FitPack::all(static_cast<double>(batch.n));
+  return sums;
+}
+
+template <int K>
+PowerSums<K, FitPack> add_all(int64_t n, const FitPack* x, const FitPack* y, const FitPack* w) {
+  PowerSums<K, FitPack> sums(x[0]);
+  if (w) {
+    for (int64_t i = n - 1; i >= 0; --i) sums.origin = if_zero(w[i], sums.origin, x[i]);
+    for (int64_t i = 0; i < n; ++i) sums.template add<true>(x[i], y[i], w + i);
+  } else {
+    for (int64_t i = 0; i < n; ++i) sums.template add<false>(x[i], y[i], nullptr);
+    sums.power[0] = FitPack::all(static_cast<double>(n));
+  }
   return sums;
 }
 
@@ -128,17 +137,19 @@ class FitsAbreast {
     finish(optimum);
   }
 
+  // From sums of powers; false where these say too little.
+  template <int Terms>
+  bool own(const PowerSums<Terms, FitPack>& sums, const FitPack* x, const FitPack* y,
+           const FitPack* w, Workspace& work) {
+    const bool plain = batch_.solve && !(batch_.covariance || batch_.degree || batch_.basis.alpha);
+    return plain ? solve(sums, x, y, w) : orthogonal(sums, x, y, w, work);
+  }
+
   void own(const Beginning<FitPack>& sums, FitPack* x, FitPack* y, const FitPack* w,
            Workspace& work) {
     const int64_t n = batch_.n;
     const int terms = K ? K : batch_.n_terms;
-    total_ = sums.weight;
-    if (w)
-      for (int64_t i = 0; i < n; ++i) counted_ += if_zero(w[i], FitPack{}, FitPack::all(1.0));
-    else
-      counted_ = total_;
-    const FitPack whole = FitPack::all(batch_.criterion.weight);
-    const FitPack weight = batch_.mean ? if_zero(total_, FitPack{}, whole / total_) : whole;
+    count(w, sums.weight);
     Orthogonal<FitPack> q;
     const auto unkept = [](int, int64_t, const FitPack&) {};
     FitPack *const now = work.now.data(), *const before = work.before.data();
@@ -156,18 +167,64 @@ class FitsAbreast {
         orthogonalise<false>(sums, n, terms, t, w, r, now, before, q, unkept);
       rank_ = q.rank;
     }
-    if (streams()) {
-      for (int64_t i = 0; i < n; ++i) x[i] = (x[i] - batch_.shift) * batch_.scale;
-      return stream(x, y, w, weight);
-    }
-    for (int k = 0; k < terms; ++k) along_[k] = q.along[k];
-    rest_ = q.rest;
-    factorise(terms, batch_.basis, q, batch_.scale / q.scale, q.offset(batch_.shift),
-              work.factor.data());
-    finish(AtOptimum<FitPack, K>{terms, work.factor.data(), along_, rest_, weight});
+    if (!streams()) return finish(q, work);
+    for (int64_t i = 0; i < n; ++i) x[i] = (x[i] - batch_.shift) * batch_.scale;
+    stream(x, y, w, loss_weight());
   }
 
  private:
+  // The coefficients alone: no roots, and fewer quotients.
+  template <int Terms>
+  bool solve(const PowerSums<Terms, FitPack>& sums, const FitPack* x, const FitPack* y,
+             const FitPack* w) {
+    FitPack explained[Terms], *const p = lanes_.p;
+    Orthogonal<FitPack> unused;
+    if (!sums.orthogonalise(unused, p, explained).all_finite()) return false;
+    look_back(sums, p, x, y, w);
+    // In u, with t = u / scale + shift - origin.
+    const FitPack offset = batch_.shift - sums.origin;
+    double factor = 1.0;
+    unroll<Terms>([&](auto k) PF_ALWAYS_INLINE {
+      for (int j = Terms - 2; j >= k; --j) p[j] += offset * p[j + 1];
+      p[k] *= FitPack::all(factor);
+      factor /= batch_.scale;
+    });
+    FitPack of_curve{};
+    unroll<Terms - 1>([&](auto k) PF_ALWAYS_INLINE { of_curve += explained[k + 1]; });
+    leave_solution(determination(explained[0], of_curve, rest_), loss_weight());
+    return true;
+  }
+
+  template <int Terms>
+  bool orthogonal(const PowerSums<Terms, FitPack>& sums, const FitPack* x, const FitPack* y,
+                  const FitPack* w, Workspace& work) {
+    FitPack coef[Terms], explained[Terms];
+    Orthogonal<FitPack> q;
+    if (!sums.orthogonalise(q, coef, explained).all_finite()) return false;
+    look_back(sums, coef, x, y, w);
+    q.rest = rest_;
+    finish(q, work);
+    return true;
+  }
+
+  // What the coefficients in t leave.
+  template <int Terms>
+  void look_back(const PowerSums<Terms, FitPack>& sums, const FitPack* coef, const FitPack* x,
+                 const FitPack* y, const FitPack* w) {
+    FitPack rest{}, c[Terms];
+    std::copy_n(coef, Terms, c);
+    for (int64_t i = 0; i < batch_.n; ++i) {
+      const FitPack t = x[i] - sums.origin;
+      FitPack value = c[Terms - 1];
+      unroll<Terms - 1>([&](auto k) PF_ALWAYS_INLINE { value = value * t + c[Terms - 2 - k]; });
+      const FitPack left = y[i] - value;
+      rest += (w ? w[i] * left : left) * left;
+    }
+    rest_ = rest;
+    rank_ = FitPack::all(Terms);
+    count(w, sums.power[0]);
+  }
+
   bool streams() const { return !batch_.solve && batch_.engine == Engine::Stream; }
 
   template <class U>
@@ -175,6 +232,27 @@ class FitsAbreast {
     start();
     descend_on(plan_, u, y, w, weight, recorder(), lanes_);
     leave_run();
+  }
+
+  void count(const FitPack* w, FitPack total) {
+    total_ = total;
+    counted_ = w ? FitPack{} : total;
+    for (int64_t i = 0; w && i < batch_.n; ++i)
+      counted_ += if_zero(w[i], FitPack{}, FitPack::all(1.0));
+  }
+
+  FitPack loss_weight() const {
+    const FitPack whole = FitPack::all(batch_.criterion.weight);
+    return batch_.mean ? if_zero(total_, FitPack{}, whole / total_) : whole;
+  }
+
+  void finish(const Orthogonal<FitPack>& q, Workspace& work) {
+    const int terms = K ? K : batch_.n_terms;
+    for (int k = 0; k < terms; ++k) along_[k] = q.along[k];
+    rank_ = q.rank, rest_ = q.rest;
+    factorise(terms, batch_.basis, q, batch_.scale / q.scale, q.offset(batch_.shift),
+              work.factor.data());
+    finish(AtOptimum<FitPack, K>{terms, work.factor.data(), along_, rest_, loss_weight()});
   }
 
   template <class F>
@@ -191,15 +269,19 @@ class FitsAbreast {
     FitPack* const p = lanes_.p;
     if (batch_.degree) choose_degrees();
     back_substitute(terms, optimum.factor, along_, p);
-    // nan where there is no optimum
-    const FitPack there = if_zero(rank_, FitPack::all(NAN), rest_ - rest_);
-    lanes_.loss = rest_ * optimum.weight + there;
-    for (int j = 0; j < terms; ++j) p[j] += there;
-    if (batch_.determination) {
-      const FitPack share = determination(terms, along_, rest_);
-      store_row(share + there, batch_.determination + fit_, count_);
-    }
-    if (batch_.covariance) leave_covariance(optimum, there);
+    if (batch_.covariance) leave_covariance(optimum);
+    leave_solution(determination(terms, along_, rest_), optimum.weight);
+  }
+
+  // 0, or nan where there is no optimum.
+  FitPack there() const { return if_zero(rank_, FitPack::all(NAN), rest_ - rest_); }
+
+  void leave_solution(const FitPack& share, const FitPack& weight) {
+    const int terms = K ? K : batch_.n_terms;
+    const FitPack none = there();
+    lanes_.loss = rest_ * weight + none;
+    for (int j = 0; j < terms; ++j) lanes_.p[j] += none;
+    if (batch_.determination) store_row(share + none, batch_.determination + fit_, count_);
     store_row(counted_, batch_.counted + fit_, count_);
     store_row(total_, batch_.weight_sum + fit_, count_);
     FitPack status = rest_ - rest_;  // 0 converged, 2 rank deficient, nan
@@ -232,12 +314,13 @@ class FitsAbreast {
 
   // nan where the rank is less than full
   template <class F>
-  void leave_covariance(const AtOptimum<F, K>& optimum, FitPack there) {
+  void leave_covariance(const AtOptimum<F, K>& optimum) {
     const int terms = K ? K : batch_.n_terms;
-    there += if_less(rank_ - FitPack::all(terms), 0.0, FitPack::all(NAN), FitPack{});
+    const FitPack none =
+        there() + if_less(rank_ - FitPack::all(terms), 0.0, FitPack::all(NAN), FitPack{});
     covariance<kMaxTerms>(terms, optimum.factor, degree_, [&](int i, int j, FitPack value) {
       double* const row = batch_.covariance + (i * terms + j) * batch_.fits;
-      store_row(value + there, row + fit_, count_);
+      store_row(value + none, row + fit_, count_);
     });
   }
 
@@ -322,10 +405,12 @@ void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work
     return v.data();
   };
   FitPack* const y = sized(work.y, packs * n);
+  const bool by_sums = batch.x.dtype == Dtype::Float32 && batch.y.dtype == Dtype::Float32 &&
+                       (batch.solve || batch.engine != Engine::Stream);
   // Fits with x of their own whose sums are taken as they are read.
-  const bool neighbours = !plan.design && batch.x.fit == 1 && batch.y.fit == 1 &&
-                          batch.x.dtype == batch.y.dtype && !(batch.w.at || batch.omit) &&
-                          count == packs * kFitLanes;
+  const bool neighbours = by_sums && !plan.design && batch.x.fit == 1 && batch.y.fit == 1 &&
+                          !(batch.w.at || batch.omit) && count == packs * kFitLanes &&
+                          batch.n_terms >= 2 && batch.n_terms <= 4;
   if (!neighbours) gather(batch.y, n, begin, count, y);
   bool whole = plan.design != nullptr;
   if (whole && plan.design->root)
@@ -357,21 +442,18 @@ void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work
     const int64_t fit = begin + p * kFitLanes;
     const int lanes = static_cast<int>(std::min<int64_t>(kFitLanes, end - fit));
     if (w) leave_out(n, batch.omit, x + p * n, y + p * n, w + p * n);
-    Beginning<FitPack> sums;
-    if (neighbours)
-      sums = batch.x.dtype == Dtype::Float32
-                 ? gather_and_begin<float>(batch, fit, x + p * n, y + p * n)
-                 : gather_and_begin<double>(batch, fit, x + p * n, y + p * n);
-    else if (w)
-      sums = begin_fit<true>(n, x + p * n, w + p * n, y + p * n);
-    else if (!whole)
-      sums = begin_fit<false>(n, x + p * n, w, y + p * n);
+    FitPack *const of_x = whole ? nullptr : x + p * n, *const of_y = y + p * n;
+    const FitPack* const of_w = w ? w + p * n : nullptr;
     with_usual_terms(batch.n_terms, [&](auto k) {
       FitsAbreast<k()> fits(plan, fit, lanes);
-      if (whole)
-        fits.shared(y + p * n);
-      else
-        fits.own(sums, x + p * n, y + p * n, w ? w + p * n : nullptr, work);
+      if (whole) return fits.shared(of_y);
+      if constexpr (k() > 0)
+        if (by_sums && fits.own(neighbours ? gather_and_add<k()>(batch, fit, of_x, of_y)
+                                           : add_all<k()>(n, of_x, of_y, of_w),
+                                of_x, of_y, of_w, work))
+          return;
+      fits.own(w ? begin_fit<true>(n, of_x, of_w, of_y) : begin_fit<false>(n, of_x, of_w, of_y),
+               of_x, of_y, of_w, work);
     });
   }
 }

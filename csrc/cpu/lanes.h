@@ -14,6 +14,10 @@ inline namespace PF_ISA {
 constexpr int kFitLanes = 2 * kRegister / static_cast<int>(sizeof(double));
 using FitPack = PackOf<kFitLanes>;
 
+// Numbers so many fits on are on their way to the cache: there are more rows than a processor would
+// follow by itself.
+constexpr int kAhead = 64;
+
 // Numbers of a row [B], as float or double; lanes past the end repeat the last.
 template <class T>
 PF_INLINE FitPack load_row(const T* row, int count) {
@@ -25,6 +29,7 @@ PF_INLINE FitPack load_row(const T* row, int count) {
 }
 template <class T>
 PF_INLINE void store_row(FitPack value, T* row, int count) {
+  __builtin_prefetch(row + kAhead, 1);
   if constexpr (!std::is_same<T, int64_t>::value)
     if (count == kFitLanes) return value.store(row);
   double lane[kFitLanes];
