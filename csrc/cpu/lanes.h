@@ -21,6 +21,7 @@ constexpr int kAhead = 64;
 // Numbers of a row [B], as float or double; lanes past the end repeat the last.
 template <class T>
 PF_INLINE FitPack load_row(const T* row, int count) {
+  __builtin_prefetch(row + kAhead);
   if constexpr (std::is_floating_point<T>::value)
     if (count == kFitLanes) return FitPack::load(row);
   double lane[kFitLanes];
