@@ -5,79 +5,24 @@
 #include <utility>
 #include <vector>
 
-#include "../core/power_sums.h"
 #include "batch_descent.h"
+#include "batch_rows.h"
 #include "passes_isa.h"
 
 namespace polyfuse {
 inline namespace PF_ISA {
 namespace {
 
-// The samples of fits from `fit` on, into[pack * n + i]. Row by row where fits are neighbours in
-// memory, or else fit by fit.
-template <class T>
-void gather_of(const Series& series, int64_t n, int64_t fit, int count, FitPack* into) {
-  const T* from = static_cast<const T*>(series.at) + fit * series.fit;
-  const int packs = (count + kFitLanes - 1) / kFitLanes;
-  if (series.fit == 1 && count == packs * kFitLanes) {
-    for (int64_t i = 0; i < n; ++i) {
-      const T* row = from + i * series.sample;
-      for (int p = 0; p < packs; ++p) {
-        __builtin_prefetch(row + kAhead + p * kFitLanes);
-        into[p * n + i] = FitPack::load(row + p * kFitLanes);
-      }
-    }
-    return;
-  }
-  for (int lane = 0; lane < packs * kFitLanes; ++lane) {
-    const T* one = from + std::min(lane, count - 1) * series.fit;
-    double* to = reinterpret_cast<double*>(into + lane / kFitLanes * n) + lane % kFitLanes;
-    for (int64_t i = 0; i < n; ++i) to[i * kFitLanes] = one[i * series.sample];
-  }
-}
-
-// The same of the x and y of one pack of fits that are neighbours in memory, and their sums.
-template <int K>
-PowerSums<K, FitPack> gather_and_add(const Batch& batch, int64_t fit, FitPack* x, FitPack* y) {
-  const float* of_x = static_cast<const float*>(batch.x.at) + fit;
-  const float* of_y = static_cast<const float*>(batch.y.at) + fit;
-  PowerSums<K, FitPack> sums(FitPack::load(of_x));
-  for (int64_t i = 0; i < batch.n; ++i, of_x += batch.x.sample, of_y += batch.y.sample) {
-    __builtin_prefetch(of_x + kAhead);
-    __builtin_prefetch(of_y + kAhead);
-    x[i] = FitPack::load(of_x), y[i] = FitPack::load(of_y);
-    sums.template add<false>(x[i], y[i], nullptr);
-  }
-  sums.power[0] = FitPack::all(static_cast<double>(batch.n));
-  return sums;
-}
-
-template <int K>
-PowerSums<K, FitPack> add_all(int64_t n, const FitPack* x, const FitPack* y, const FitPack* w) {
-  PowerSums<K, FitPack> sums(x[0]);
-  if (w) {
-    for (int64_t i = n - 1; i >= 0; --i) sums.origin = if_zero(w[i], sums.origin, x[i]);
-    for (int64_t i = 0; i < n; ++i) sums.template add<true>(x[i], y[i], w + i);
-  } else {
-    for (int64_t i = 0; i < n; ++i) sums.template add<false>(x[i], y[i], nullptr);
-    sums.power[0] = FitPack::all(static_cast<double>(n));
-  }
-  return sums;
-}
-
-void gather(const Series& series, int64_t n, int64_t fit, int count, FitPack* into) {
-  if (series.dtype == Dtype::Float32)
-    gather_of<float>(series, n, fit, count, into);
-  else
-    gather_of<double>(series, n, fit, count, into);
-}
-
-// along[k] = <q_k, y> of C columns; y becomes the residuals, whose sum of squares is returned.
-template <int C>
-FitPack project_columns(int64_t n, int n_terms, const double* q, FitPack* y, FitPack* along) {
+// along[k] = <q_k, y> of C columns; y, of which read(i) is y[i], becomes the residuals, whose sum
+// of squares is returned.
+template <int C, class Read>
+FitPack project_columns(int64_t n, int n_terms, const double* q, FitPack* y, FitPack* along,
+                        Read&& read) {
   FitPack sum[C] = {}, rest{};
-  for (int64_t i = 0; i < n; ++i)
-    unroll<C>([&](auto k) PF_ALWAYS_INLINE { sum[k] += y[i] * q[i * n_terms + k]; });
+  for (int64_t i = 0; i < n; ++i) {
+    const FitPack value = read(i);
+    unroll<C>([&](auto k) PF_ALWAYS_INLINE { sum[k] += value * q[i * n_terms + k]; });
+  }
   for (int64_t i = 0; i < n; ++i) {
     FitPack left = y[i];
     unroll<C>([&](auto k) PF_ALWAYS_INLINE { left = left - sum[k] * q[i * n_terms + k]; });
@@ -89,11 +34,18 @@ FitPack project_columns(int64_t n, int n_terms, const double* q, FitPack* y, Fit
 }
 
 // All columns, some at a time.
-FitPack project(int64_t n, int n_terms, const double* q, FitPack* y, FitPack* along) {
+FitPack project(int64_t n, int n_terms, const double* q, FitPack* y, FitPack* along,
+                const float* row, int64_t stride) {
   FitPack rest{};
+  const auto there = [&](int64_t i) PF_ALWAYS_INLINE { return y[i]; };
+  const auto from_rows = [&](int64_t i) PF_ALWAYS_INLINE {
+    __builtin_prefetch(row + i * stride + kAhead);
+    return y[i] = FitPack::load(row + i * stride);
+  };
   for (int k = 0; k < n_terms;) {
     const auto columns = [&](auto c) {
-      rest = project_columns<c()>(n, n_terms, q + k, y, along + k);
+      rest = k == 0 && row ? project_columns<c()>(n, n_terms, q, y, along, from_rows)
+                           : project_columns<c()>(n, n_terms, q + k, y, along + k, there);
       k += c();
     };
     switch (std::min(n_terms - k, 4)) {
@@ -118,14 +70,14 @@ class FitsAbreast {
   FitsAbreast(const BatchPlan& plan, int64_t fit, int count)
       : plan_(plan), batch_(plan.batch), fit_(fit), count_(count) {}
 
-  void shared(FitPack* y) {
+  void shared(FitPack* y, const float* row) {
     const Design& design = *plan_.design;
     const int64_t n = batch_.n;
     const FitPack weight =
         FitPack::all(batch_.criterion.weight / (batch_.mean ? design.weight : 1.0));
     rank_ = FitPack::all(design.rank);
     if (streams()) return stream(design.u, y, nullptr, weight);
-    rest_ = project(n, batch_.n_terms, design.q, y, along_);
+    rest_ = project(n, batch_.n_terms, design.q, y, along_, row, batch_.y.sample);
     const AtOptimum<double, K> optimum{batch_.n_terms, design.factor, along_, rest_, weight};
     if (!batch_.solve && batch_.engine == Engine::ClosedForm) {
       start();
@@ -384,18 +336,6 @@ class FitsAbreast {
       degree_ = FitPack::all(kMaxTerms);
 };
 
-// Samples with a nan or inf, or of weight 0, get weight 0 and harmless numbers.
-void leave_out(int64_t n, bool omit, FitPack* x, FitPack* y, FitPack* w) {
-  for (int64_t i = 0; i < n; ++i) {
-    const FitPack sum = (y[i] - y[i]) + (x ? x[i] - x[i] : FitPack{});  // 0, or nan
-    FitPack here = w[i];
-    if (omit) here = if_zero(sum, here, FitPack{});
-    y[i] = if_zero(here, FitPack{}, y[i]);
-    if (x) x[i] = if_zero(here, FitPack{}, x[i]);
-    w[i] = here;
-  }
-}
-
 void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work) {
   const Batch& batch = plan.batch;
   const int64_t n = batch.n;
@@ -407,11 +347,11 @@ void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work
   FitPack* const y = sized(work.y, packs * n);
   const bool by_sums = batch.x.dtype == Dtype::Float32 && batch.y.dtype == Dtype::Float32 &&
                        (batch.solve || batch.engine != Engine::Stream);
-  // Fits with x of their own whose sums are taken as they are read.
-  const bool neighbours = by_sums && !plan.design && batch.x.fit == 1 && batch.y.fit == 1 &&
-                          !(batch.w.at || batch.omit) && count == packs * kFitLanes &&
-                          batch.n_terms >= 2 && batch.n_terms <= 4;
-  if (!neighbours) gather(batch.y, n, begin, count, y);
+  // Whether sums are taken as rows are read.
+  const bool unread = by_sums && batch.y.fit == 1 && !(batch.w.at || batch.omit) &&
+                      count == packs * kFitLanes &&
+                      (plan.design || (batch.x.fit == 1 && usual(batch.n_terms)));
+  if (!unread) gather(batch.y, n, begin, count, y);
   bool whole = plan.design != nullptr;
   if (whole && plan.design->root)
     for (int64_t i = 0; i < packs * n; ++i) {
@@ -427,7 +367,7 @@ void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work
   if (!whole) {
     if (plan.design && plan.design->root) gather(batch.y, n, begin, count, y);
     x = sized(work.x, packs * n);
-    if (!neighbours) gather(batch.x, n, begin, count, x);
+    if (!unread) gather(batch.x, n, begin, count, x);
     sized(work.now, n), sized(work.before, n), sized(work.factor, batch.n_terms * batch.n_terms);
     if (!batch.solve && batch.engine == Engine::Stream) sized(work.t, n), sized(work.nothing, n);
     if (batch.w.at || batch.omit) {
@@ -446,10 +386,11 @@ void run_tile(const BatchPlan& plan, int64_t begin, int64_t end, Workspace& work
     const FitPack* const of_w = w ? w + p * n : nullptr;
     with_usual_terms(batch.n_terms, [&](auto k) {
       FitsAbreast<k()> fits(plan, fit, lanes);
-      if (whole) return fits.shared(of_y);
+      if (whole)
+        return fits.shared(of_y, unread ? static_cast<const float*>(batch.y.at) + fit : nullptr);
       if constexpr (k() > 0)
-        if (by_sums && fits.own(neighbours ? gather_and_add<k()>(batch, fit, of_x, of_y)
-                                           : add_all<k()>(n, of_x, of_y, of_w),
+        if (by_sums && fits.own(unread ? gather_and_add<k()>(batch, fit, of_x, of_y)
+                                       : add_all<k()>(n, of_x, of_y, of_w),
                                 of_x, of_y, of_w, work))
           return;
       fits.own(w ? begin_fit<true>(n, of_x, of_w, of_y) : begin_fit<false>(n, of_x, of_w, of_y),

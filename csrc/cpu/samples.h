@@ -131,6 +131,8 @@ inline void with_terms(int n_terms, F&& f) {
   }
 }
 
+constexpr bool usual(int n_terms) { return n_terms >= 2 && n_terms <= 4; }
+
 // The same for the most usual degrees alone: less code.
 template <class F>
 inline void with_usual_terms(int n_terms, F&& f) {
