@@ -77,16 +77,16 @@ def test_a_weighted_fused_step_is_one_launch(device, reduction):
 class Recorded(TorchDispatchMode):
     """The names of torch's operations but views, and but those within a launch."""
 
-    def __init__(self, device, monkeypatch):
+    def __init__(self, device, monkeypatch, name="step"):
         super().__init__()
         self.names = []
-        launch = device.step
+        launch = getattr(device, name)
 
         def step(*args):
             with _disable_current_modes():
                 return launch(*args)
 
-        monkeypatch.setattr(device, "step", step)
+        monkeypatch.setattr(device, name, step)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if not func.is_view:

@@ -160,14 +160,24 @@ def test_what_is_looked_at_on_the_way(shape, dtype):
         loss.backward(retain_graph=True)  # on top of the gradient that is there
         loss.backward()
         side.model.coefficients.grad.mul_(0.5)
-        kept = side.criterion(side.model(side.xs), side.ys)
         side.optimizer.step()
         with torch.no_grad():
             seen = side.criterion(side.model(side.xs), side.ys)
-        values = [error, value, loss.detach(), seen, (kept * 2).detach()]
+        return [error, value, loss.detach(), seen]
+
+    check(sides_of(dtype, shape), script)
+
+
+@pytest.mark.parametrize("shape", ["batch", "outputs", "series"])
+def test_a_loss_is_that_of_the_parameters_of_then(shape, dtype):
+    def script(side, epoch):
+        step(side)
+        kept = side.criterion(side.model(side.xs), side.ys)
+        side.optimizer.step()
+        value = (kept * 2).detach()
         side.optimizer.zero_grad()
-        kept.backward()  # of the parameters of before
-        return [*values, side.model.coefficients.grad]
+        kept.backward()
+        return [value, side.model.coefficients.grad]
 
     check(sides_of(dtype, shape), script)
 

@@ -261,7 +261,7 @@ def _backend(name: str, fits: Fits) -> Any:
     reasons = []
     for candidate in AUTO.get(fits.x.device.type, ()) if name == "auto" else (name,):
         runner = backend_called(candidate)
-        reason = runner.refuse(fits)
+        reason = runner.refuse(fits.x.device, len(fits.params))
         if reason is None:
             return runner
         reasons.append(f"{candidate} cannot serve this batch: {reason}")

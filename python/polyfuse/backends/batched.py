@@ -16,6 +16,7 @@ from ..rules import (
     Options,
     scalar_place,
 )
+from . import AUTO
 
 DEGREE_BY = (None, "aicc", "bic")  # as csrc/core/batch.h has them
 
@@ -181,6 +182,14 @@ def _reference() -> Any:
 
 # By name, what makes them.
 HOMES = {"cpu": _cpu, "cuda": _cuda, "triton": _triton, "reference": _reference}
+
+
+def backend_of_fits(device: torch.device, n_terms: int) -> Any:
+    """The backend of the training loop of fits on a GPU; None where there is none."""
+    for runner in map(backend_called, AUTO.get(device.type, ())):
+        if not runner.refuse(device, n_terms):
+            return runner
+    return None
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +11,9 @@ import torch
 
 from .. import _C
 from ..bases import recurrence_of
-from ..criteria import ELEMENTARY
+from ..criteria import ELEMENTARY, Criterion
 from ..problem import SLICE_SECONDS
-from ..rules import Kept, SgdOptions, row_of
+from ..rules import Kept, Options, SgdOptions, row_of
 from .batched import Fits, Outcome, Run
 from .batched_cpu import series
 from .device import DeviceRule, rule_with
@@ -48,6 +48,22 @@ class Leaps(NamedTuple):
     decay: bool
 
 
+class Step(NamedTuple):
+    """One step of a training loop of fits under one loss: what a launch reads, and where it leaves
+    what follows."""
+
+    fits: Fits
+    criterion: Criterion  # of a fit: its share of the loss
+    options: Options | None  # None: there is no step, but a loss and its gradient
+    rates: torch.Tensor  # [1, 3]
+    kept: list[Any]  # [KEPT] tensors [K, B], or None
+    params_to: Any  # [K, B]; it and what is kept may go to where they are read
+    kept_to: list[Any]
+    grad: torch.Tensor  # [K, B]
+    losses: torch.Tensor  # [B] float64, before the step
+    before: torch.Tensor | None  # [K, B] float64, for a copy of the parameters
+
+
 class DeviceBatches:
     """Takes the epochs of all fits in one launch, or in some that end in time."""
 
@@ -61,6 +77,10 @@ class DeviceBatches:
         self, run: Run, out: Outcome, rows: Rows, pace: Pace, leaps: Leaps | None
     ) -> None:
         """One launch, which writes to the tensors of `out` and `rows`; nobody waits for it."""
+        raise NotImplementedError
+
+    def launch_step(self, step: Step) -> None:
+        """One launch; nobody waits for it."""
         raise NotImplementedError
 
     def most_epochs(self, run: Run) -> int:
@@ -128,6 +148,18 @@ def empties(fits: Fits) -> tuple[Any, Any]:
         partial(torch.empty, dtype=torch.float64, device=device),
         partial(torch.empty, dtype=torch.int32, device=device),
     )
+
+
+@lru_cache(maxsize=64)
+def rates_of_step(
+    options: Options | None, kept: tuple[float, ...], device: torch.device
+) -> torch.Tensor:
+    """Of a step, before which these are what the rule keeps once for all parameters, [1, 3]."""
+    told = _C.Batch()
+    told.rule = options and row_of(options)
+    for row, value in enumerate(kept):
+        told.keep_once(row, value)
+    return torch.from_numpy(told.rates(1)).to(device)
 
 
 def _pace(told: Any, run: Run) -> Pace:

@@ -17,7 +17,7 @@ class Reference:
 
     name = "reference"
 
-    def refuse(self, fits: Fits) -> str | None:
+    def refuse(self, device: torch.device, n_terms: int) -> str | None:
         return None
 
     def refuse_engine(self, engine: str) -> str | None:
