@@ -83,7 +83,7 @@ def ways_of(
     that ended in nan, the ones whose data is finite have diverged, and the others have not."""
     if fits is not None and int(status.max()) >= FitStatus.NON_FINITE:
         called = torch.nonzero(status >= FitStatus.NON_FINITE)[:, 0]
-        finite = fits.finite(called)
+        finite = fits.only(called).finite()
         status[called[finite]] = FitStatus.DIVERGED
         status[called[~finite]] = FitStatus.NON_FINITE
     low, high = (int(end) for end in status.aminmax())

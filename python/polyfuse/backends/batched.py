@@ -38,12 +38,20 @@ class Fits(NamedTuple):
         """phi_k(u) of every term."""
         return terms(self.basis, self.params.shape[0], u)
 
-    def finite(self, some: torch.Tensor) -> torch.Tensor:
-        """Whether the samples that count of the fits of these numbers are finite."""
-        x, w = (t if t is None or t.shape[1] == 1 else t[:, some] for t in (self.x, self.w))
-        assert x is not None
-        good = x.isfinite() & self.y[:, some].isfinite()
-        return (good if w is None else good | (w == 0)).all(0) | self.omit
+    def only(self, some: torch.Tensor) -> Fits:
+        """Those of these numbers."""
+
+        def of(t: Any) -> Any:
+            return t if t is None or t.shape[1] == 1 else t[:, some]
+
+        return self._replace(
+            params=self.params[:, some], x=of(self.x), y=self.y[:, some], w=of(self.w)
+        )
+
+    def finite(self) -> torch.Tensor:
+        """Whether the samples that count of every fit are finite."""
+        good = self.x.isfinite() & self.y.isfinite()
+        return (good if self.w is None else good | (self.w == 0)).all(0) | self.omit
 
     @property
     def shared(self) -> bool:

@@ -195,13 +195,12 @@ def _of(value: Any, some: torch.Tensor) -> Any:
 
 def _only(run: Run, some: torch.Tensor) -> Run:
     """Some fits alone, by an engine that gives each a design."""
-    fits, before = run.fits, run.before
+    before = run.before
     if before is not None:
         before = before._replace(
             **{name: _of(getattr(before, name), some) for name in ("rank", "epochs", "grad")}
         )
-    fits = fits._replace(params=_of(fits.params, some), y=_of(fits.y, some))
-    return replace(run, fits=fits, before=before, engine="moments")
+    return replace(run, fits=run.fits.only(some), before=before, engine="moments")
 
 
 def _put(out: Outcome, part: Outcome, some: torch.Tensor) -> None:

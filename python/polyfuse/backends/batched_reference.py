@@ -42,7 +42,7 @@ class Reference:
         mean = (w * y).sum(0) / total
         rank = torch.linalg.matrix_rank(scaled, rtol=1e-13)
         status = torch.where(rank < terms, 2, 0)
-        status[~fits.finite(torch.arange(len(status)))] = 3
+        status[~fits.finite()] = 3
         spread = None
         if covariance:
             spread = (inverse / size.mT) @ (inverse / size.mT).mT
@@ -107,7 +107,7 @@ class Reference:
         loss = loss_of(p).detach()
         status = torch.where(epochs < last, 0, 1)
         status[~loss.isfinite()] = 4
-        status[~fits.finite(torch.arange(n_fits))] = 3
+        status[~fits.finite()] = 3
         status[(w > 0).sum(0) == 0] = 2
         state: Any = {} if optimizer is None else optimizer.state.get(p, {})
         known = () if run.options is None else kept_of(run.options)
@@ -143,19 +143,9 @@ def least_norm(fits: Fits, lost: torch.Tensor) -> torch.Tensor:
     """Of the fits of these numbers [D], the optimum of least norm, in units of one over the length
     of a term's column: what numpy.polyfit gives where the points do not determine all; [K, D]."""
 
-    def of(t: torch.Tensor | None, some: torch.Tensor) -> Any:
-        return t if t is None or t.shape[1] == 1 else t[:, some]
-
     found = [
-        Reference().solve(
-            fits._replace(
-                params=fits.params[:, some], x=of(fits.x, some), y=fits.y[:, some],
-                w=of(fits.w, some),
-            ),
-            covariance=False,
-        ).params
-        for some in lost.split(CHUNK)
-    ]  # fmt: skip
+        Reference().solve(fits.only(some), covariance=False).params for some in lost.split(CHUNK)
+    ]
     return torch.cat(found, 1)
 
 
