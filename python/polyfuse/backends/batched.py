@@ -38,7 +38,7 @@ class Fits(NamedTuple):
         """phi_k(u) of every term."""
         return terms(self.basis, self.params.shape[0], u)
 
-    def only(self, some: torch.Tensor) -> Fits:
+    def only(self, some: torch.Tensor | slice) -> Fits:
         """Those of these numbers."""
 
         def of(t: Any) -> Any:
