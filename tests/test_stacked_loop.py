@@ -186,12 +186,15 @@ RESIDUALS = {
     "mean of squares": lambda p, y: ((p - y) ** 2).mean(),
     "sum of absolute values": lambda p, y: (y - p).abs().sum(),
 }
+APART = {
+    "expanded": lambda p, y: F.mse_loss(p, y[:1].expand_as(y)),
+    "in another order": lambda p, y: F.huber_loss(p, y.T.contiguous().T),
+    "some of the columns": lambda p, y: (y.repeat(1, 2)[:, : y.shape[1]] - p).abs().mean(),
+}
 FALLBACKS = {
     "each fit's own mean": lambda p, y: ((p - y) ** 2).mean(0).sum(),
     "none": lambda p, y: F.mse_loss(p, y, reduction="none").sum(),
     "one fit": lambda p, y: F.mse_loss(p[:, 1], y[:, 1]),
-    "a target that is expanded": lambda p, y: F.mse_loss(p, y[:1].expand_as(y)),
-    "a target in another order": lambda p, y: F.mse_loss(p, y.T.contiguous().T),
 }
 
 
@@ -199,6 +202,12 @@ FALLBACKS = {
 @pytest.mark.parametrize("name", RESIDUALS)
 def test_residuals(name, shape, dtype):
     counted(sides_of(dtype, shape, lambda nn: RESIDUALS[name], lr=0.001))
+
+
+@pytest.mark.parametrize("shape", ["batch", "outputs"])
+@pytest.mark.parametrize("name", APART)
+def test_targets_whose_numbers_lie_apart(name, shape, dtype):
+    counted(sides_of(dtype, shape, lambda nn: APART[name], lr=0.001))
 
 
 @pytest.mark.parametrize("shape", ["batch", "outputs"])
