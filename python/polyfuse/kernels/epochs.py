@@ -102,11 +102,10 @@ def descend_fits_kernel(
     """MOMENTS: of squared error, from orthogonal polynomials, without another read of the data.
     TOL: a fit stops after the first epoch that changes its loss by no more than tol * loss. With
     a first epoch that is not the first, grad, done, previous and rank are as a launch left them."""
-    lane = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = lane < n_fits
     fit = fit_of(
-        x_ptr, y_ptr, w_ptr, x_stride, y_stride, w_stride, x_fit, y_fit, w_fit, lane, n_fits
+        x_ptr, y_ptr, w_ptr, x_stride, y_stride, w_stride, x_fit, y_fit, w_fit, n_fits, BLOCK
     )  # fmt: skip
+    inside, lane = fit[6], fit[7]
     zero = tl.zeros([BLOCK], tl.float64)
     frame = frame_of(fit, n_points, zero, OMIT, WEIGHTED)
     centre, per_range, count, total = frame
@@ -203,11 +202,10 @@ def step_fits_kernel(
 ):  # fmt: skip
     """One step of a training loop: the loss of every fit before it, the gradient, and where there
     is a METHOD the parameters after it and what is kept of them. BEFORE: a copy of those before."""
-    lane = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = lane < n_fits
     fit = fit_of(
-        x_ptr, y_ptr, w_ptr, x_stride, y_stride, w_stride, x_fit, y_fit, w_fit, lane, n_fits
+        x_ptr, y_ptr, w_ptr, x_stride, y_stride, w_stride, x_fit, y_fit, w_fit, n_fits, BLOCK
     )  # fmt: skip
+    inside, lane = fit[6], fit[7]
     p = load_params(params_ptr, lane, n_fits, K)
     found = loss_and_gradient(
         fit, n_points, p, (shift, scale), recurrence_ptr, weight, number, K, KIND, LOG, FULL, OMIT,
@@ -311,11 +309,10 @@ def leap_fits_kernel(
     """SGD of fits that share their design: the first epoch and the last as they are, those between
     by jumps, of which the first is of `to_first` epochs and the second from one record to the next;
     as in csrc/core/leap.h. A launch begins at an epoch that is recorded, where any are."""
-    lane = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = lane < n_fits
     fit = fit_of(
-        x_ptr, y_ptr, w_ptr, x_stride, y_stride, w_stride, x_fit, y_fit, w_fit, lane, n_fits
+        x_ptr, y_ptr, w_ptr, x_stride, y_stride, w_stride, x_fit, y_fit, w_fit, n_fits, BLOCK
     )  # fmt: skip
+    inside, lane = fit[6], fit[7]
     along, rest = project(fit, n_points, q_ptr, K, WEIGHTED)
     optimum = back_substitute(load_factor(factor_ptr, K), along, K)
     p, buffer = load_params(params_ptr, lane, n_fits, K), ()
