@@ -302,6 +302,14 @@ def test_what_cannot_be_a_loop_of_kernels_is_torchs():
     assert "more than 1048576 coefficients" in pf.explain(wide)
 
 
+@pytest.mark.parametrize("shape", ["batch", "outputs", "series"])
+def test_models_on_other_devices_are_traced_as_well(shape):
+    model = pf.nn.Polynomial(12, **SHAPES[shape] | {"device": "meta"})
+    assert "side by side" in pf.explain(model) or shape == "series"
+    far = pf.explain(model, x=torch.ones(4))
+    assert "loop over it runs as torch: the coefficients are on meta, x is on cpu" in far
+
+
 @pytest.mark.parametrize("shape", ["image", "outputs"])
 def test_fuse_refuses_what_fit_refuses(shape):
     side = sides_of(torch.float64, shape)[0]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .backends.batched import Fits, backend_of_fits
-from .backends.batched_device import Step, rates_of_step
+from .backends.batched_device import Pace, Step, pace_of_step
 from .criteria import CROSS_ENTROPY, Criterion
 from .device_loop import DeviceLoop, Launched
 from .rules import KEPT, Options, Rule, SgdOptions
@@ -57,20 +57,20 @@ class StackedLoop(DeviceLoop):
     ) -> torch.Tensor:
         if objective.criterion.kind is CROSS_ENTROPY:
             return super().compute(objective, grads, steps, in_place)
-        p, forward, traced = self.traced.tensors[0].detach(), objective.forward, self.traced
-        fits, share = self.share_of(objective)
+        p, traced = self.traced.tensors[0].detach(), self.traced
+        fits, criterion = self.share_of(objective)
         state = self.buffer(p.numel() + traced.outputs)
         before = None if in_place else state[: p.numel()]
         options = self.owned if steps else None
         kept = self.rows(self.kept.rows, steps)
         step = Step(
-            fits, share, options, self.rates(options), kept,
+            fits, criterion, options, self.pace(options), kept,
             None if not steps else p if in_place else self.spares[0],
             kept if in_place else self.rows(self.kept.spares, steps),
             grads[0], state[p.numel() :], before,
         )  # fmt: skip
         self.fits.launch_step(step)
-        forward.before = before
+        objective.forward.before = before
         if self.capturing():
             self.captured.append(step)
         return state
@@ -95,13 +95,13 @@ class StackedLoop(DeviceLoop):
         """What is kept of every parameter."""
         return [t if steps and t is not None and t.ndim else None for (t,) in of]
 
-    def rates(self, options: Options | None) -> torch.Tensor:
+    def pace(self, options: Options | None) -> Pace:
         numbers = [0.0] * KEPT
         if isinstance(options, SgdOptions):
             numbers[1] = float(self.kept.rows[0][0] is not None)
         for c in self.kept.copied if options is not None else ():
             numbers[c.row] = c.host.item()
-        return rates_of_step(options, tuple(numbers), self.device)
+        return pace_of_step(options, tuple(numbers), self.device)
 
     def loss_of(self, objective: Any) -> torch.Tensor:
         if objective.criterion.kind is CROSS_ENTROPY:

@@ -95,7 +95,7 @@ class BatchedCuda(DeviceBatches):
             if at is not None:
                 told.keep(row, at.data_ptr(), to.data_ptr())
         told.rule = [] if step.options is None else row_of(step.options)
-        told.pace(step.rates.data_ptr(), len(step.rates))
+        told.pace(step.pace.rates.data_ptr(), len(step.pace.rates))
         self._launch(told, step.losses.device, solve=False)
 
     def _told(self, fits: Fits, params: torch.Tensor | None, loss: torch.Tensor) -> Any:

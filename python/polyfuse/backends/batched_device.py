@@ -16,7 +16,7 @@ from ..problem import SLICE_SECONDS
 from ..rules import Kept, Options, SgdOptions, row_of
 from .batched import Fits, Outcome, Run
 from .batched_cpu import series
-from .device import DeviceRule, rule_with
+from .device import DeviceRule, device_rule, rule_with
 from .native import ENGINE
 
 MOST_PACED = 1 << 16  # epochs of a launch whose rates differ: 1.5 MiB of them
@@ -55,7 +55,7 @@ class Step(NamedTuple):
     fits: Fits
     criterion: Criterion  # of a fit: its share of the loss
     options: Options | None  # None: there is no step, but a loss and its gradient
-    rates: torch.Tensor  # [1, 3]
+    pace: Pace
     kept: list[Any]  # [KEPT] tensors [K, B], or None
     params_to: Any  # [K, B]; it and what is kept may go to where they are read
     kept_to: list[Any]
@@ -150,16 +150,14 @@ def empties(fits: Fits) -> tuple[Any, Any]:
     )
 
 
-@lru_cache(maxsize=64)
-def rates_of_step(
-    options: Options | None, kept: tuple[float, ...], device: torch.device
-) -> torch.Tensor:
-    """Of a step, before which these are what the rule keeps once for all parameters, [1, 3]."""
+@lru_cache(maxsize=64, typed=True)  # tuples of two classes may be equal
+def pace_of_step(options: Options | None, kept: tuple[float, ...], device: torch.device) -> Pace:
+    """Of a step, before which these are what the rule keeps once for all parameters."""
     told = _C.Batch()
     told.rule = options and row_of(options)
     for row, value in enumerate(kept):
         told.keep_once(row, value)
-    return torch.from_numpy(told.rates(1)).to(device)
+    return Pace(device_rule((options,), device), torch.from_numpy(told.rates(1)).to(device))
 
 
 def _pace(told: Any, run: Run) -> Pace:

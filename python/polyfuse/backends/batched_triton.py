@@ -12,7 +12,7 @@ from ..rules import KEPT
 from . import launch
 from .batched import DEGREE_BY, Fits, Outcome, Run
 from .batched_device import DeviceBatches, Leaps, Pace, Rows, Step
-from .device import device_rule, recurrence_on
+from .device import recurrence_on
 from .triton import interpreted
 
 BLOCK = 128  # fits of a program
@@ -106,13 +106,13 @@ class BatchedTriton(DeviceBatches):
 
         told = launch.criterion_arguments(step.criterion)
         weight, number = told.pop("weight"), told.pop("number")
-        rule, start = device_rule((step.options,), step.losses.device), step.fits.params
+        (rule, rates), start = step.pace, step.fits.params
         kept, to = (
             [start if t is None else t for t in row]
             for row in ((start, *step.kept), (step.params_to, *step.kept_to))
         )
         _launch(
-            step_fits_kernel, step.fits, rule.rows, step.rates, weight, number, *kept, *to,
+            step_fits_kernel, step.fits, rule.rows, rates, weight, number, *kept, *to,
             step.losses if step.before is None else step.before, step.losses, step.grad,
             METHOD=rule.method, KEPT=sum((t is not None) << r for r, t in enumerate(step.kept)),
             BEFORE=step.before is not None, **told,
