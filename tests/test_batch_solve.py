@@ -163,7 +163,8 @@ def test_x_far_from_zero():
     torch.testing.assert_close(plain.coefficients[1], slope, rtol=1e-9, atol=1e-12)
 
 
-def test_a_fit_that_cannot_be_leaves_the_others_alone():
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_fit_that_cannot_be_leaves_the_others_alone(backend):
     x, y, _ = make("own", n=6)
     good = model_of()
     pf.solve(good, x, y)
@@ -173,7 +174,7 @@ def test_a_fit_that_cannot_be_leaves_the_others_alone():
     w[:, 3] = 0.0
     w[2:, 4] = 0.0  # two points for three coefficients
     model = model_of()
-    result = pf.solve(model, x, y, weight=w, nan_policy="propagate")
+    result = pf.solve(model, x, y, weight=w, nan_policy="propagate", backend=backend)
     status = result.status.tolist()
     deficient = int(FitStatus.RANK_DEFICIENT)
     assert status[:5] == [0, deficient, int(FitStatus.NON_FINITE), deficient, deficient]
@@ -185,7 +186,8 @@ def test_a_fit_that_cannot_be_leaves_the_others_alone():
         with pytest.warns(np.exceptions.RankWarning):
             wanted = np.polyfit(x[used, b], y[used, b], 2)[::-1]
         np.testing.assert_allclose(model.coefficients[:, b].detach(), wanted, rtol=1e-6)
-    pf.solve(model, x, y, weight=w, nan_policy="propagate", deficient="nan")
+    pf.solve(model, x, y, weight=w, nan_policy="propagate", deficient="nan",
+             backend=backend)  # fmt: skip
     assert model.coefficients[:, [1, 2, 3, 4]].isnan().all()
     keep = [0, *range(5, 13)]
     torch.testing.assert_close(model.coefficients[:, keep], good.coefficients[:, keep])
