@@ -79,7 +79,7 @@ def test_solutions_with_statistics(kind):
 )
 def test_high_degrees_in_plain_pytorch(degree, basis, degree_by, kind, monkeypatch):
     """What GPUs take beyond the terms that their kernels have room for."""
-    monkeypatch.setattr(batched_reference, "SAMPLES", 180)  # three fits
+    monkeypatch.setattr(batched_reference, "NUMBERS", 3 * (degree + 1) ** 2)  # three fits
     x, y, more = make(kind, n=60, fits=7)
     weight, policy = more.get("sample_weight"), more.get("nan_policy", "raise")
     left = []

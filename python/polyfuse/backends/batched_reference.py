@@ -11,7 +11,7 @@ from .batched import Fits, Outcome, Run
 from .orthogonal import LEAST_EXPLAINED, Orthogonal
 
 CHUNK = 4096  # fits
-SAMPLES = 1 << 24  # of fits that are solved at once
+NUMBERS = 1 << 24  # samples, or entries of matrices, of fits that are solved at once
 
 
 class Reference:
@@ -32,8 +32,8 @@ class Reference:
         return 0
 
     def solve(self, fits: Fits, covariance: bool, degree_by: str | None = None) -> Outcome:
-        (n, count), parts = fits.y.shape, []
-        at_once = max(1, SAMPLES // n)
+        (n, count), terms, parts = fits.y.shape, fits.params.shape[0], []
+        at_once = max(1, NUMBERS // max(n, terms**2))
         for first in range(0, count, at_once):
             part = fits.only(slice(first, first + at_once))
             parts.append(self._solve(part, covariance, degree_by))
