@@ -74,6 +74,7 @@ void bind_cuda_fits(py::module_& m) {
           "criterion", unread,
           [](Fits& fits, Address criterion) { fits.criterion = *at<const Criterion>(criterion); })
       .def_readwrite("mean", &Fits::mean)
+      .def_readwrite("step", &Fits::step)
       .def_property("schedule", unread,
                     [](Fits& fits, std::tuple<int64_t, int64_t, int64_t, double> value) {
                       const auto [first, epochs, record_every, tol] = value;
@@ -82,7 +83,11 @@ void bind_cuda_fits(py::module_& m) {
       .def_readwrite("wide", &Fits::wide)
       .def_property("rule", unread,
                     [](Fits& fits, const std::vector<double>& row) { fits.rule = rule_of(row); })
-      .def("keep", [](Fits& fits, int row, Address all) { fits.kept[row] = at<void>(all); })
+      .def("keep",
+           [](Fits& fits, int row, Address from, Address to) {
+             fits.kept_from[row] = at<const void>(from);
+             fits.kept[row] = at<void>(to);
+           })
       .def("pace",
            [](Fits& fits, Address rates, int64_t paced) {
              fits.rates = at<const double>(rates);
@@ -111,7 +116,9 @@ void bind_cuda_fits(py::module_& m) {
           })
       .def_property("low", unread, address(&Fits::low))
       .def_property("high", unread, address(&Fits::high))
+      .def_property("start", unread, address(&Fits::start))
       .def_property("params", unread, address(&Fits::params))
+      .def_property("before", unread, address(&Fits::before))
       .def_property("grad", unread, address(&Fits::grad))
       .def_property("loss", unread, address(&Fits::loss))
       .def_property("recorded", unread, address(&Fits::recorded))

@@ -148,6 +148,22 @@ def test_few_long_fits_between_epochs(engine, name, tol, monkeypatch):
     np.testing.assert_allclose(found.history, wanted.history, rtol=1e-8)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_rank_of_few_long_fits(engine):
+    """Of three points, two and one, the third among many that are alike; and of none that count."""
+    y = torch.linspace(-1, 1, 4 * 1501, dtype=torch.float64).view(1501, 4)
+    x, w = torch.zeros_like(y), torch.ones_like(y)
+    x[1, :2], x[1234, 0], w[:, 3] = 0.5, -0.5, 0.0
+    ranks = []
+    for backend in ("triton", "cpu"):
+        model = model_of(4, degree=3)
+        optimizer = OPTIMIZERS["adam"](model.parameters())
+        result = pf.fit(model, nn.MSELoss(), optimizer, x, y, epochs=2, engine=engine,
+                        sample_weight=w, backend=backend)  # fmt: skip
+        ranks.append(torch.stack([result.rank, result.status, result.loss.isnan()]))
+    assert ranks[0][0].tolist() == [3, 2, 1, 0] and torch.equal(*ranks)
+
+
 def test_many_terms_take_a_launch_each():
     x, y, _ = make("own", n=25, fits=3)
     left = []

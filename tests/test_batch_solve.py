@@ -5,7 +5,9 @@ import polyfuse as pf
 import polyfuse.nn as nn
 import pytest
 import torch
-from polyfuse import FitStatus
+from polyfuse import FitStatus, batch
+from polyfuse.backends import batched, batched_reference
+from polyfuse.backends.batched_reference import Reference
 
 from .test_batch import DATA, make, model_of
 
@@ -70,16 +72,57 @@ def test_solutions_with_statistics(kind):
         np.testing.assert_allclose(found.covariance[..., 0], spread[::-1, ::-1], rtol=1e-8)
 
 
+@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("degree_by", [None, "aicc", "bic"])
+@pytest.mark.parametrize(
+    ("degree", "basis"), [(16, "monomial"), (24, "laguerre"), (32, "legendre")]
+)
+def test_high_degrees_in_plain_pytorch(degree, basis, degree_by, kind, monkeypatch):
+    """What GPUs take beyond the terms that their kernels have room for."""
+    monkeypatch.setattr(batched_reference, "NUMBERS", 3 * (degree + 1) ** 2)  # three fits
+    x, y, more = make(kind, n=60, fits=7)
+    weight, policy = more.get("sample_weight"), more.get("nan_policy", "raise")
+    left = []
+    for backend in ("reference", "cpu"):
+        model = model_of(7, degree=degree, basis=basis, domain=(-1, 1))
+        result = pf.solve(model, x, y, weight=weight, nan_policy=policy, covariance=True,
+                          degree_by=degree_by, backend=backend)  # fmt: skip
+        of_each = (result.loss, result.r_squared, result.rank, result.status, result.degree)
+        left.append((model.coefficients, result.covariance, of_each))
+    (p, spread, found), (q, wanted, truth) = left
+    assert ((p - q).abs() <= 1e-9 * q.abs().amax(0)).all()
+    assert ((spread - wanted).abs() <= 1e-9 * wanted.abs().amax((0, 1))).all()
+    for value, expected in zip(found, truth, strict=True):
+        if expected is not None:
+            torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_auto_takes_plain_pytorch_where_no_kernels_serve(monkeypatch):
+    class Narrow(Reference):
+        name = "narrow"
+
+        def refuse(self, device, n_terms):
+            return "too many coefficients"
+
+    monkeypatch.setitem(batched.HOMES, "narrow", Narrow)
+    monkeypatch.setattr(batch, "AUTO", {"cpu": ("narrow",)})
+    x, y, _ = make("own", n=40)
+    assert pf.solve(model_of(degree=20), x, y).backend == "reference"
+    with pytest.raises(ValueError, match="narrow cannot serve this batch: too many"):
+        pf.solve(model_of(degree=20), x, y, backend="narrow")
+
+
 @pytest.mark.parametrize("kind", ["shared", "own", "gaps", "weights"])
 @pytest.mark.parametrize("criterion", ["aicc", "bic"])
-def test_the_degree_of_every_fit_is_chosen(criterion, kind):
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_degree_of_every_fit_is_chosen(backend, criterion, kind):
     x, y, more = make(kind, n=40, fits=21)
     truth = x if x.ndim == 2 else x[:, None]
     y = y * 0.1 + torch.stack([truth.expand_as(y)[:, b] ** (b % 5) for b in range(21)], 1)
     weight, policy = more.get("sample_weight"), more.get("nan_policy", "raise")
     model = nn.Polynomial(7, batch_shape=(21,), dtype=torch.float64)
     result = pf.solve(model, x, y, weight=weight, nan_policy=policy, degree_by=criterion,
-                      covariance=True)  # fmt: skip
+                      covariance=True, backend=backend)  # fmt: skip
     assert len(set(result.degree.tolist())) > 2
     for b in range(21):
         xs, ys = x if x.ndim == 1 else x[:, b], y[:, b]
@@ -120,7 +163,8 @@ def test_x_far_from_zero():
     torch.testing.assert_close(plain.coefficients[1], slope, rtol=1e-9, atol=1e-12)
 
 
-def test_a_fit_that_cannot_be_leaves_the_others_alone():
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_fit_that_cannot_be_leaves_the_others_alone(backend):
     x, y, _ = make("own", n=6)
     good = model_of()
     pf.solve(good, x, y)
@@ -130,7 +174,7 @@ def test_a_fit_that_cannot_be_leaves_the_others_alone():
     w[:, 3] = 0.0
     w[2:, 4] = 0.0  # two points for three coefficients
     model = model_of()
-    result = pf.solve(model, x, y, weight=w, nan_policy="propagate")
+    result = pf.solve(model, x, y, weight=w, nan_policy="propagate", backend=backend)
     status = result.status.tolist()
     deficient = int(FitStatus.RANK_DEFICIENT)
     assert status[:5] == [0, deficient, int(FitStatus.NON_FINITE), deficient, deficient]
@@ -142,7 +186,8 @@ def test_a_fit_that_cannot_be_leaves_the_others_alone():
         with pytest.warns(np.exceptions.RankWarning):
             wanted = np.polyfit(x[used, b], y[used, b], 2)[::-1]
         np.testing.assert_allclose(model.coefficients[:, b].detach(), wanted, rtol=1e-6)
-    pf.solve(model, x, y, weight=w, nan_policy="propagate", deficient="nan")
+    pf.solve(model, x, y, weight=w, nan_policy="propagate", deficient="nan",
+             backend=backend)  # fmt: skip
     assert model.coefficients[:, [1, 2, 3, 4]].isnan().all()
     keep = [0, *range(5, 13)]
     torch.testing.assert_close(model.coefficients[:, keep], good.coefficients[:, keep])

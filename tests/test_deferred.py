@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from polyfuse.deferred import Prediction
 from polyfuse.fused import TRY_AGAIN
 
-from .sides import Side, check, step
+from .sides import Side, check, retained, step
 
 
 def test_reading_the_loss(sides):
@@ -149,11 +149,7 @@ def test_data_changed_before_it_was_used_is_an_error():
 
 def test_a_prediction_looked_at_after_the_step(sides):
     def script(side, epoch):
-        y_pred = side.model(side.xs)
-        loss = side.criterion(y_pred, side.ys)
-        side.optimizer.zero_grad()
-        loss.backward(retain_graph=True)
-        side.optimizer.step()
+        y_pred, loss = retained(side)
         values = [y_pred.detach().clone(), loss.detach().clone()]
         loss.backward()  # the gradient of the parameters of before
         return [*values, (y_pred * 2).detach(), y_pred.max().item()]

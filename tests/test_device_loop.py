@@ -13,7 +13,7 @@ from .emulated import Emulated
 from .fake_device import FakeDevice, take_for_a_device
 from .interpreter import INTERPRETED
 from .scripts import SCRIPTS, line
-from .sides import Side, check, step
+from .sides import Side, check, retained, step
 from .test_criteria_loop import sides_of
 from .test_optimizers import CASES as OPTIMIZERS
 from .test_optimizers import assert_same, numbers
@@ -77,16 +77,16 @@ def test_a_weighted_fused_step_is_one_launch(device, reduction):
 class Recorded(TorchDispatchMode):
     """The names of torch's operations but views, and but those within a launch."""
 
-    def __init__(self, device, monkeypatch):
+    def __init__(self, device, monkeypatch, name="step"):
         super().__init__()
         self.names = []
-        launch = device.step
+        launch = getattr(device, name)
 
         def step(*args):
             with _disable_current_modes():
                 return launch(*args)
 
-        monkeypatch.setattr(device, "step", step)
+        monkeypatch.setattr(device, name, step)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if not func.is_view:
@@ -197,13 +197,8 @@ def test_old_results_are_still_there_after_steps(sides):
     kept = {0: [], 1: []}
 
     def script(side, epoch):
-        y_pred = side.model(side.xs)
-        loss = side.criterion(y_pred, side.ys)
-        side.optimizer.zero_grad()
-        loss.backward(retain_graph=True)
-        side.optimizer.step()
         mine = kept[sides.index(side)]
-        mine.append((y_pred, loss))
+        mine.append(retained(side))
         return [v for p, q in mine for v in (p.detach()[0], p.sum().detach(), q.item(), q.detach())]
 
     check(sides, script)

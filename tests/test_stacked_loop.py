@@ -160,14 +160,24 @@ def test_what_is_looked_at_on_the_way(shape, dtype):
         loss.backward(retain_graph=True)  # on top of the gradient that is there
         loss.backward()
         side.model.coefficients.grad.mul_(0.5)
-        kept = side.criterion(side.model(side.xs), side.ys)
         side.optimizer.step()
         with torch.no_grad():
             seen = side.criterion(side.model(side.xs), side.ys)
-        values = [error, value, loss.detach(), seen, (kept * 2).detach()]
+        return [error, value, loss.detach(), seen]
+
+    check(sides_of(dtype, shape), script)
+
+
+@pytest.mark.parametrize("shape", ["batch", "outputs", "series"])
+def test_a_loss_is_that_of_the_parameters_of_then(shape, dtype):
+    def script(side, epoch):
+        step(side)
+        kept = side.criterion(side.model(side.xs), side.ys)
+        side.optimizer.step()
+        value = (kept * 2).detach()
         side.optimizer.zero_grad()
-        kept.backward()  # of the parameters of before
-        return [*values, side.model.coefficients.grad]
+        kept.backward()
+        return [value, side.model.coefficients.grad]
 
     check(sides_of(dtype, shape), script)
 
@@ -176,12 +186,15 @@ RESIDUALS = {
     "mean of squares": lambda p, y: ((p - y) ** 2).mean(),
     "sum of absolute values": lambda p, y: (y - p).abs().sum(),
 }
+APART = {
+    "expanded": lambda p, y: F.mse_loss(p, y[:1].expand_as(y)),
+    "in another order": lambda p, y: F.huber_loss(p, y.T.contiguous().T),
+    "some of the columns": lambda p, y: (y.repeat(1, 2)[:, : y.shape[1]] - p).abs().mean(),
+}
 FALLBACKS = {
     "each fit's own mean": lambda p, y: ((p - y) ** 2).mean(0).sum(),
     "none": lambda p, y: F.mse_loss(p, y, reduction="none").sum(),
     "one fit": lambda p, y: F.mse_loss(p[:, 1], y[:, 1]),
-    "a target that is expanded": lambda p, y: F.mse_loss(p, y[:1].expand_as(y)),
-    "a target in another order": lambda p, y: F.mse_loss(p, y.T.contiguous().T),
 }
 
 
@@ -189,6 +202,12 @@ FALLBACKS = {
 @pytest.mark.parametrize("name", RESIDUALS)
 def test_residuals(name, shape, dtype):
     counted(sides_of(dtype, shape, lambda nn: RESIDUALS[name], lr=0.001))
+
+
+@pytest.mark.parametrize("shape", ["batch", "outputs"])
+@pytest.mark.parametrize("name", APART)
+def test_targets_whose_numbers_lie_apart(name, shape, dtype):
+    counted(sides_of(dtype, shape, lambda nn: APART[name], lr=0.001))
 
 
 @pytest.mark.parametrize("shape", ["batch", "outputs"])
@@ -281,6 +300,14 @@ def test_what_cannot_be_a_loop_of_kernels_is_torchs():
     for model, xs in ((deep, x), (wide, x[:2]), (batch, x[:, None, None])):
         assert type(model(xs)) is torch.Tensor
     assert "more than 1048576 coefficients" in pf.explain(wide)
+
+
+@pytest.mark.parametrize("shape", ["batch", "outputs", "series"])
+def test_models_on_other_devices_are_traced_as_well(shape):
+    model = pf.nn.Polynomial(12, **SHAPES[shape] | {"device": "meta"})
+    assert "side by side" in pf.explain(model) or shape == "series"
+    far = pf.explain(model, x=torch.ones(4))
+    assert "loop over it runs as torch: the coefficients are on meta, x is on cpu" in far
 
 
 @pytest.mark.parametrize("shape", ["image", "outputs"])

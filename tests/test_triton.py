@@ -36,6 +36,7 @@ RUNS = {
     "epochs of batches": ["test_batch_device.py", "-k", "not ctrl_c"],
     "surfaces": ["interpreted_surface.py"],
     "classes": ["test_device_classes.py"],
+    "side by side": ["test_stacked_device.py"],
     "schedules": ["test_schedulers.py", "-k", "on_a_device"],
 }
 

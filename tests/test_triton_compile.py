@@ -142,6 +142,11 @@ FLAGS = {
             "MEAN": True,
         },
     ],
+    "step_fits_kernel": [
+        {"METHOD": 0, "KIND": HUBER.tag},
+        {"KEPT": 1, "BEFORE": True},
+        {"METHOD": METHODS[AdamOptions].number, "KEPT": 14, "BEFORE": True, "WEIGHTED": True},
+    ],
     "leap_fits_kernel": [
         {},
         {"RECORD": True, "BUFFER": True, "DECAY": True, "WEIGHTED": True},

@@ -342,6 +342,49 @@ def batch(quick: bool, own: bool) -> Case:
                 target="80 % of copy bandwidth, solved")  # fmt: skip
 
 
+class Parabolas(torch.nn.Module):
+    """What a batch of degree 2 computes, in torch."""
+
+    def __init__(self, fits: int):
+        super().__init__()
+        self.coefficients = torch.nn.Parameter(torch.zeros(3, fits, device=DEVICE))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        c, u = self.coefficients, x[:, None]
+        return c[0] + u * (c[1] + u * c[2])
+
+
+def batch_loop(quick: bool) -> Case:
+    """The import-swap loop over 100,000 fits of 20 points, per iteration."""
+    points, fits, steps = 20, 100_000, 20 if quick else 200
+    x = torch.linspace(-1, 1, points, device=DEVICE)
+    y = torch.randn(points, fits, device=DEVICE)
+
+    def parts(nn: Any, optim: Any) -> tuple[Any, ...]:
+        model: Any = Parabolas(fits)
+        if nn is pf.nn:
+            model = nn.Polynomial(2, batch_shape=(fits,), device=DEVICE)
+            torch.nn.init.zeros_(model.coefficients)
+        return model, nn.MSELoss(), optim.SGD(model.parameters(), lr=1e4), x, y
+
+    swap = {"import swap": (pf.nn, pf.optim), "eager PyTorch": (torch.nn, torch.optim)}
+    contestants = {}
+    for name, library in swap.items():
+        mine = parts(*library)
+        contestants[name] = per(steps, waited(lambda mine=mine: workload.loop(*mine, steps)))
+
+    def check() -> None:
+        found = []
+        for library in swap.values():
+            mine = parts(*library)
+            workload.loop(*mine, 3)
+            found.append(mine[0].coefficients.detach().cpu())
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+    return Case(f"import-swap loop over {fits:,} fits of {points} points, one iteration",
+                contestants, {"all": check}, bytes=4 * points * fits)  # fmt: skip
+
+
 class Alone:
     """A case of one backend alone."""
 
@@ -375,5 +418,6 @@ def cases(quick: bool) -> list[Callable[[], Case]]:
         lambda: one_step(quick, True),
         lambda: batch(quick, True),
         lambda: batch(quick, False),
+        lambda: batch_loop(quick),
         lambda: compiled_loop(quick),
     ]  # fmt: skip

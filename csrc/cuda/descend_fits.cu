@@ -61,6 +61,7 @@ PF_DEVICE void descend(const Fits& fits, int64_t fit, int terms, int rank,
     for (int j = 0; j < terms; ++j) s.grad[j] = grad[j];
     pace.at(epoch);
     with_rule(fits.rule.method, [&](auto of) { s.update(of, pace, terms); });
+    if (fits.step) break;
   }
   s.epochs = epoch;
   for (++epoch; epoch < schedule.epochs; ++epoch)
@@ -87,9 +88,10 @@ __global__ void __launch_bounds__(kFitThreads, 1)
     descend_stream(const __grid_constant__ Fits fits) {
   const int terms = M <= kUnrolledTerms ? M : fits.n_terms;
   for_each_fit<T>(fits, dynamic_shared(), [&](int64_t fit, const Points<T>& points) {
-    const Frame frame = Frame::of(points, Single{});
-    const int rank =
-        fits.schedule.first_epoch > 0 ? fits.rank[fit] : rank_of<M>(points, frame, terms);
+    const Frame frame = fits.step ? Frame{} : Frame::of(points, Single{});
+    const int rank = fits.step                       ? terms
+                     : fits.schedule.first_epoch > 0 ? fits.rank[fit]
+                                                     : rank_of<M>(points, frame, terms);
     const FromPoints<T, M> objective{fits, points, terms, loss_weight(fits, frame.weight)};
     descend<T, M>(fits, fit, terms, rank, objective);
   });

@@ -45,10 +45,12 @@ struct Descending {
     PF_UNROLL
     for (int j = 0; j < terms; ++j) {
       const int64_t at = j * fits.fits + fit;
-      p[j] = read(fits.params, at);
+      p[j] = read(fits.start, at);
+      if (fits.before) fits.before[at] = p[j];
       grad[j] = first ? 0.0 : read(fits.grad, at);
       PF_UNROLL
-      for (int r = 0; r < kKept; ++r) kept[j][r] = fits.kept[r] ? read(fits.kept[r], at) : 0.0;
+      for (int r = 0; r < kKept; ++r)
+        kept[j][r] = fits.kept_from[r] ? read(fits.kept_from[r], at) : 0.0;
     }
   }
 
@@ -69,13 +71,14 @@ struct Descending {
     for (int j = 0; j < terms; ++j) {
       bounded = bounded && finite(p[j]);
       const int64_t at = j * fits_.fits + fit_;
-      write(fits_.params, at, p[j]);
+      if (fits_.params) write(fits_.params, at, p[j]);
       if (fits_.schedule.epochs > 0) write(fits_.grad, at, grad[j]);
       PF_UNROLL
       for (int r = 0; r < kKept; ++r)
         if (fits_.kept[r]) write(fits_.kept[r], at, kept[j][r]);
     }
     fits_.loss[fit_] = rank > 0 ? loss : NAN;
+    if (fits_.step) return;
     if (fits_.previous) fits_.previous[fit_] = previous;
     if (fits_.schedule.first_epoch == 0)
       fits_.epochs[fit_] = epochs;

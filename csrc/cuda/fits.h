@@ -37,19 +37,24 @@ struct Fits {
 
   Engine engine = Engine::Moments;  // of descend, with what follows
   bool mean = true;
+  bool step = false;  // one epoch of a training loop, which takes the loss before it and no more
   Criterion criterion;
   Schedule schedule;
   UpdateRule rule;
-  const int64_t* changes = nullptr;              // as those of Run,
-  const double* rules = nullptr;                 // [1 + C, kRuleRow]; null with changes
-  const double* rates = nullptr;                 // [paced, kRates], of the first epochs
-  int64_t paced = 0;                             // those that follow have the last of them
-  void* kept[kKept] = {};                        // [K, B]; null: not kept for every parameter
+  const int64_t* changes = nullptr;  // as those of Run,
+  const double* rules = nullptr;     // [1 + C, kRuleRow]; null with changes
+  const double* rates = nullptr;     // [paced, kRates], of the first epochs
+  int64_t paced = 0;                 // those that follow have the last of them
+  // [K, B], where a launch finds what is kept and where it goes; null: not for every parameter
+  const void* kept_from[kKept] = {};
+  void* kept[kKept] = {};
   const double *low = nullptr, *high = nullptr;  // [K, B], of params; null: nowhere
   Shared design;                                 // of the closed form, with what follows
   Leaps leaps;
 
-  void* params = nullptr;           // [K, B]
+  const void* start = nullptr;      // [K, B], the parameters that descend begins with
+  void* params = nullptr;           // [K, B]; null: they stay as they are
+  double* before = nullptr;         // [K, B], a copy of those of `start`; null: not wanted
   void* grad = nullptr;             // [K, B], of the last step
   double* loss = nullptr;           // [B], at params
   double* recorded = nullptr;       // [M, B]

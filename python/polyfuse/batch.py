@@ -144,7 +144,7 @@ def solve_batch(
     fits = read_fits(model, x, y, nan_policy, weights, "weight")
     if not model.coefficients.requires_grad:
         raise ValueError("model: expected a trainable parameter, got none")
-    runner = _backend(backend, fits)
+    runner = _backend(backend, fits, last=("reference",))
     before = runner.launches()
     _check.one_of("deficient", deficient, ("minimum_norm", "nan"))
     if degree_by not in DEGREE_BY:
@@ -254,14 +254,16 @@ def _columns(t: torch.Tensor, n: int) -> torch.Tensor:
     return t.detach().resolve_neg().reshape(n, -1)
 
 
-def _backend(name: str, fits: Fits) -> Any:
+def _backend(name: str, fits: Fits, last: tuple[str, ...] = ()) -> Any:
+    """last: what `auto` takes where no kernels serve."""
     if name != "auto" and name not in HOMES:
         known = ", ".join(("auto", *HOMES))
         raise ValueError(f"backend: expected one of {known} for a batch of fits, got {name!r}")
     reasons = []
-    for candidate in AUTO.get(fits.x.device.type, ()) if name == "auto" else (name,):
+    compiled = AUTO.get(fits.x.device.type, ())
+    for candidate in (*compiled, *(last if compiled else ())) if name == "auto" else (name,):
         runner = backend_called(candidate)
-        reason = runner.refuse(fits)
+        reason = runner.refuse(fits.x.device, len(fits.params))
         if reason is None:
             return runner
         reasons.append(f"{candidate} cannot serve this batch: {reason}")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
 
-import numpy as np
 import torch
 
 from .backends.batched import Fits
-from .report import Reported
+from .result import Ran
 
 
 class FitStatus(IntEnum):
@@ -23,8 +21,8 @@ class FitStatus(IntEnum):
     DIVERGED = 4
 
 
-@dataclass
-class BatchResult(Reported):
+@dataclass(kw_only=True)
+class BatchResult(Ran):
     """The outcome of many fits in one launch; numbers of each fit are tensors ``[*batch_shape]``.
 
     Attributes:
@@ -48,20 +46,10 @@ class BatchResult(Reported):
     loss: torch.Tensor = field(repr=False)
     status: torch.Tensor = field(repr=False)
     rank: torch.Tensor = field(repr=False)
-    epochs: int
-    converged: bool
-    stop_reason: str
-    engine: str
-    backend: str
-    launches: int
-    seconds: float
-    history_epochs: np.ndarray = field(repr=False)
-    history: np.ndarray = field(repr=False)
     fit_epochs: torch.Tensor | None = field(default=None, repr=False)
     r_squared: torch.Tensor | None = field(default=None, repr=False)
     covariance: torch.Tensor | None = field(default=None, repr=False)
     degree: torch.Tensor | None = field(default=None, repr=False)
-    _evidence: Any = field(default="statistics: there are none", repr=False)
 
     def counts(self) -> dict[str, int]:
         """How many fits ended in which way."""
@@ -69,11 +57,7 @@ class BatchResult(Reported):
 
     def __str__(self) -> str:
         ways = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in self.counts().items())
-        return (
-            f"{self.status.numel():,} fits: {ways}; engine {self.engine} on {self.backend}, "
-            f"{self.launches} launch{'' if self.launches == 1 else 'es'}, "
-            f"{self.seconds * 1e3:.3g} ms"
-        )
+        return f"{self.status.numel():,} fits: {ways}; {self._by}"
 
 
 def ways_of(
@@ -83,7 +67,7 @@ def ways_of(
     that ended in nan, the ones whose data is finite have diverged, and the others have not."""
     if fits is not None and int(status.max()) >= FitStatus.NON_FINITE:
         called = torch.nonzero(status >= FitStatus.NON_FINITE)[:, 0]
-        finite = fits.finite(called)
+        finite = fits.only(called).finite()
         status[called[finite]] = FitStatus.DIVERGED
         status[called[~finite]] = FitStatus.NON_FINITE
     low, high = (int(end) for end in status.aminmax())

@@ -218,12 +218,10 @@ def objective(
     """
     forward = y_pred._record
     known = forward.fused
-    if (
-        not forward.untouched()
-        or type(y) is not Tensor
-        or not is_grad_enabled()
-        or not known.accepts(y, forward.x, criterion)
-    ):
+    if not forward.untouched() or type(y) is not Tensor or not is_grad_enabled():
+        return None
+    y = _in_rows(y)
+    if not known.accepts(y, forward.x, criterion):
         return None
     criterion.warn(mean)
     if module is not None and not known.loop.sees_criterion(module):
@@ -232,6 +230,12 @@ def objective(
     out._record = Objective(forward, y, y._version, criterion, mean)
     known.loop.pool_loss(out, out._record)
     return out
+
+
+def _in_rows(y: Tensor) -> Tensor:
+    """A target whose numbers follow one another; a copy costs less than what else torch does."""
+    apart = y.ndim > 1 and y.layout is torch.strided and not y.is_contiguous()
+    return y.contiguous() if apart and not y.requires_grad else y
 
 
 # -- torch functions that keep a deferred tensor deferred -----------------------------------------
@@ -258,7 +262,7 @@ def _sub(a: Any, b: Any) -> Any:
     y_pred, y, sign = (a, b, 1) if isinstance(a, Prediction) else (b, a, -1)
     if type(y_pred) is not Prediction or type(y) is not torch.Tensor or not is_grad_enabled():
         return NotImplemented
-    forward = y_pred._record
+    forward, y = y_pred._record, _in_rows(y)
     if not forward.untouched() or not forward.fused.accepts(y, forward.x):
         return NotImplemented
     return _difference(Difference(forward, y, y._version, sign, None))

@@ -12,7 +12,7 @@ from torch.autograd.graph import increment_version
 
 from . import _C
 from ._check import GONE
-from .backends.device import DeviceMap, DeviceRule, device_rule, state_size
+from .backends.device import DeviceMap, DeviceRule, device_rule, loss_in, state_size
 from .backends.resident import unheld
 from .backends.tables import OnDevice, tables
 from .rules import Options, Rule
@@ -29,7 +29,8 @@ class Launched(NamedTuple):
     state: torch.Tensor  # as `backends.device` lays it out
     grads: list[torch.Tensor]
     versions: list[int]  # of parameters, gradients and what is kept
-    in_place: bool  # the parameters are the next ones already
+    steps: bool  # there are next parameters,
+    in_place: bool  # and they are in place already
 
 
 class DeviceLoop(_C.Loop):
@@ -58,9 +59,12 @@ class DeviceLoop(_C.Loop):
     # -- the optimizer and the data
 
     def set_rule(self, rule: Rule) -> None:
-        self.rule = device_rule(rule, self.device, self.traced.n_params)
+        self.follow(rule)
         slots = zip(self.traced.slots, rule, strict=True)
         self.options = {t: options for (t, _), options in slots if options is not None}
+
+    def follow(self, rule: Rule) -> None:
+        self.rule = device_rule(rule, self.device, self.traced.n_params)
 
     def bind(self, owner: Any, *, held: Any = (), kept: Any = (), **rest: Any) -> None:
         super().bind(owner, held=list(held), kept=list(kept), **rest)
@@ -75,7 +79,7 @@ class DeviceLoop(_C.Loop):
         self.spares = [torch.empty_like(t, requires_grad=False) if i in mine else None
                        for i, t in tensors]  # fmt: skip
         if owner is None:
-            self.rule = device_rule((None,), self.device, self.traced.n_params)
+            self.follow((None,))
 
     def settle(self, moments: Any, x_version: int, y_version: int) -> None:
         super().settle(None, x_version, y_version)
@@ -108,7 +112,7 @@ class DeviceLoop(_C.Loop):
         """The scalar parameters, float64 [P]."""
         with torch.no_grad():
             rows = [t.reshape(-1).double() for t in self.traced.tensors]
-            return torch.stack([rows[t][e] for t, e in self.traced.places])
+            return torch.cat([rows[t][e : e + count] for t, e, count in self.traced.stretches])
 
     # -- launch and update
 
@@ -118,29 +122,45 @@ class DeviceLoop(_C.Loop):
             return False
         if not self.unchanged_since(forward):
             raise RuntimeError(GONE.format("a parameter"))
-        if capturing := self.capturing():
+        if self.capturing():
             self.refuse_capture()
-        in_place = objective.in_step and self.steps_alone()
+        steps = self.knows_step(objective)
+        in_place = steps and objective.in_step and self.steps_alone()
+        grads = self.gradients_of_launch(in_place)
+        state = self.compute(objective, grads, steps, in_place)
+        self.last = Launched(objective, state, grads, [], steps, in_place)
+        self.last.versions.extend(self._versions(self.last))
+        objective.state = state
+        return True
+
+    def knows_step(self, objective: Any) -> bool:
+        """Whether a launch computes the next parameters."""
+        return self.updates
+
+    def compute(
+        self, objective: Any, grads: list[torch.Tensor], steps: bool, in_place: bool
+    ) -> torch.Tensor:
+        """The launch itself; returns what it leaves besides gradients and the next parameters."""
         self.kept.refresh()
         next_ones = (None, None) if in_place else (self.spares, self.kept.spares)
-        tensors, grads = self.traced.tensors, self.gradients_of_launch(in_place)
-        table = tables(self.traced, tensors, grads, self.kept.rows, *next_ones)
+        table = tables(self.traced, self.traced.tensors, grads, self.kept.rows, *next_ones)
+        forward, n_params = objective.forward, self.traced.n_params
         criterion = objective.criterion.over_rows_of(forward.x)
         weight = None if objective.weight is None else objective.weight.reshape(-1)
         moments = self.moments if criterion.squared and weight is None else None
         y = objective.y if isinstance(self.traced, Stacked) else objective.y.reshape(-1)
         state = self.runner.step(
-            self.map, self.rule, table, forward.fused.rows_of(forward.x), y,
-            self.traced, objective.mean, moments, criterion, weight, self.buffer(capturing),
+            self.map, self.rule, table, forward.fused.rows_of(forward.x), y, self.traced,
+            objective.mean, moments, criterion, weight, self.buffer(state_size(n_params)),
         )  # fmt: skip
-        objective.state = state
-        n_params = self.traced.n_params
         forward.before = state[2 * n_params : 3 * n_params]
-        self.last = Launched(objective, state, grads, [], in_place)
-        self.last.versions.extend(self._versions(self.last))
-        if capturing:
+        if self.capturing():
             self.captured.append((table, self.rule, grads, moments))
-        return True
+        return state
+
+    def loss_of(self, objective: Any) -> torch.Tensor:
+        """The loss that a launch has left, of shape ()."""
+        return loss_in(objective.state, self.traced.n_params)
 
     def steps_alone(self) -> bool:
         """Whether nothing comes between a launch that zero_grad, backward and step follow at once,
@@ -162,10 +182,11 @@ class DeviceLoop(_C.Loop):
             self.own_grads = [torch.empty_like(t, requires_grad=False) for t in tensors]
         return self.own_grads
 
-    def buffer(self, capturing: bool) -> torch.Tensor:
+    def buffer(self, size: int) -> torch.Tensor:
         """Where a launch leaves all else; a graph's own is among what the graph keeps."""
-        if capturing or not (self.states and unheld(self.states, 0, False)):
-            size = state_size(self.traced.n_params)
+        held = self.states
+        capturing = self.capturing()
+        if capturing or not (held and len(held[0]) == size and unheld(held, 0, False)):
             new = torch.empty(size, dtype=torch.float64, device=self.device)
             if capturing:
                 return new
@@ -215,27 +236,32 @@ class DeviceLoop(_C.Loop):
     def install(self, owner: Any) -> bool:
         """Takes the step that the launch has computed, or one from what lies there now."""
         last, self.last = self.last, None
-        if last is None or not self.updates or not self.bound_to(owner):
+        if last is None or not last.steps or not self.bound_to(owner):
             return False
         tensors = self.traced.tensors
         pairs = [(t, g) for t, g in zip(tensors, last.grads, strict=True) if t.requires_grad]
         if any(t.grad is not g for t, g in pairs):
             return False
         unchanged = last.versions == self._versions(last)
-        if not last.in_place:
-            self.move_on(last, unchanged)
+        if not (last.in_place or self.move_on(last, unchanged)):
+            return False
         self.kept.advance(self.options)
         increment_version([*(t for t, _ in pairs), *self.kept.on_device()])
         return True
 
-    def move_on(self, last: Launched, unchanged: bool) -> None:
-        """To the next parameters: by an exchange of memory, or a launch."""
-        spares, tensors = self.kept.exchangeable(), self.traced.tensors
+    def move_on(self, last: Launched, unchanged: bool) -> bool:
+        """To the next parameters: by an exchange of memory, or a launch; False: torch is to."""
+        spares = self.kept.exchangeable()
         # What a graph has captured reads and writes the memory of then.
         if unchanged and not self.captured and self.exchange(self.spares, spares):
             self.kept.exchanged(spares)
-            return
+            return True
+        return self.move(last, unchanged)
+
+    def move(self, last: Launched, unchanged: bool) -> bool:
+        """The same where parameters stay where they lie."""
         self.kept.refresh()
+        tensors = self.traced.tensors
         table = tables(self.traced, tensors, last.grads, self.kept.rows)
         if self.capturing():
             self.captured.append(table)
@@ -243,3 +269,4 @@ class DeviceLoop(_C.Loop):
             self.runner.store(self.map, self.rule, table, last.state, tensors[0].dtype)
         else:
             self.runner.update(self.map, self.rule, table, tensors[0].dtype)
+        return True

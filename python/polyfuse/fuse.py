@@ -65,6 +65,8 @@ class FusedStep:
                 known = fused(self.model, x.dtype, x.device)
                 if known.traced is None:
                     raise ValueError(f"model: Polynomial is not fused: {known.reason}")
+                if reason := known.refuse_step(y, read[0]):
+                    raise ValueError(f"model: {reason}")
             else:
                 known, held, problem = prepare(
                     self.model, criterion, optimizer, given, y, weights=weights

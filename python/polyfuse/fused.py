@@ -18,7 +18,7 @@ from .backends import backend_of, backend_of_classes
 from .backends.native import make_plan
 from .backends.reference import coefficients
 from .backends.resident import Resident, resident
-from .criteria import CROSS_ENTROPY, SQUARED, Criterion
+from .criteria import SQUARED, Criterion
 from .device_loop import DeviceLoop
 from .optim.kept import read_kept, write_kept
 from .optim.owners import Holding
@@ -74,16 +74,21 @@ class Fused:
         surface = len(self.polynomial.exponents) if self.polynomial else 0
         n_slots = len(self.traced.slots) if self.traced else 0
         self.runner: Any
+        self.loop: Any
+        of_y = self.traced.rows_of_y if self.traced else None
         if isinstance(self.traced, Stacked) and not self.on_host:
-            self.runner = backend_of_classes(device, self.traced)
+            from .stacked_loop import StackedLoop
+
+            classes = backend_of_classes(device, self.traced)
+            self.loop = StackedLoop(self.plan, self.traced, classes, contents.cheap, of_y)
+            self.runner = classes or self.loop.fits
         else:
             self.runner = backend_of(device, n_slots, surface)
-        of_y = self.traced.rows_of_y if self.traced else None
-        if self.on_host or self.runner is None or self.traced is None:
-            is64 = dtype == torch.float64
-            self.loop = _C.Loop(self.plan, self.tensors, stretches, is64, contents.cheap, of_y)
-        else:
-            self.loop = DeviceLoop(self.plan, self.traced, self.runner, contents.cheap, of_y)
+            if self.on_host or self.runner is None or self.traced is None:
+                is64 = dtype == torch.float64
+                self.loop = _C.Loop(self.plan, self.tensors, stretches, is64, contents.cheap, of_y)
+            else:
+                self.loop = DeviceLoop(self.plan, self.traced, self.runner, contents.cheap, of_y)
         starts = np.cumsum([0, *(count for _, _, count in stretches)]).tolist()
         parts = sorted(zip(stretches, pairwise(starts), strict=True))
         self.order = np.concatenate([np.zeros(0, np.int64), *(np.arange(*at) for _, at in parts)])
@@ -187,9 +192,7 @@ class Fused:
         if self.traced is None or not self.traced.fits(y, x, criterion):
             return False
         w = criterion.samples
-        if isinstance(self.traced, Stacked) and not (
-            self.on_host or criterion.kind is CROSS_ENTROPY
-        ):
+        if self.refuse_step(y, criterion):
             return False
         if w is not None and not (
             self.on_host and w.shape == y.shape and w.dtype is x.dtype and self.reads(w)
@@ -203,6 +206,13 @@ class Fused:
             return False
         self.loop.see(x, y)
         return True
+
+    def refuse_step(self, y: torch.Tensor, criterion: Criterion) -> str | None:
+        """None, or why no kernel takes a step on targets like y."""
+        if self.on_host or not isinstance(self.traced, Stacked):
+            return None
+        reason: str | None = self.loop.refuse(y, criterion)
+        return reason
 
     def see_criterion(self, module: torch.nn.Module, criterion: Criterion, mean: bool) -> None:
         """Tells the loop which criterion, mean or sum, a module is."""
@@ -282,7 +292,7 @@ class Fused:
         """Coefficients [K, *of_y], as they were at model(x)."""
         loop = self.loop
         there = loop.params_of(forward) if isinstance(loop, DeviceLoop) else forward.params
-        return self.gather(there)[0]
+        return torch.as_tensor(there).to(self.dtype).view(self.tensors[0].shape)
 
     def pull_back(self, forward: Any, grad_coef: Any) -> list[torch.Tensor]:
         """Gradient of the coefficients [K] -> of every parameter tensor."""

@@ -13,7 +13,6 @@ import torch
 
 from . import _C
 from ._check import GONE
-from .backends.device import loss_in
 from .criteria import L1, Criterion, Kind
 from .fused import Fused
 from .optim.owners import bind
@@ -37,7 +36,7 @@ class Forward(_C.Forward):
 
     def __init__(self, known: Fused, x: torch.Tensor):
         assert known.traced is not None
-        super().__init__(known.traced.n_params)
+        super().__init__(known.traced.n_params if known.on_host else 0)
         self.fused, self.view = known, None
         known.loop.begin(self, x)
 
@@ -191,7 +190,7 @@ class Objective(_C.Objective):
             return self.value().detach()
         if self.number is not None:
             return torch.tensor(self.number, dtype=known.dtype)
-        return loss_in(self.state, len(known.order)).to(known.dtype, copy=True)
+        return known.loop.loss_of(self).to(known.dtype, copy=True)
 
     def value(self) -> torch.Tensor:
         """The loss with its graph."""

@@ -10,8 +10,32 @@ import numpy as np
 from .report import Reported
 
 
-@dataclass
-class FitResult(Reported):
+@dataclass(kw_only=True)
+class Ran(Reported):
+    """What ran, how long, and how it ended."""
+
+    loss: Any
+    epochs: int
+    converged: bool
+    stop_reason: str
+    engine: str
+    backend: str
+    launches: int
+    seconds: float
+    history_epochs: np.ndarray = field(repr=False)
+    history: np.ndarray = field(repr=False)
+    _evidence: Any = field(repr=False)
+
+    @property
+    def _by(self) -> str:
+        return (
+            f"engine {self.engine} on {self.backend}, {self.launches} launch"
+            f"{'' if self.launches == 1 else 'es'}, {self.seconds * 1e3:.3g} ms"
+        )
+
+
+@dataclass(kw_only=True)
+class FitResult(Ran):
     """The outcome of `polyfuse.fit`.
 
     Attributes:
@@ -28,20 +52,7 @@ class FitResult(Reported):
     """
 
     loss: float
-    epochs: int
-    converged: bool
-    stop_reason: str
-    engine: str
-    backend: str
-    launches: int
-    seconds: float
-    history_epochs: np.ndarray = field(repr=False)
-    history: np.ndarray = field(repr=False)
-    _evidence: Any = field(repr=False)
 
     def __str__(self) -> str:
-        return (
-            f"loss {self.loss:.7g} after {self.epochs:,} epochs ({self.stop_reason}); "
-            f"engine {self.engine} on {self.backend}, {self.launches} launch"
-            f"{'' if self.launches == 1 else 'es'}, {self.seconds * 1e3:.3g} ms"
-        )
+        ended = f"after {self.epochs:,} epochs ({self.stop_reason})"
+        return f"loss {self.loss:.7g} {ended}; {self._by}"

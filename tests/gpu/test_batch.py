@@ -37,6 +37,19 @@ def test_small_solutions(kind, n, fits, degree, backend):
         torch.testing.assert_close(value, wanted, rtol=1e-8, atol=1e-12, equal_nan=True)
 
 
+@pytest.mark.parametrize("degree_by", [None, "aicc"])
+def test_small_solutions_of_a_high_degree(degree_by):
+    x, y, _ = make("own", n=60)
+    near, far = (model_of(degree=24, basis="legendre", domain=(-1, 1)) for _ in range(2))
+    truth = pf.solve(near, x, y, degree_by=degree_by)
+    far, x, y = on_device(far, x, y)
+    found = pf.solve(far, x, y, degree_by=degree_by)
+    assert found.backend == ("cpu" if DEVICE.type == "cpu" else "reference")
+    p, q = far.coefficients.detach().cpu(), near.coefficients.detach()
+    assert ((p - q).abs() <= 1e-9 * q.abs().amax(0)).all()
+    torch.testing.assert_close(found.loss.cpu(), truth.loss, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("engine", ["moments", "stream"])
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -1,5 +1,7 @@
 """The import-swap loop on a GPU, beside torch's; steps and runs in CUDA graphs."""
 
+from functools import partial
+
 import polyfuse as pf
 import pytest
 import torch
@@ -8,8 +10,12 @@ from polyfuse.backends import AUTO, backend_of
 from polyfuse.backends.device import DeviceMap, device_rule
 from polyfuse.backends.tables import nothing, tables
 
+from ..sides import step
+from ..test_classes_loop import sides_of as classes
 from ..test_optimizers import CASES as OPTIMIZERS
 from ..test_optimizers import assert_same, numbers, side
+from ..test_stacked_loop import SHAPES
+from ..test_stacked_loop import sides_of as stacked
 from ..tolerance import assert_like_torch
 from .test_backends import DEVICE, backend, make, on_device, pytestmark  # noqa: F401
 
@@ -53,6 +59,25 @@ def test_every_optimizer(name, options, dtype):
         if epoch > 2:  # the first step, which makes the state, is torch's
             assert runner.launches() - before == (2 if epoch == 5 else 1)
         assert_same(*(numbers(s[0], s[2]) for s in sides))
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+@pytest.mark.parametrize("shape", ["classes", *SHAPES])
+def test_small_loops_side_by_side(shape, optimizer, backend, dtype, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(AUTO, "cuda", (backend.name,))
+    make = classes if shape == "classes" else partial(stacked, shape=shape)
+    sides = make(dtype, optimizer=optimizer, lr=0.01)
+    for s in sides:
+        s.model.coefficients.data = s.model.coefficients.data.to(DEVICE)
+        s.xs, s.ys = s.xs.to(DEVICE), s.ys.to(DEVICE)
+    for epoch in range(6):
+        before = backend.launches()
+        losses = [step(s).detach().cpu() for s in sides]
+        if epoch > 1 and DEVICE.type == "cuda":
+            assert backend.launches() - before == 1
+        for found, truth in zip(*([*s.numbers(), x] for s, x in zip(sides, losses, strict=True)),
+                                strict=True):  # fmt: skip
+            assert_like_torch(found.cpu(), truth.cpu(), dtype)
 
 
 def test_looking_and_clipping_between_the_lines(dtype):

@@ -16,6 +16,7 @@ from ..rules import (
     Options,
     scalar_place,
 )
+from . import AUTO
 
 DEGREE_BY = (None, "aicc", "bic")  # as csrc/core/batch.h has them
 
@@ -37,12 +38,20 @@ class Fits(NamedTuple):
         """phi_k(u) of every term."""
         return terms(self.basis, self.params.shape[0], u)
 
-    def finite(self, some: torch.Tensor) -> torch.Tensor:
-        """Whether the samples that count of the fits of these numbers are finite."""
-        x, w = (t if t is None or t.shape[1] == 1 else t[:, some] for t in (self.x, self.w))
-        assert x is not None
-        good = x.isfinite() & self.y[:, some].isfinite()
-        return (good if w is None else good | (w == 0)).all(0) | self.omit
+    def only(self, some: torch.Tensor | slice) -> Fits:
+        """Those of these numbers."""
+
+        def of(t: Any) -> Any:
+            return t if t is None or t.shape[1] == 1 else t[:, some]
+
+        return self._replace(
+            params=self.params[:, some], x=of(self.x), y=self.y[:, some], w=of(self.w)
+        )
+
+    def finite(self) -> torch.Tensor:
+        """Whether the samples that count of every fit are finite."""
+        good = self.x.isfinite() & self.y.isfinite()
+        return (good if self.w is None else good | (self.w == 0)).all(0) | self.omit
 
     @property
     def shared(self) -> bool:
@@ -181,6 +190,14 @@ def _reference() -> Any:
 
 # By name, what makes them.
 HOMES = {"cpu": _cpu, "cuda": _cuda, "triton": _triton, "reference": _reference}
+
+
+def backend_of_fits(device: torch.device, n_terms: int) -> Any:
+    """The backend of the training loop of fits on a GPU; None where there is none."""
+    for runner in map(backend_called, AUTO.get(device.type, ())):
+        if not runner.refuse(device, n_terms):
+            return runner
+    return None
 
 
 @cache

@@ -21,8 +21,7 @@ class Cpu:
     name = "cpu"
     launches: Callable[[], int] = staticmethod(_C.launches)
 
-    def refuse(self, fits: Fits) -> str | None:
-        device = fits.x.device
+    def refuse(self, device: torch.device, n_terms: int) -> str | None:
         return None if device.type == "cpu" else f"the data is on {device}"
 
     def refuse_engine(self, engine: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,12 +11,12 @@ import torch
 
 from .. import _C
 from ..bases import recurrence_of
-from ..criteria import ELEMENTARY
+from ..criteria import ELEMENTARY, Criterion
 from ..problem import SLICE_SECONDS
-from ..rules import Kept, SgdOptions, row_of
+from ..rules import Kept, Options, SgdOptions, row_of
 from .batched import Fits, Outcome, Run
 from .batched_cpu import series
-from .device import DeviceRule, rule_with
+from .device import DeviceRule, device_rule, rule_with
 from .native import ENGINE
 
 MOST_PACED = 1 << 16  # epochs of a launch whose rates differ: 1.5 MiB of them
@@ -48,6 +48,22 @@ class Leaps(NamedTuple):
     decay: bool
 
 
+class Step(NamedTuple):
+    """One step of a training loop of fits under one loss: what a launch reads, and where it leaves
+    what follows."""
+
+    fits: Fits
+    criterion: Criterion  # of a fit: its share of the loss
+    options: Options | None  # None: there is no step, but a loss and its gradient
+    pace: Pace
+    kept: list[Any]  # [KEPT] tensors [K, B], or None
+    params_to: Any  # [K, B]; it and what is kept may go to where they are read
+    kept_to: list[Any]
+    grad: torch.Tensor  # [K, B]
+    losses: torch.Tensor  # [B] float64, before the step
+    before: torch.Tensor | None  # [K, B] float64, for a copy of the parameters
+
+
 class DeviceBatches:
     """Takes the epochs of all fits in one launch, or in some that end in time."""
 
@@ -61,6 +77,10 @@ class DeviceBatches:
         self, run: Run, out: Outcome, rows: Rows, pace: Pace, leaps: Leaps | None
     ) -> None:
         """One launch, which writes to the tensors of `out` and `rows`; nobody waits for it."""
+        raise NotImplementedError
+
+    def launch_step(self, step: Step) -> None:
+        """One launch; nobody waits for it."""
         raise NotImplementedError
 
     def most_epochs(self, run: Run) -> int:
@@ -130,6 +150,16 @@ def empties(fits: Fits) -> tuple[Any, Any]:
     )
 
 
+@lru_cache(maxsize=64, typed=True)  # tuples of two classes may be equal
+def pace_of_step(options: Options | None, kept: tuple[float, ...], device: torch.device) -> Pace:
+    """Of a step, before which these are what the rule keeps once for all parameters."""
+    told = _C.Batch()
+    told.rule = options and row_of(options)
+    for row, value in enumerate(kept):
+        told.keep_once(row, value)
+    return Pace(device_rule((options,), device), torch.from_numpy(told.rates(1)).to(device))
+
+
 def _pace(told: Any, run: Run) -> Pace:
     device, changes = run.fits.x.device, run.changes
     paced = run.epochs
@@ -163,13 +193,12 @@ def _of(value: Any, some: torch.Tensor) -> Any:
 
 def _only(run: Run, some: torch.Tensor) -> Run:
     """Some fits alone, by an engine that gives each a design."""
-    fits, before = run.fits, run.before
+    before = run.before
     if before is not None:
         before = before._replace(
             **{name: _of(getattr(before, name), some) for name in ("rank", "epochs", "grad")}
         )
-    fits = fits._replace(params=_of(fits.params, some), y=_of(fits.y, some))
-    return replace(run, fits=fits, before=before, engine="moments")
+    return replace(run, fits=run.fits.only(some), before=before, engine="moments")
 
 
 def _put(out: Outcome, part: Outcome, some: torch.Tensor) -> None:

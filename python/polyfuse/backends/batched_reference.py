@@ -8,8 +8,10 @@ import torch
 
 from ..rules import METHODS, SgdOptions, group_of, kept_of
 from .batched import Fits, Outcome, Run
+from .orthogonal import LEAST_EXPLAINED, Orthogonal
 
 CHUNK = 4096  # fits
+NUMBERS = 1 << 24  # samples, or entries of matrices, of fits that are solved at once
 
 
 class Reference:
@@ -17,7 +19,7 @@ class Reference:
 
     name = "reference"
 
-    def refuse(self, fits: Fits) -> str | None:
+    def refuse(self, device: torch.device, n_terms: int) -> str | None:
         return None
 
     def refuse_engine(self, engine: str) -> str | None:
@@ -30,27 +32,40 @@ class Reference:
         return 0
 
     def solve(self, fits: Fits, covariance: bool, degree_by: str | None = None) -> Outcome:
+        (n, count), terms, parts = fits.y.shape, fits.params.shape[0], []
+        at_once = max(1, NUMBERS // max(n, terms**2))
+        for first in range(0, count, at_once):
+            part = fits.only(slice(first, first + at_once))
+            parts.append(self._solve(part, covariance, degree_by))
+        of_all: Any = zip(*parts, strict=True)
+        columns: list[Any] = [None if of[0] is None else torch.cat(of, -1) for of in of_all]
+        return Outcome(*columns)
+
+    def _solve(self, fits: Fits, covariance: bool, degree_by: str | None) -> Outcome:
+        x, y, w = _whole(fits)
+        terms, dtype = fits.params.shape[0], fits.params.dtype
+        found, count, total = Orthogonal.of(x, y, w, terms), (w != 0).sum(0), w.sum(0)
+        series, explained, rest, degree = found.series(fits), found.explained, found.rest, None
+        used = torch.ones_like(found.mean)
         if degree_by is not None:
-            raise ValueError("backend: reference cannot serve this batch: it chooses no degree")
-        _, y, w = _whole(fits)
-        terms = fits.params.shape[0]
-        powers, scaled, root, size = _designs(fits)
-        inverse = torch.linalg.pinv(scaled, rtol=1e-13)
-        params = (inverse @ (root * y.T[..., None]) / size.mT)[..., 0].T
-        residual = y - (powers @ params.T[..., None])[..., 0].T
-        square, total = (w * residual**2).sum(0), w.sum(0)
-        mean = (w * y).sum(0) / total
-        rank = torch.linalg.matrix_rank(scaled, rtol=1e-13)
-        status = torch.where(rank < terms, 2, 0)
-        status[~fits.finite(torch.arange(len(status)))] = 3
+            degree = found.degree(count.double(), degree_by == "bic")
+            used = (torch.arange(terms, device=x.device)[:, None] <= degree).double()
+            rest = rest + ((1 - used) * explained).sum(0)
+        there = torch.where(found.rank > 0, rest - rest, torch.nan)  # nan where there is no optimum
+        params = torch.einsum("kb,kjb->jb", used * found.slope, series) + there
+        between = (used * explained)[1:].sum(0)
+        known = rest + between > LEAST_EXPLAINED * explained[0]
         spread = None
         if covariance:
-            spread = (inverse / size.mT) @ (inverse / size.mT).mT
-            spread = torch.where(rank[:, None, None] < terms, torch.nan, spread).permute(1, 2, 0)
+            root = series * torch.where(found.square > 0, used * found.square.rsqrt(), 0.0)[:, None]
+            spread = torch.einsum("kib,kjb->ijb", root, root) + there
+            spread = torch.where(found.rank < terms, torch.nan, spread)
+        status = torch.where(rest.isfinite(), torch.where(found.rank < terms, 2, 0), 3)
         return Outcome(
-            params.to(fits.params.dtype), square / total, status.int(), rank.int(),
-            counted=(w > 0).sum(0).int(), weight_sum=total, covariance=spread,
-            r_squared=1 - square / (w * (y - mean) ** 2).sum(0),
+            params.to(dtype), rest / total + there, status.int(), found.rank.int(),
+            counted=count.int(), weight_sum=total, covariance=spread,
+            r_squared=torch.where(known, 1 - rest / (rest + between), torch.nan) + there,
+            degree=None if degree is None else degree.int(), kept=None,
         )  # fmt: skip
 
     def descend(self, run: Run) -> Outcome:
@@ -107,7 +122,7 @@ class Reference:
         loss = loss_of(p).detach()
         status = torch.where(epochs < last, 0, 1)
         status[~loss.isfinite()] = 4
-        status[~fits.finite(torch.arange(n_fits))] = 3
+        status[~fits.finite()] = 3
         status[(w > 0).sum(0) == 0] = 2
         state: Any = {} if optimizer is None else optimizer.state.get(p, {})
         known = () if run.options is None else kept_of(run.options)
@@ -143,20 +158,12 @@ def least_norm(fits: Fits, lost: torch.Tensor) -> torch.Tensor:
     """Of the fits of these numbers [D], the optimum of least norm, in units of one over the length
     of a term's column: what numpy.polyfit gives where the points do not determine all; [K, D]."""
 
-    def of(t: torch.Tensor | None, some: torch.Tensor) -> Any:
-        return t if t is None or t.shape[1] == 1 else t[:, some]
-
-    found = [
-        Reference().solve(
-            fits._replace(
-                params=fits.params[:, some], x=of(fits.x, some), y=fits.y[:, some],
-                w=of(fits.w, some),
-            ),
-            covariance=False,
-        ).params
-        for some in lost.split(CHUNK)
-    ]  # fmt: skip
-    return torch.cat(found, 1)
+    found = []
+    for some in map(fits.only, lost.split(CHUNK)):
+        _, scaled, root, size = _designs(some)
+        inverse = torch.linalg.pinv(scaled, rtol=1e-13)
+        found.append((inverse @ (root * _whole(some)[1].T[..., None]) / size.mT)[..., 0].T)
+    return torch.cat(found, 1).to(fits.params.dtype)
 
 
 # By name, what makes them.

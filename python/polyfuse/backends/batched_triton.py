@@ -11,7 +11,7 @@ import torch
 from ..rules import KEPT
 from . import launch
 from .batched import DEGREE_BY, Fits, Outcome, Run
-from .batched_device import DeviceBatches, Leaps, Pace, Rows
+from .batched_device import DeviceBatches, Leaps, Pace, Rows, Step
 from .device import recurrence_on
 from .triton import interpreted
 
@@ -31,11 +31,10 @@ def refuse_place(device: torch.device) -> str | None:
 class BatchedTriton(DeviceBatches):
     name = "triton"
 
-    def refuse(self, fits: Fits) -> str | None:
-        if reason := refuse_place(fits.x.device):
+    def refuse(self, device: torch.device, n_terms: int) -> str | None:
+        if reason := refuse_place(device):
             return reason
-        terms = fits.params.shape[0]
-        return f"{terms} coefficients, more than {MAX_TERMS}" if terms > MAX_TERMS else None
+        return f"{n_terms} coefficients, more than {MAX_TERMS}" if n_terms > MAX_TERMS else None
 
     def launches(self) -> int:
         return launch.launches
@@ -100,6 +99,23 @@ class BatchedTriton(DeviceBatches):
             CHANGES=rule.changes is not None, TOL=run.tol >= 0,
             PREVIOUS=out.previous is not None, BOUNDED=run.bounds is not None,
             MOMENTS=run.engine == "moments", **told, **constants,
+        )  # fmt: skip
+
+    def launch_step(self, step: Step) -> None:
+        from ..kernels.epochs import step_fits_kernel
+
+        told = launch.criterion_arguments(step.criterion)
+        weight, number = told.pop("weight"), told.pop("number")
+        (rule, rates), start = step.pace, step.fits.params
+        kept, to = (
+            [start if t is None else t for t in row]
+            for row in ((start, *step.kept), (step.params_to, *step.kept_to))
+        )
+        _launch(
+            step_fits_kernel, step.fits, rule.rows, rates, weight, number, *kept, *to,
+            step.losses if step.before is None else step.before, step.losses, step.grad,
+            METHOD=rule.method, KEPT=sum((t is not None) << r for r, t in enumerate(step.kept)),
+            BEFORE=step.before is not None, **told,
         )  # fmt: skip
 
 

@@ -212,6 +212,9 @@ class Cuda:
     def launches(self) -> int:
         return self._launches
 
+    def count_launch(self) -> None:
+        self._launches += 1
+
     def launch(
         self, kernel: str, model: Traced | None, x: torch.Tensor, y: torch.Tensor | None, *,
         map: DeviceMap, rule: DeviceRule | None = None, state: torch.Tensor | None = None,
@@ -259,7 +262,7 @@ class Cuda:
             if surface:
                 run, verb = surface_cuda.of_surface(module, run, surface, x), f"surface_{verb}"
             getattr(module, verb)(run, stream)
-        self._launches += 1
+        self.count_launch()
 
     def geometry(
         self, kernel: str, data: Any, map: DeviceMap, device: torch.device,

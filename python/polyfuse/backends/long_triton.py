@@ -13,10 +13,12 @@ from ..problem import Schedule, State
 from ..rules import KEPT, SgdOptions
 from . import geometry, launch, surface_triton
 from .batched import Fits, Outcome, Run
+from .batched_cpu import Cpu
 from .batched_triton import MAX_TERMS, refuse_place
 from .device import DeviceMap, DeviceState, n_recorded, rule_with
 from .factors import terms_of
 
+SOME = 1000  # samples, to find a rank from
 SAMPLES = 100  # for each fit: in a lane they take as long as a launch
 
 
@@ -76,12 +78,15 @@ class LongTriton:
             recorded[: len(losses), fit] = losses
         device, dtype = run.fits.y.device, params.dtype
         on_device = [torch.from_numpy(a).to(device) for a in (loss, epochs, previous, recorded)]
+        rank = _ranks(run.fits) if before is None else before.rank.cpu().numpy()
+        loss[rank == 0] = np.nan
         status = np.where(np.isfinite(loss), np.where(epochs < last, 0, 1), 4)
+        status[rank == 0] = 2
         longest = int(epochs.argmax())
         return Outcome(
             params=torch.from_numpy(at).to(device, dtype), loss=on_device[0],
             status=torch.from_numpy(status).to(device, torch.int32),
-            rank=torch.full((count,), terms, dtype=torch.int32, device=device),
+            rank=torch.from_numpy(rank).to(device, torch.int32),
             grad=torch.from_numpy(grad).to(device, dtype), epochs=on_device[1],
             previous=on_device[2], recorded=on_device[3],
             kept=[
@@ -132,6 +137,23 @@ def _descend(run: Run, fit: int, state: State, previous: float) -> tuple[Any, ..
     done = int(outcome["epochs"])
     losses = held.recorded(n_recorded(schedule._replace(epochs=done)))
     return done, outcome["loss"], outcome["previous"], losses
+
+
+def _ranks(fits: Fits) -> np.ndarray:
+    """Of the data of every fit [B], which some of the samples mostly say."""
+    terms, count = fits.params.shape
+    rank, left = torch.zeros(count, dtype=torch.int32), torch.arange(count)
+    for every in sorted({max(1, len(fits.y) // SOME), 1}, reverse=True):
+        some = fits.only(left.to(fits.y.device))
+        some = some._replace(
+            params=some.params.cpu(), x=some.x[::every].cpu(), y=some.y[::every].cpu(),
+            w=None if some.w is None else some.w[::every].cpu(),
+        )  # fmt: skip
+        rank[left] = Cpu().solve(some, covariance=False).rank
+        left = torch.nonzero(rank < terms)[:, 0]
+        if not len(left):
+            break
+    return rank.numpy()
 
 
 def _frame_of(x: torch.Tensor, weight: torch.Tensor | None) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 A solution is Forsythe's (1957): polynomials that are orthogonal on the points, as in
 csrc/core/orthogonal.h. Every pass reads the samples again, all but the first from a cache, and
 computes polynomials and residuals anew: nothing is kept of a sample.
-fit: (x, y, w, their strides between samples, whether the lane has a fit).
+fit: (x, y, w, their strides between samples, whether the lane has a fit, its number).
 """
 
 import triton
@@ -19,11 +19,13 @@ ROUNDING = tl.constexpr(2.0**-110)  # of y, squared
 
 @triton.jit
 def fit_of(
-    x_ptr, y_ptr, w_ptr, x_stride, y_stride, w_stride, x_fit, y_fit, w_fit, lane, n_fits
+    x_ptr, y_ptr, w_ptr, x_stride, y_stride, w_stride, x_fit, y_fit, w_fit, n_fits,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
+    lane = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
     return (
         x_ptr + lane * x_fit, y_ptr + lane * y_fit, w_ptr + lane * w_fit, x_stride, y_stride,
-        w_stride, lane < n_fits,
+        w_stride, lane < n_fits, lane,
     )  # fmt: skip
 
 
@@ -160,11 +162,10 @@ def solve_fits_kernel(
 ):  # fmt: skip
     """DEGREE: 0: K - 1, 1: by AICc, 2: by BIC. explained [B]: R squared. ROOT: the covariance's
     root [K, K, B], whose rows are the orthonormal polynomials as series of the model's basis."""
-    lane = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = lane < n_fits
     fit = fit_of(
-        x_ptr, y_ptr, w_ptr, x_stride, y_stride, w_stride, x_fit, y_fit, w_fit, lane, n_fits
+        x_ptr, y_ptr, w_ptr, x_stride, y_stride, w_stride, x_fit, y_fit, w_fit, n_fits, BLOCK
     )  # fmt: skip
+    inside, lane = fit[6], fit[7]
     zero = tl.zeros([BLOCK], tl.float64)
     frame = frame_of(fit, n_points, zero, OMIT, WEIGHTED)
     centre, per_range, count, weight = frame

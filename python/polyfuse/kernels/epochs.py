@@ -30,8 +30,8 @@ def rule_at(pace, row, epoch, CHANGES: tl.constexpr):
 
 @triton.jit
 def stepped(
-    p, g, kept_ptrs, box, rule, rates, at, active, METHOD: tl.constexpr, KEPT: tl.constexpr,
-    BOUNDED: tl.constexpr,
+    p, g, kept_ptrs, to_ptrs, box, rule, rates, at, active, METHOD: tl.constexpr,
+    KEPT: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
     """A parameter after an update; what is kept of it is in memory: no registers could hold it."""
     kept = ()
@@ -43,7 +43,7 @@ def stepped(
     new = move(rule, rates, p, g, kept, METHOD, tl.float64)
     for r in tl.static_range(4):
         if (KEPT >> r) & 1:
-            tl.store(kept_ptrs[r] + at, new[1 + r], active)
+            tl.store(to_ptrs[r] + at, new[1 + r], active)
     value = new[0]
     if BOUNDED:
         low = tl.load(box[0] + at, active, other=0.0)
@@ -102,11 +102,10 @@ def descend_fits_kernel(
     """MOMENTS: of squared error, from orthogonal polynomials, without another read of the data.
     TOL: a fit stops after the first epoch that changes its loss by no more than tol * loss. With
     a first epoch that is not the first, grad, done, previous and rank are as a launch left them."""
-    lane = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = lane < n_fits
     fit = fit_of(
-        x_ptr, y_ptr, w_ptr, x_stride, y_stride, w_stride, x_fit, y_fit, w_fit, lane, n_fits
+        x_ptr, y_ptr, w_ptr, x_stride, y_stride, w_stride, x_fit, y_fit, w_fit, n_fits, BLOCK
     )  # fmt: skip
+    inside, lane = fit[6], fit[7]
     zero = tl.zeros([BLOCK], tl.float64)
     frame = frame_of(fit, n_points, zero, OMIT, WEIGHTED)
     centre, per_range, count, total = frame
@@ -157,8 +156,8 @@ def descend_fits_kernel(
         for j in tl.static_range(K):
             at = j * n_fits + lane
             value = stepped(
-                p[j], found[1 + j], kept_ptrs, (low_ptr, high_ptr), rule, rates, at, active,
-                METHOD, KEPT, BOUNDED,
+                p[j], found[1 + j], kept_ptrs, kept_ptrs, (low_ptr, high_ptr), rule, rates, at,
+                active, METHOD, KEPT, BOUNDED,
             )  # fmt: skip
             new_p = new_p + (value,)
             if TOL:
@@ -187,6 +186,47 @@ def descend_fits_kernel(
         tl.store(previous_ptr + lane, previous, inside)
     left = (params_ptr, loss_ptr, status_ptr, rank_ptr)
     leave(left, p, final[0], rank.to(tl.int32), active, lane, n_fits, K)
+
+
+@kernel
+def step_fits_kernel(
+    x_ptr, y_ptr, w_ptr, n_points: tl.int32, n_fits: tl.int64,
+    x_stride: tl.int64, y_stride: tl.int64, w_stride: tl.int64,
+    x_fit: tl.int64, y_fit: tl.int64, w_fit: tl.int64, shift: tl.float64, scale: tl.float64,
+    recurrence_ptr, rule_ptr, rates_ptr, weight: tl.float64, number: tl.float64,
+    params_ptr, kept0_ptr, kept1_ptr, kept2_ptr, kept3_ptr,
+    to_ptr, to0_ptr, to1_ptr, to2_ptr, to3_ptr, before_ptr, loss_ptr, grad_ptr,
+    K: tl.constexpr, BLOCK: tl.constexpr, OMIT: tl.constexpr, WEIGHTED: tl.constexpr,
+    KIND: tl.constexpr, LOG: tl.constexpr, FULL: tl.constexpr, METHOD: tl.constexpr,
+    KEPT: tl.constexpr, BEFORE: tl.constexpr,
+):  # fmt: skip
+    """One step of a training loop: the loss of every fit before it, the gradient, and where there
+    is a METHOD the parameters after it and what is kept of them. BEFORE: a copy of those before."""
+    fit = fit_of(
+        x_ptr, y_ptr, w_ptr, x_stride, y_stride, w_stride, x_fit, y_fit, w_fit, n_fits, BLOCK
+    )  # fmt: skip
+    inside, lane = fit[6], fit[7]
+    p = load_params(params_ptr, lane, n_fits, K)
+    found = loss_and_gradient(
+        fit, n_points, p, (shift, scale), recurrence_ptr, weight, number, K, KIND, LOG, FULL, OMIT,
+        WEIGHTED,
+    )  # fmt: skip
+    tl.store(loss_ptr + lane, found[0], inside)
+    start = tl.full([], 0, tl.int64)
+    _, rule, rates = rule_at((rule_ptr, rule_ptr, rates_ptr, 1), start, start, False)
+    kept_ptrs = (kept0_ptr, kept1_ptr, kept2_ptr, kept3_ptr)
+    to_ptrs = (to0_ptr, to1_ptr, to2_ptr, to3_ptr)
+    for j in tl.static_range(K):
+        at = j * n_fits + lane
+        if BEFORE:
+            tl.store(before_ptr + at, p[j], inside)
+        tl.store(grad_ptr + at, found[1 + j], inside)
+        if METHOD != 0:
+            value = stepped(
+                p[j], found[1 + j], kept_ptrs, to_ptrs, (), rule, rates, at, inside, METHOD, KEPT,
+                False,
+            )  # fmt: skip
+            tl.store(to_ptr + at, value, inside)
 
 
 @triton.jit
@@ -269,11 +309,10 @@ def leap_fits_kernel(
     """SGD of fits that share their design: the first epoch and the last as they are, those between
     by jumps, of which the first is of `to_first` epochs and the second from one record to the next;
     as in csrc/core/leap.h. A launch begins at an epoch that is recorded, where any are."""
-    lane = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = lane < n_fits
     fit = fit_of(
-        x_ptr, y_ptr, w_ptr, x_stride, y_stride, w_stride, x_fit, y_fit, w_fit, lane, n_fits
+        x_ptr, y_ptr, w_ptr, x_stride, y_stride, w_stride, x_fit, y_fit, w_fit, n_fits, BLOCK
     )  # fmt: skip
+    inside, lane = fit[6], fit[7]
     along, rest = project(fit, n_points, q_ptr, K, WEIGHTED)
     optimum = back_substitute(load_factor(factor_ptr, K), along, K)
     p, buffer = load_params(params_ptr, lane, n_fits, K), ()
