@@ -167,10 +167,6 @@ double objective(const Problem& problem, const SurfaceMoments& moments, const do
 
 Report descend(const Problem& problem, Engine engine, const Moments* moments,
                const Schedule& schedule, State s) {
-  if (problem.stacked) {
-    StackedStream stream{stacked_of(problem), problem.threads};
-    return step_by_step(problem, stream, schedule, s);
-  }
   if (engine == Engine::Stream) {
     StreamObjective stream{problem};
     return step_by_step(problem, stream, schedule, s);
@@ -191,6 +187,19 @@ Report descend(const Problem& problem, Engine engine, const SurfaceMoments* mome
   auto objective = from_moments(problem, surface, *moments, work.data());
   if (engine == Engine::Moments) return step_by_step(problem, objective, schedule, s);
   return in_closed_form(problem, objective, schedule, s);
+}
+
+Report descend(const Problem& problem, Engine engine, const StackedMoments* moments,
+               const Schedule& schedule, State s) {
+  const Stacked stacked = stacked_of(problem);
+  if (engine == Engine::Stream) {
+    StackedStream stream{stacked, problem.threads};
+    return step_by_step(problem, stream, schedule, s);
+  }
+  const auto from_moments = [&](Alone, const double* params, double* grad) {
+    return objective(stacked, *moments, params, grad);
+  };
+  return step_by_step(problem, from_moments, schedule, s);
 }
 
 }  // namespace polyfuse

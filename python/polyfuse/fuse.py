@@ -22,7 +22,7 @@ from .recognise import read_criterion, refuse_parameters
 from .records import Forward, Objective
 from .stacked import Stacked
 from .static import columns_of
-from .surface import is_surface
+from .surface import is_surface, read_rows
 
 
 class FusedStep:
@@ -61,8 +61,11 @@ class FusedStep:
                 or has_outputs(self.model)
                 or (series and not self.model.functions and given.device.type == "cpu")
             ):
-                read: Any = check_stacked(self.model, criterion, optimizer, x, y, weights)
-                known = fused(self.model, x.dtype, x.device)
+                read: Any = check_stacked(self.model, criterion, optimizer, given, y, weights)
+                if series and has_outputs(self.model):
+                    known, x = read_rows(self.model, given, given)
+                else:
+                    known = fused(self.model, x.dtype, x.device)
                 if known.traced is None:
                     raise ValueError(f"model: Polynomial is not fused: {known.reason}")
             else:
@@ -84,7 +87,9 @@ class FusedStep:
             self._known, self._read = known, read
         assert self._read is not None
         kind, mean = self._read
-        of = x if kind.kind is CROSS_ENTROPY else y
+        of = y
+        if kind.kind is CROSS_ENTROPY:
+            of = x if x.ndim == 1 else x[:, 0]
         weight: torch.Tensor | None
         if kind.kind is GAUSSIAN:
             kind, mean, weight = of_variances(kind, mean, x, y, weights)

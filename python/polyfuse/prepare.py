@@ -109,7 +109,10 @@ def refuse(problem: Problem, engine: str, tol: float, scheduled: bool = False) -
         scheduled=scheduled, bounded=problem.bounds is not None,
     )  # fmt: skip
     if reason is None and engine != "stream" and isinstance(problem.model, Stacked):
-        return "the kernels take all outputs together, sample by sample"
+        if not problem.model.exponents:
+            return "the kernels take all outputs together, sample by sample"
+        if engine == "closed_form":
+            return "outputs of several variables are stepped; use moments or stream"
     return reason
 
 

@@ -129,8 +129,10 @@ def moments_of(known: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
 
 def _accumulate(known: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
     traced = known.traced
-    if isinstance(traced, Stacked):
+    if isinstance(traced, Stacked) and not traced.exponents:
         return moments_side_by_side(traced, x, y)
+    if isinstance(traced, Stacked):
+        return known.runner.accumulate(Problem(traced, "mean", (), x.detach(), y.detach()))
     xs, ys = known.rows_of(x.detach()), _check.flat(y)
     if traced.exponents:
         data = make_data(traced, xs, ys)

@@ -13,12 +13,14 @@ import torch
 from . import _C, _check, extended, regression
 from .backends.reference import kept
 from .bases import terms
-from .exponents import name_of
+from .exponents import firsts, name_of
 from .fused import Fused, fused
 from .linear import PART, Held, Source, linear
 from .nn.module import Module
 from .nn.polynomial import Polynomial, name_of_function
+from .polynomials import PLAIN
 from .recognise import refuse_own
+from .stacked import Stacked, stacked_surfaces
 from .static import columns_of, promise, promise_of
 
 if TYPE_CHECKING:
@@ -30,9 +32,12 @@ def is_surface(model: Any) -> bool:
     is not expanded in powers."""
     return (
         isinstance(model, Polynomial)
-        and model.outputs is None
         and not model.batch_shape
-        and bool(model.variables > 1 or model.functions or model.refuse_powers())
+        and bool(
+            model.variables > 1
+            or model.functions
+            or (model.outputs is None and model.refuse_powers())
+        )
     )
 
 
@@ -45,6 +50,11 @@ class Columns(Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x @ self.coefficients
+
+    def trace_stacked(self) -> Stacked | None:
+        """Of several outputs: what kernels compute."""
+        p = self.coefficients
+        return None if p.ndim == 1 else stacked_surfaces(p, firsts(len(p)), (PLAIN,) * len(p))
 
 
 _promised: weakref.WeakKeyDictionary[Polynomial, Any] = weakref.WeakKeyDictionary()
@@ -62,19 +72,24 @@ def read_surface(model: Any, x: Any, y: Any) -> tuple[Fused, torch.Tensor, torch
             f"x: expected {p.dtype} on {p.device}, as the model's coefficients, "
             f"got {xs.dtype} on {xs.device}"
         )
+    known, rows = read_rows(model, x, xs)
+    return known, rows, ys.to(rows.dtype)
+
+
+def read_rows(model: Any, x: torch.Tensor, xs: torch.Tensor) -> tuple[Fused, torch.Tensor]:
+    """The trace of such a model, and what kernels read of x, as it was given and flat."""
     if model.variables > 1:
-        known = fused(model, xs.dtype, xs.device, (model.variables,))
-        return known, xs, ys
-    known = fused(_model_of_columns(model), xs.dtype, xs.device, (p.numel(),))
+        return fused(model, xs.dtype, xs.device, (model.variables,)), xs
+    p = model.coefficients
+    known = fused(_model_of_columns(model), xs.dtype, xs.device, (len(p),))
     with torch.no_grad():
         if found := columns_of(model, x):
             columns = found[1]
         elif model.functions:
             columns = model.columns(xs)
         else:  # whose digits the data's dtype would not hold
-            xs, ys = xs.double(), ys.double()
-            columns = model.columns(xs)
-    return known, columns[:, 0] if p.numel() == 1 else columns, ys
+            columns = model.columns(xs.double())
+    return known, columns[:, 0] if p.numel() == 1 and p.ndim == 1 else columns
 
 
 def _model_of_columns(model: Polynomial) -> Columns:
@@ -131,7 +146,7 @@ def source_of(model: Any, x: torch.Tensor) -> Source:
         xs = x.detach().resolve_neg().reshape(-1, model.variables)
         return Source(xs, None, [name_of(powers) for powers in model.exponents])
     names = None if model.functions is None else [name_of_function(f) for f in model.functions]
-    n_terms, (shift, scale) = model.coefficients.numel(), model.variable[0]
+    n_terms, (shift, scale) = len(model.coefficients), model.variable[0]
     columns = Terms(model.basis, n_terms, shift, scale, model.functions)
     return Source(_check.flat(x), columns, names)
 

@@ -12,7 +12,7 @@ import torch
 
 from ..bases import BASES, name_of, series, terms
 from ..exponents import parent_of
-from ..stacked import Stacked, stacked
+from ..stacked import Stacked, stacked, stacked_surfaces
 from .module import Module
 
 MOST_EXPANDED = 8  # degree of a series in another basis whose powers of u keep its digits
@@ -29,9 +29,9 @@ class Polynomial(Module):
             total_degree=False, one degree for each variable (or for all); not with functions.
         variables: how many variables.
         batch_shape: shape of the batch of polynomials of one variable; () for a single one.
-        outputs: how many polynomials of one x make up one output, under one loss: y
-            ``[N, outputs]``, or the logits of so many classes for ``CrossEntropyLoss``; None: y
-            has no dimension of outputs.
+        outputs: how many polynomials of the same x make up one output, under one loss: y
+            ``[N, outputs]``, or the logits of so many classes for ``CrossEntropyLoss``; of one
+            variable, of several, or in a basis of functions. None: y has no dimension of outputs.
         basis: ``monomial``, ``chebyshev``, ``legendre``, ``hermite``, ``hermite_e`` or
             ``laguerre``, as in `numpy.polynomial`; of one variable. Or a list of functions, each
             of a tensor in the shape of x: any model that is linear in its coefficients. (Columns
@@ -49,8 +49,8 @@ class Polynomial(Module):
             `sklearn.preprocessing.PolynomialFeatures`.
 
     Shapes: a single polynomial of one variable takes x of any shape, and gives the shape of x. One
-    of several variables takes x [..., variables], and gives [...]; one of several outputs takes x
-    [...] and gives [..., outputs]. A batch takes x [N], shared by
+    of several variables takes x [..., variables], and gives [...]; with outputs either gives
+    [..., outputs]. A batch takes x [N], shared by
     all, or ``[N, *batch_shape]``, and gives ``[N, *batch_shape]``: samples come first, as in
     `numpy.polyfit`. Data that has them last is handed over as ``y.movedim(-1, 0)``, a view.
 
@@ -97,8 +97,8 @@ class Polynomial(Module):
             raise ValueError(f"batch_shape: expected () for {variables} variables, got {shape}")
         if outputs is not None and (not _is_int(outputs) or outputs < 1):
             raise ValueError(f"outputs: expected None or an int >= 1, got {outputs!r}")
-        if outputs is not None and (shape or variables > 1):
-            raise ValueError("outputs: expected None for a batch or several variables")
+        if outputs is not None and shape:
+            raise ValueError(f"outputs: expected None for a batch, got {outputs}")
         if not intercept and variables == 1:
             raise ValueError("intercept: expected True for one variable, got False")
         functions = None if isinstance(basis, str) else _functions(basis)
@@ -107,8 +107,6 @@ class Polynomial(Module):
                 "degree, variables, batch_shape, domain: expected None, 1, () and None for a basis "
                 f"of functions, got {degree!r}, {variables}, {shape} and {domain!r}"
             )
-        if functions and outputs is not None:
-            raise ValueError(f"outputs: expected None for a basis of functions, got {outputs}")
         if functions:  # each is a variable of its own, to the first power
             degree = 1
         family = basis if isinstance(basis, str) else "functions"
@@ -180,8 +178,10 @@ class Polynomial(Module):
         in powers; None for any other."""
         own = type(self).forward is Polynomial.forward and "forward" not in self.__dict__
         several = self.outputs is not None or self.batch_shape or self.refuse_powers()
-        if not several or not own or "coefficients" not in self._parameters:
+        if not several or not own or self.functions or "coefficients" not in self._parameters:
             return None
+        if self.variables > 1:
+            return stacked_surfaces(self.coefficients, self.exponents, self.variable)
         ((shift, scale),) = self.variable
         return stacked(self.coefficients, self.basis, shift, scale, batch=self.outputs is None)
 
