@@ -237,11 +237,13 @@ def test_tol_schedulers_callbacks_and_bounds(engine):
     assert result.converged and settled.argmax() + 1 == result.epochs
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("kind", MODELS)
-def test_solve_finds_every_optimum(kind):
+def test_solve_finds_every_optimum(kind, backend):
     x, y = data(kind)
     model = make(kind)
-    result = pf.solve(model, x, y, covariance=True)
+    result = pf.solve(model, x, y, covariance=True, backend=backend)
+    assert result.backend == ("cpu" if backend == "auto" else backend)
     v = model.columns(x)
     torch.testing.assert_close(model.coefficients.detach(), torch.linalg.lstsq(v, y).solution)
     r = y - v @ model.coefficients.detach()

@@ -14,7 +14,9 @@ from .backends.reference import finite, kept
 from .batch_result import FitStatus
 from .each import Each
 from .evidence import Evidence
+from .exponents import firsts
 from .linear import Held
+from .polynomials import PLAIN
 from .problem import Problem
 from .surface import Table, read_rows, source_of
 from .symbolic import Traced, power_series
@@ -35,7 +37,7 @@ class EvidenceOfOutputs:
         source = source_of(model, x)
         if source.names is None:
             source = source._replace(names=[f"coefficients[{k}]" for k in range(len(params))])
-        held = Held.of(problem._replace(model=_alone(problem.model)), source)
+        held = Held.of(problem._replace(model=_alone(model)), source)
         return cls(Evidence(held, params), [False] * params.shape[1])
 
     def statistics(self) -> Each:
@@ -59,11 +61,14 @@ class EvidenceOfOutputs:
         return whole if isinstance(whole, str) else replace(self, whole=whole)
 
 
-def _alone(model: Traced) -> Traced:
+def _alone(model: Any) -> Traced:
     """One of the outputs, whose parameters are its coefficients."""
+    p, exponents, variables = model.coefficients, model.exponents, model.variable
+    if model.functions:
+        exponents, variables = firsts(len(p)), (PLAIN,) * len(p)
     return replace(
-        power_series(model.n_terms, model.shift, model.scale), tensors=model.tensors,
-        degree=model.degree, exponents=model.exponents, variables=model.variables,
+        power_series(len(p), *PLAIN), tensors=(p,), degree=max(map(sum, exponents)),
+        exponents=exponents, variables=variables,
     )  # fmt: skip
 
 
@@ -73,14 +78,13 @@ class Responses:
     def __init__(self, model: Any, x: torch.Tensor, fits: Fits, backend: str):
         _check.one_of("backend", backend, ("auto", "cpu", "reference"))
         xs = fits.x if model.variables > 1 else fits.x[:, 0]
-        known, rows = read_rows(model, x, xs)
-        if known.traced is None:
-            raise ValueError(f"model: Polynomial is not solved for: {known.reason}")
-        problem = Problem(known.traced, "sum", (), rows, fits.y, fits.omit, weight=fits.w)
+        _, rows = read_rows(model, x, xs)
+        problem = Problem(_alone(model), "sum", (), rows, fits.y, fits.omit, weight=fits.w)
         params = fits.params.detach().cpu().double().numpy().copy()
         self.evidence = EvidenceOfOutputs.of(model, problem, x, params)
-        self.backend = backend
-        self.name = "cpu" if backend == "auto" else backend
+        self.name = backend
+        if backend == "auto":
+            self.name = "cpu" if xs.device.type == "cpu" else "reference"
 
     def launches(self) -> int:
         return _C.launches()
@@ -105,7 +109,7 @@ class Responses:
                 status[c] = FitStatus.RANK_DEFICIENT if sound else FitStatus.NON_FINITE
                 params[:, c] = np.nan
                 continue
-            table = Table.of(one.data, params[:, c], one.names(), backend=self.backend)
+            table = Table.of(one.data, params[:, c], one.names(), backend=self.name)
             found = table.solution
             total = found.total_centred if table.constant else found.total
             params[table.order, c], rank[c] = found.params, found.rank
@@ -116,7 +120,10 @@ class Responses:
                 spread[:, :, c][np.ix_(table.order, table.order)] = found.covariance
             else:
                 status[c] = FitStatus.RANK_DEFICIENT
-        t = torch.from_numpy
+
+        def t(values: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(values).to(fits.x.device)
+
         return Outcome(
             t(params), t(loss), t(status), t(rank), counted=t(counted), weight_sum=t(weight),
             r_squared=t(r_squared), covariance=t(spread) if covariance else None,
