@@ -53,7 +53,10 @@ def assert_same(models, optimizers, msg="", **close):
 @pytest.mark.parametrize("kind", MODELS)
 def test_every_engine_is_the_loop(kind, name, optimizer):
     x, y = data(kind)
-    for engine in ["auto", "stream", *["moments"] * name.startswith("mse")]:
+    engines = ["auto", "stream"]
+    if name.startswith("mse"):
+        engines += ["moments", "closed_form"][: 1 + (optimizer == "sgd")]
+    for engine in engines:
         models = make(kind), make(kind)
         optimizers = [OPTIMIZERS[optimizer](m.parameters()) for m in models]
         result = pf.fit(
@@ -63,6 +66,23 @@ def test_every_engine_is_the_loop(kind, name, optimizer):
         assert result.engine == engine or engine == "auto"
         np.testing.assert_allclose(result.history[:9], losses, rtol=1e-9)
         assert_same(models, optimizers, engine)
+
+
+def test_closed_form_goes_as_far_as_all_steps():
+    x, y = data("variables")
+    models = make("variables"), make("variables")
+    optimizers = [
+        optim.SGD(m.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)
+        for m in models
+    ]
+    results = [
+        pf.fit(m, nn.MSELoss(), o, x, y, epochs=5000, engine=engine, record_every=700)
+        for m, o, engine in zip(models, optimizers, ["auto", "moments"], strict=True)
+    ]
+    assert results[0].engine == "closed_form"
+    np.testing.assert_allclose(results[0].history, results[1].history, rtol=1e-10)
+    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-12)
+    assert_same(models, optimizers)
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -147,7 +167,7 @@ def test_what_the_loop_shows_is_torchs():
 
 
 @pytest.mark.parametrize("per_output", [False, True])
-@pytest.mark.parametrize("engine", ["stream", "moments"])
+@pytest.mark.parametrize("engine", ["stream", "moments", "closed_form"])
 @pytest.mark.parametrize("kind", ["variables", "functions"])
 def test_weights_and_gaps(kind, engine, per_output):
     x, y = data(kind)
@@ -334,7 +354,7 @@ def test_bad_input_changes_nothing():
         ({"x": x[:, :1]}, r"x: expected shape \(67, 2\) for several outputs, got \(67, 1\)"),
         ({"y": y / 0}, "nan"),
         ({"x": x.float(), "y": y.float()}, "x: expected torch.float64"),
-        ({"engine": "closed_form"}, "engine: closed_form cannot .* are stepped"),
+        ({"engine": "closed_form", "tol": 1e-3}, "engine: closed_form cannot .* tol needs"),
         ({"sample_weight": x}, r"sample_weight: expected the shape of x, \(67, 4\)"),
         ({"model": functions, "x": x}, r"x: expected shape \(67,\) for several outputs"),
         (

@@ -38,7 +38,9 @@ struct Block {
   Pack y[kPacks], w[kPacks], u[kMaxVariables][kPacks];
   std::vector<Pack> phi;
 
-  explicit Block(const Surface& s) : phi(static_cast<size_t>(s.n_terms * kPacks)) {}
+  explicit Block(const Surface& s) : phi(static_cast<size_t>(s.n_terms * kPacks)) {
+    std::fill_n(w, kPacks, Pack::all(1.0));
+  }
 
   // The samples from i on, and their first output.
   void load(const Surface& s, int64_t i, int64_t end) {
@@ -49,7 +51,6 @@ struct Block {
       load_column(s.x, i, j, count, lanes(u[j]));
       for (Pack& v : u[j]) v = (v - s.shift[j]) * s.scale[j];
     }
-    std::fill_n(counted, kPacks, Pack::all(1.0));
     if (weighted) leave_out(s);
     load_output(s, 0);
     fill_terms(s, u, phi.data());
@@ -58,7 +59,7 @@ struct Block {
   void load_output(const Surface& s, int c) {
     if (s.w.at) {
       load_column(s.w, first, c, count, lanes(w));
-    } else {
+    } else if (weighted) {
       std::fill(lanes(w), lanes(w) + count, 1.0);
       std::fill(lanes(w) + count, lanes(w) + kSamples, 0.0);
     }
@@ -72,24 +73,25 @@ struct Block {
 
   // V coef
   void predict(const Surface& s, const double* coef, Pack* value) const {
+    const int n_terms = s.n_terms, stride = s.n_outputs;
     for (int p = 0; p < kPacks; p += 4) {
       Pack sum[4] = {};
-      for (int k = 0; k < s.n_terms; ++k)
-        unroll<4>([&](auto q) PF_ALWAYS_INLINE {
-          sum[q] += phi[k * kPacks + p + q] * coef[k * s.n_outputs];
-        });
+      for (int k = 0; k < n_terms; ++k)
+        unroll<4>([&](auto q)
+                      PF_ALWAYS_INLINE { sum[q] += phi[k * kPacks + p + q] * coef[k * stride]; });
       unroll<4>([&](auto q) PF_ALWAYS_INLINE { value[p + q] = sum[q]; });
     }
   }
 
   // sums += V^T g
   void project(const Surface& s, const Pack* g, Pack* sums) const {
-    for (int k = 0; k < s.n_terms; ++k) {
+    const int n_terms = s.n_terms, stride = s.n_outputs;
+    for (int k = 0; k < n_terms; ++k) {
       Pack sum[4] = {};
       const Pack* const at = &phi[static_cast<size_t>(k * kPacks)];
       for (int p = 0; p < kPacks; p += 4)
         unroll<4>([&](auto q) PF_ALWAYS_INLINE { sum[q] += at[p + q] * g[p + q]; });
-      sums[k * s.n_outputs] += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+      sums[k * stride] += (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
   }
 
@@ -106,6 +108,7 @@ struct Block {
   void leave_out(const Surface& s) {
     Pack sum[kPacks] = {};
     for (int p = 0; p < kPacks; ++p) {
+      counted[p] = Pack::all(1.0);
       nothing[p] = Pack{};
       for (int j = 0; j < s.n_variables; ++j) nothing[p] += u[j][p] - u[j][p];
     }
