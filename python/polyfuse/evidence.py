@@ -176,7 +176,8 @@ class EvidenceOfEach:
         )
         columns, source_x = None, x
         if fits.basis != "monomial" and n_terms > 1:
-            columns = Terms(fits.basis, n_terms, fits.shift, fits.scale)
+            exponents = tuple((k,) for k in range(n_terms))
+            columns = Terms(fits.basis, exponents, ((fits.shift, fits.scale),))
             model, x = of_columns(model), columns(x.double())
         names = [f"coefficients[{k}]" for k in range(n_terms)]
         problem = Problem(

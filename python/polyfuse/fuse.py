@@ -55,15 +55,17 @@ class FusedStep:
             or not known.loop.sees_criterion(criterion)
             or refuse_parameters(known.tensors)
         ):
-            series = is_surface(self.model) and self.model.variables == 1
+            by_columns = is_surface(self.model) and self.model.by_columns
+            one = by_columns and self.model.variables == 1
             if (
                 is_batch(self.model)
                 or has_outputs(self.model)
-                or (series and not self.model.functions and given.device.type == "cpu")
+                or (one and not self.model.functions and given.device.type == "cpu")
             ):
                 read: Any = check_stacked(self.model, criterion, optimizer, given, y, weights)
-                if series and has_outputs(self.model):
+                if by_columns and has_outputs(self.model):
                     known, x = read_rows(self.model, given, given)
+                    x = x.to(given.dtype)
                 else:
                     known = fused(self.model, x.dtype, x.device)
                 if known.traced is None:
@@ -72,8 +74,8 @@ class FusedStep:
                 known, held, problem = prepare(
                     self.model, criterion, optimizer, given, y, weights=weights
                 )
-                if series:  # what the kernels read are its terms at x
-                    x = problem.x if x is given else x
+                if by_columns:  # what the kernels read are its terms at x
+                    x = problem.x.to(given.dtype) if x is given else x
                     y = y if y.ndim == 1 else problem.y
                 on_device = isinstance(known.loop, DeviceLoop) and problem.x.dtype is known.dtype
                 if not (known.on_host or on_device):

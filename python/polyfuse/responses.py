@@ -64,7 +64,7 @@ class EvidenceOfOutputs:
 def _alone(model: Any) -> Traced:
     """One of the outputs, whose parameters are its coefficients."""
     p, exponents, variables = model.coefficients, model.exponents, model.variable
-    if model.functions:
+    if model.by_columns:
         exponents, variables = firsts(len(p)), (PLAIN,) * len(p)
     return replace(
         power_series(len(p), *PLAIN), tensors=(p,), degree=max(map(sum, exponents)),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..bases import BASES, name_of, series, terms
+from ..bases import BASES, name_of, products, series, terms
 from ..exponents import parent_of
 from ..stacked import Stacked, stacked, stacked_surfaces
 from .module import Module
@@ -33,9 +33,10 @@ class Polynomial(Module):
             ``[N, outputs]``, or the logits of so many classes for ``CrossEntropyLoss``; of one
             variable, of several, or in a basis of functions. None: y has no dimension of outputs.
         basis: ``monomial``, ``chebyshev``, ``legendre``, ``hermite``, ``hermite_e`` or
-            ``laguerre``, as in `numpy.polynomial`; of one variable. Or a list of functions, each
-            of a tensor in the shape of x: any model that is linear in its coefficients. (Columns
-            that are there already are x [N, K] of a model of degree 1 in K variables with
+            ``laguerre``, as in `numpy.polynomial`; of several variables a term is the product of
+            one of each, ``phi_p(x_1) phi_q(x_2)`` for the powers (p, q). Or a list of functions,
+            each of a tensor in the shape of x: any model that is linear in its coefficients.
+            (Columns that are there already are x [N, K] of a model of degree 1 in K variables with
             intercept=False.)
         domain: (low, high), the range of x that is mapped to the window of the basis as in
             `numpy.polynomial`: u from -1 to 1, for ``laguerre`` from 0 to 1; of several variables a
@@ -117,8 +118,8 @@ class Polynomial(Module):
             if total_degree and isinstance(degree, (tuple, list)):
                 wanted += ", or one for each variable with total_degree=False"
             raise ValueError(f"degree: expected {wanted}, got {degree!r}")
-        if not functions and family not in (known := BASES if variables == 1 else ("monomial",)):
-            raise ValueError(f"basis: expected one of {', '.join(known)}, got {basis!r}")
+        if not functions and family not in BASES:
+            raise ValueError(f"basis: expected one of {', '.join(BASES)}, got {basis!r}")
         self.variables, self.batch_shape, self.basis = variables, shape, family
         self.outputs, self.functions = outputs, functions
         self.domain = _domain(domain, variables)
@@ -178,12 +179,21 @@ class Polynomial(Module):
         in powers; None for any other."""
         own = type(self).forward is Polynomial.forward and "forward" not in self.__dict__
         several = self.outputs is not None or self.batch_shape or self.refuse_powers()
-        if not several or not own or self.functions or "coefficients" not in self._parameters:
+        if not several or not own or "coefficients" not in self._parameters:
+            return None
+        if self.functions or (self.variables > 1 and self.basis != "monomial"):
             return None
         if self.variables > 1:
             return stacked_surfaces(self.coefficients, self.exponents, self.variable)
         ((shift, scale),) = self.variable
         return stacked(self.coefficients, self.basis, shift, scale, batch=self.outputs is None)
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether kernels read the values of its terms, rather than what these are made of."""
+        if self.outputs is None:
+            return bool(self.functions or self.refuse_powers())
+        return bool(self.functions) or (self.variables > 1 and self.basis != "monomial")
 
     def refuse_powers(self) -> str | None:
         """None, or why powers of u would not serve this model."""
@@ -259,6 +269,8 @@ class Polynomial(Module):
         if x.ndim == 0 or x.size(-1) != self.variables:
             raise ValueError(f"x: expected shape (..., {self.variables}), got {tuple(x.shape)}")
         u = [(x[..., v] - shift) * scale for v, (shift, scale) in enumerate(self.variable)]
+        if self.basis != "monomial":
+            return torch.stack(products(self.basis, self.exponents, u), -1)
         features: dict[tuple[int, ...], torch.Tensor] = {}
         for powers in self.exponents:
             parent, v = parent_of(powers)
