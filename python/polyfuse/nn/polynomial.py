@@ -72,7 +72,7 @@ class Polynomial(Module):
         torch.Size([3])
     """
 
-    __jit_unused_properties__ = ("degree", "variable")
+    __jit_unused_properties__ = ("by_columns", "degree", "variable")
 
     def __init__(
         self,
