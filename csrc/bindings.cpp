@@ -42,6 +42,9 @@ pf::Moments moments_of(const pf::Problem& problem, const pf::Moments*) {
 pf::SurfaceMoments moments_of(const pf::Problem& problem, const pf::SurfaceMoments*) {
   return pf::accumulate(pf::surface_of(problem), problem.threads);
 }
+pf::StackedMoments moments_of(const pf::Problem& problem, const pf::StackedMoments*) {
+  return pf::accumulate(pf::stacked_of(problem), problem.threads);
+}
 
 template <class Moments>
 py::tuple descend(const pf::Plan& plan, const pf::Data& data, int engine,
@@ -86,18 +89,21 @@ py::tuple loss_and_gradient(const pf::Plan& plan, const pf::Data& data, const Ar
   return py::make_tuple(loss, grad);
 }
 
-pf::Moments accumulate(const pf::Data& data, int n_terms, int threads) {
+pf::Moments accumulate_powers(const pf::Data& data, int n_terms, int threads) {
   pf::count_launch();
   py::gil_scoped_release release;
   return pf::accumulate(data, n_terms, threads);
 }
 
-pf::SurfaceMoments accumulate_surface(const pf::Plan& plan, const pf::Data& data, int threads) {
+// Of several variables; one polynomial, or several side by side.
+template <class Moments>
+Moments accumulate(const pf::Plan& plan, const pf::Data& data, int threads) {
   pf::Problem problem = plan.problem;
   problem.data = data;
+  problem.threads = threads;
   pf::count_launch();
   py::gil_scoped_release release;
-  return pf::accumulate(pf::surface_of(problem), threads);
+  return moments_of(problem, static_cast<const Moments*>(nullptr));
 }
 
 // Python's garbage collector is told what T holds.
@@ -188,9 +194,11 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("descend", &descend<pf::Moments>);
   m.def("descend_surface", &descend<pf::SurfaceMoments>);
+  m.def("descend_stacked", &descend<pf::StackedMoments>);
   m.def("loss_and_gradient", &loss_and_gradient);
-  m.def("accumulate", &accumulate);
-  m.def("accumulate_surface", &accumulate_surface);
+  m.def("accumulate", &accumulate_powers);
+  m.def("accumulate_surface", &accumulate<pf::SurfaceMoments>);
+  m.def("accumulate_stacked", &accumulate<pf::StackedMoments>);
   m.def("count_nonfinite", &pf::count_nonfinite, py::call_guard<py::gil_scoped_release>());
   m.def("evaluate", [](const pf::Data& data, const Array& coef, int threads, uintptr_t y) {
     pf::count_launch();

@@ -46,8 +46,9 @@ void bind_surface(py::module_& m) {
 
 void bind_stacked(py::module_& m) {
   py::class_<StackedMoments>(m, "StackedMoments")
-      .def(py::init<std::vector<double>, std::vector<double>, std::vector<double>, double,
-                    double>());
+      .def(
+          py::init<std::vector<double>, std::vector<double>, std::vector<double>, double, double>())
+      .def_readonly("square", &StackedMoments::square);
   py::class_<Stacked>(m, "Stacked")
       .def(py::init([](int n_terms, int n_outputs, double shift, double scale,
                        std::tuple<Address, Address, Address> basis) {

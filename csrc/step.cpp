@@ -170,8 +170,7 @@ void Step::see(const py::object& x, const py::object& y) {
     data_.n = of_x.shape[0];
     data_.x_stride = of_x.shape[1];
   }
-  if (plan_.stacked && of_x.n_dims > 1)
-    data_.n /= plan_.stacked->n_outputs;  // x of its own for each
+  if (has_own_x()) data_.n /= plan_.stacked->n_outputs;
   data_.y_stride = of_y.n_dims == 1 ? of_y.stride[0] : 1;
   data_.dtype = dtype_;
   moments_ = {};
@@ -340,8 +339,11 @@ double Step::look(const Problem& problem, bool known, const double* params, doub
 
 bool Step::weigh(Problem& problem, const Objective& objective) const {
   const Layout of_w = Layout::of_any(objective.weight.ptr());
-  const bool of_rows = objective.criterion.kind == CriterionKind::CrossEntropy;
-  const Layout& like = of_rows ? x_.layout() : y_.layout();
+  Layout like = y_.layout();
+  if (objective.criterion.kind == CriterionKind::CrossEntropy) {  // one of every sample, as of x
+    like = x_.layout();
+    like.n_dims = 1;
+  }
   if (!serves_all_of(of_w, like)) return false;
   problem.data.w = of_w.address;
   problem.data.w_stride = of_w.n_dims == 1 ? of_w.stride[0] : 1;
@@ -357,8 +359,8 @@ bool Step::weigh(Problem& problem, const Objective& objective) const {
 Stacked Step::stacked_of(const Problem& problem) const {
   Stacked stacked = plan_.stacked.value_or(Stacked{});
   const int64_t outputs = stacked.n_outputs;
-  const bool own = x_.layout().n_dims > 1;
-  stacked.x = {data_.x, own ? outputs : data_.x_stride, own ? 1 : 0, dtype_};
+  const int64_t column = x_.layout().n_dims > 1 ? 1 : 0;
+  stacked.x = {data_.x, has_own_x() ? outputs : data_.x_stride, column, dtype_};
   stacked.n = data_.n;
   const auto rows = [&](const void* at, int64_t stride) {
     return Series{at, y_.layout().n_dims == 1 ? stride : outputs, 1, dtype_};

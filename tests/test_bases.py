@@ -247,3 +247,66 @@ def test_data_outside_the_domain_of_a_bounded_basis(how, degree):
     assert model(torch.tensor([5.0])).isfinite().all()
     powers = pf.nn.Polynomial(degree, domain=(0.1, 1.3), **how)
     pf.solve(powers, x, y)
+
+
+VALUES = {
+    "chebyshev": np.polynomial.chebyshev.chebval2d,
+    "legendre": np.polynomial.legendre.legval2d,
+    "hermite": np.polynomial.hermite.hermval2d,
+    "hermite_e": np.polynomial.hermite_e.hermeval2d,
+    "laguerre": np.polynomial.laguerre.lagval2d,
+}
+
+
+@pytest.mark.parametrize("basis", VALUES)
+def test_products_of_two_variables_are_numpys(basis):
+    generator = torch.Generator().manual_seed(3)
+    model = nn.Polynomial(
+        (3, 2), variables=2, total_degree=False, basis=basis, dtype=torch.float64
+    )  # fmt: skip
+    c = torch.rand(4, 3, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        model.coefficients.copy_(torch.stack([c[powers] for powers in model.exponents]))
+    x = torch.rand(9, 2, generator=generator, dtype=torch.float64)
+    wanted = torch.from_numpy(VALUES[basis](*x.T.numpy(), c.numpy()))
+    torch.testing.assert_close(model(x).detach(), wanted)
+    torch.testing.assert_close(model.forward(x).detach(), wanted)
+    assert torch.equal(nn.Polynomial(3, variables=2, basis=basis).columns(x)[:, 0], x[:, 0] ** 0)
+
+
+@pytest.mark.parametrize("degree", [3, 9])
+def test_products_are_fitted_as_torch_fits_them(degree):
+    generator = torch.Generator().manual_seed(4)
+    domain = [(1000, 1001), (-5, 5)]
+    low, high = torch.tensor(domain, dtype=torch.float64).T
+    x = low + (high - low) * torch.rand(200, 2, generator=generator, dtype=torch.float64)
+    y = torch.rand(200, generator=generator, dtype=torch.float64)
+    models = [
+        nn.Polynomial(degree, variables=2, basis="legendre", domain=domain, dtype=torch.float64)
+        for _ in range(3)
+    ]
+    optimizers = [optim.SGD(m.parameters(), lr=0.1) for m in models]
+    result = pf.fit(models[0], nn.MSELoss(), optimizers[0], x, y, epochs=20, record_every=1)
+    step = pf.fuse(models[1], nn.MSELoss(), optimizers[1])
+    stepped = [step(x, y).item() for _ in range(20)]
+    losses = []
+    for _ in range(20):
+        loss = nn.MSELoss()(models[2].forward(x), y)
+        optimizers[2].zero_grad()
+        loss.backward()
+        optimizers[2].step()
+        losses.append(loss.item())
+    np.testing.assert_allclose(result.history[:20], losses, rtol=1e-9)
+    np.testing.assert_allclose(stepped, losses, rtol=1e-9)
+    for fitted in models[:2]:
+        torch.testing.assert_close(fitted.coefficients, models[2].coefficients)
+    solution = pf.solve(models[0], x, y)
+    v = models[0].columns(x)
+    torch.testing.assert_close(models[0].coefficients.detach(), torch.linalg.lstsq(v, y).solution)
+    predicted = solution.statistics.predict(x.numpy()).mean
+    np.testing.assert_allclose(predicted, (v @ models[0].coefficients.detach()).numpy())
+    outside = x.clone()
+    outside[3, 1] = 7.0
+    with pytest.raises(ValueError, match=r"x: expected values within .*\(-5, 5\), got 7"):
+        pf.solve(models[0], outside, y)
+    pf.solve(models[0], outside, y, weight=(outside[:, 1] < 6).double())

@@ -92,8 +92,6 @@ def test_bad_functions_are_named():
     for bad in ([], [torch.sin, 3], torch.sin):
         with pytest.raises(ValueError, match="basis: expected a name or a list of functions"):
             nn.Polynomial(basis=bad)
-    with pytest.raises(ValueError, match="outputs: expected None for a basis of functions, got 2"):
-        nn.Polynomial(basis=[torch.sin], outputs=2)
     with pytest.raises(ValueError, match="degree, variables"):
         nn.Polynomial(2, basis=[torch.sin])
     with pytest.raises(ValueError, match="degree: expected an int >= 0, got None"):

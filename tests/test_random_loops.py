@@ -86,6 +86,8 @@ MODELS = {
     "polynomial": polynomial(),
     "chebyshev": polynomial(basis="chebyshev", domain=(-4, 4)),
     "outputs": polynomial(outputs=3),
+    "variables": polynomial(variables=2),
+    "outputs of variables": polynomial(variables=2, outputs=3),
 }
 OF_REALS = {
     "mse": lambda nn: nn.MSELoss(),
@@ -126,13 +128,14 @@ def target(side):
     rows = torch.rand(len(side.x), 3, generator=side.random, dtype=torch.float64)
     if side.loss in OF_CLASSES:
         return rows.argmax(1)
-    y = rows if side.model_name == "outputs" else rows[:, 0]
+    y = rows if "outputs" in side.model_name else rows[:, 0]
     return 4 * y - 2 if side.loss in OF_REALS else y
 
 
 def fresh_data(side):
     n = int(torch.randint(2, 40, (), generator=side.random))
-    side.x = torch.randn(n, generator=side.random, dtype=torch.float64)
+    of_x = (n, 2) if "variables" in side.model_name else (n,)
+    side.x = torch.randn(of_x, generator=side.random, dtype=torch.float64)
     side.y = target(side)
 
 
@@ -322,7 +325,7 @@ def run(nn, optim, model, loss, optimizer, events):
     ),
 )  # fmt: skip
 def test_a_random_loop_is_torchs(model, loss, optimizer, events):
-    assume(loss not in OF_CLASSES or model == "outputs")
+    assume(loss not in OF_CLASSES or "outputs" in model)
     # Signs of residuals add up to 0 but for rounding, which most rules would scale up.
     assume(loss != "l1" or optimizer[0] in ("SGD", "ASGD"))
     found, truth = (

@@ -3,7 +3,9 @@
 import pickle
 
 import numpy as np
+import polyfuse as pf
 import pytest
+import torch
 from numpy.exceptions import RankWarning
 from polyfuse.sklearn import PolynomialClassifier, PolynomialRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
@@ -99,6 +101,31 @@ def test_classifier(constant, w):
     assert (ours.predict(X) == theirs.predict(rows)).all()
 
 
+@pytest.mark.parametrize("features", [1, 3])
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("w", [None, W], ids=["plain", "weighted"])
+def test_classifier_of_several_classes(w, constant, features):
+    x, labels = X[:, :features], np.array(["a", "b", "c"])[np.digitize(Y, [0.0, 1.5])]
+    ours = PolynomialClassifier(2, alpha=0.3, fit_intercept=constant).fit(x, labels, w)
+    rows = PolynomialFeatures(2, include_bias=False).fit_transform(x)
+    theirs = LogisticRegression(C=1 / 0.3, fit_intercept=constant, tol=1e-10, max_iter=10_000)
+    theirs.fit(rows, labels, w)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ours.predict_proba(x), theirs.predict_proba(rows), atol=1e-6)
+    assert (ours.predict(x) == theirs.predict(rows)).all()
+
+
+def test_classifier_is_where_several_outputs_have_no_gradient():
+    labels = np.digitize(Y, [0.0, 1.5])
+    ours = PolynomialClassifier(2, alpha=0.0).fit(X[:, :2], labels)
+    model = pf.nn.Polynomial(2, variables=2, outputs=3, dtype=torch.float64)
+    with torch.no_grad():
+        model.coefficients.copy_(torch.from_numpy(np.vstack([ours.intercept_, ours.coef_.T])))
+    logits = model(torch.from_numpy(X[:, :2]))
+    torch.nn.CrossEntropyLoss(reduction="sum")(logits, torch.from_numpy(labels)).backward()
+    assert model.coefficients.grad.abs().max() < 1e-6
+
+
 def test_classifier_of_parts():
     rng = np.random.default_rng(4)
     x = rng.normal(size=(4000, 1))
@@ -108,6 +135,14 @@ def test_classifier_of_parts():
         part = slice(begin, begin + 500)
         parts.partial_fit(x[part], labels[part], classes=[False, True])
     np.testing.assert_allclose(parts.coef_, whole.coef_, rtol=0.05, atol=0.05)
+    three = labels.astype(int) + (rng.uniform(size=4000) < 0.3)
+    whole_of_three = PolynomialClassifier(2).fit(x, three)
+    parts_of_three = PolynomialClassifier(2)
+    for begin in range(0, 4000, 1000):
+        part = slice(begin, begin + 1000)
+        parts_of_three.partial_fit(x[part], three[part], classes=[0, 1, 2])
+    found, wanted = (m.predict_proba(x) for m in (parts_of_three, whole_of_three))
+    np.testing.assert_allclose(found, wanted, atol=0.1)
     once = PolynomialClassifier(2).partial_fit(x, labels)
     assert_relative(once.coef_, whole.coef_, 1e-15)
     with pytest.raises(ValueError, match="y: expected labels among"):

@@ -4,6 +4,7 @@
 #include "../core/cross_entropy.h"
 #include "../element.h"
 #include "passes_isa.h"
+#include "rows.h"
 #include "samples.h"
 #include "stacked.h"
 
@@ -27,18 +28,41 @@ struct InTurn {
 
 // Of eight samples: kept is 0 for those that are left out, counted what they count in a mean.
 struct Eight {
-  Pack u, target, kept, counted;
+  Pack target, kept, counted;
 };
 
+// Their terms; a sample of weight 0 lies at u = 0.
+void load_terms(const Stacked& s, int64_t i, int count, const double* weight, Pack* phi) {
+  const auto variable = [&](int v, double shift, double scale) {
+    double x[kLanes];
+    for (int j = 0; j < kLanes; ++j) {
+      const int64_t at = (i + std::min(j, count - 1)) * s.x.sample + v * s.x.fit;
+      x[j] = weight[j] == 0.0 ? shift : number(s.x, at);
+    }
+    return (Pack::load(x) - shift) * scale;
+  };
+  if (const Surface* const several = s.surface) {
+    Pack u[kMaxVariables][1];
+    for (int v = 0; v < several->n_variables; ++v)
+      u[v][0] = variable(v, several->shift[v], several->scale[v]);
+    return fill_terms(*several, u, phi);
+  }
+  const Pack u = variable(0, s.shift, s.scale);
+  phi[0] = Pack::all(1.0);
+  for (int k = 0; k + 1 < s.n_terms; ++k)
+    phi[k + 1] = next_of(s.basis, k, u, phi[k], k > 0 ? phi[k - 1] : Pack{});
+}
+
 // share[c]: what class c gets of the target, times the weight of the sample.
-Eight load_eight(const Stacked& s, int64_t i, int count, Pack* share) {
+Eight load_eight(const Stacked& s, int64_t i, int count, Pack* share, Pack* phi) {
   const Criterion& criterion = s.criterion;
-  double x[kLanes], target[kLanes], weight[kLanes], counted[kLanes], lane[kLanes];
+  double target[kLanes], weight[kLanes], counted[kLanes], lane[kLanes];
+  for (int j = 0; j < kLanes; ++j)
+    weight[j] = j < count ? s.w.at ? number(s.w, (i + j) * s.w.sample) : 1.0 : 0.0;
+  load_terms(s, i, count, weight, phi);
   for (int j = 0; j < kLanes; ++j) {
     const int64_t at = i + std::min(j, count - 1);
     const int64_t t = s.index ? s.index[at * s.index_stride] : 0;
-    weight[j] = j < count ? s.w.at ? number(s.w, at * s.w.sample) : 1.0 : 0.0;
-    x[j] = weight[j] == 0.0 ? s.shift : number(s.x, at * s.x.sample);
     if (s.index && t == criterion.ignore) weight[j] = 0.0;
     target[j] = static_cast<double>(t);
     const bool among = t >= 0 && t < s.n_outputs;
@@ -56,7 +80,7 @@ Eight load_eight(const Stacked& s, int64_t i, int count, Pack* share) {
     share[c] = Pack::load(lane);
   }
   const Pack kept = if_zero(Pack::load(weight), Pack{}, Pack::all(1.0));
-  return {(Pack::load(x) - s.shift) * s.scale, Pack::load(target), kept, Pack::load(counted)};
+  return {Pack::load(target), kept, Pack::load(counted)};
 }
 
 }  // namespace
@@ -72,10 +96,7 @@ void class_loss(const Stacked& s, const double* coef, int64_t begin, int64_t end
   Pack value{}, counted{}, kept{};
   for (int64_t i = begin; i < end; i += kLanes) {
     const int count = static_cast<int>(std::min<int64_t>(kLanes, end - i));
-    const Eight eight = load_eight(s, i, count, share);
-    phi[0] = Pack::all(1.0);
-    for (int k = 0; k + 1 < terms; ++k)
-      phi[k + 1] = next_of(s.basis, k, eight.u, phi[k], k > 0 ? phi[k - 1] : Pack{});
+    const Eight eight = load_eight(s, i, count, share, phi);
     for (int c = 0; c < classes; ++c) {
       Pack logit{};
       for (int k = 0; k < terms; ++k) logit += phi[k] * coef[k * classes + c];

@@ -51,9 +51,9 @@ struct Passes {
                    int64_t epochs, double* params, double* momentum);
   // fits [begin, end)
   void (*batch)(const BatchPlan&, int64_t begin, int64_t end);
-  // Of several variables. out: [value, sum of w, K sums of w slope phi]
+  // Of several variables. out: [value, sum of w, K C sums of w slope phi]
   void (*surface_loss)(const Surface&, const double* coef, int64_t begin, int64_t end, double* out);
-  // out: [sum w r^2, sum of w, K sums of w phi r, M sums of w phi phi]
+  // out: [sum w r^2, sum of w, K C sums of w phi r, M sums of w phi phi]
   void (*surface_moments)(const Surface&, const double* coef, int64_t begin, int64_t end,
                           double* out);
   // Outputs [first, last) of those stacked. out: [K, C] sums of w slope phi, [C] of w value, [C] of

@@ -144,6 +144,66 @@ GramObjective<GramOf> from_moments(const Problem& problem, const Surface& surfac
           work + 2 * terms};
 }
 
+// Of one of several outputs.
+struct GramOfOutput {
+  const StackedMoments& moments;
+  int n_terms, n_outputs, output;
+  double operator()(int i, int j) const {
+    const int at = i * n_terms + j;
+    const bool own = static_cast<int64_t>(moments.power.size()) > n_terms * n_terms;
+    return own ? moments.power[at * n_outputs + output] : moments.power[at];
+  }
+};
+
+// Of every output by itself: none knows of the others, and their losses add up.
+Report in_closed_form(const Problem& problem, const StackedMoments& moments,
+                      const Schedule& schedule, State s) {
+  const int terms = problem.stacked->n_terms, outputs = problem.stacked->n_outputs;
+  const int n_rows = 2 + kKept, n_params = terms * outputs;
+  const double weight = problem.criterion.weight / (problem.mean ? moments.weight : 1.0);
+  const std::vector<UpdateRule> rule(static_cast<size_t>(terms), problem.rule[0]);
+  Problem one = problem;
+  one.rule = rule.data();
+  one.map = {terms, terms, 0, nullptr, nullptr, nullptr, true};
+  std::vector<double> numbers(static_cast<size_t>((n_rows + 5) * terms));
+  double* const own = numbers.data();
+  double *const reference = own + n_rows * terms, *const cross = reference + terms;
+  double* const work = cross + terms;
+  Report all;
+  for (int c = 0; c < outputs; ++c) {
+    const auto each = [&](auto&& f) {  // of the output's numbers, and where they come from
+      for (int k = 0; k < terms; ++k) {
+        const int at = k * outputs + c;
+        f(own[k], s.params[at]);
+        f(own[terms + k], s.grad[at]);
+        for (int r = 0; r < kKept; ++r) f(own[(2 + r) * terms + k], s.kept[r * n_params + at]);
+      }
+    };
+    each([](double& mine, double from) { mine = from; });
+    for (int k = 0; k < terms; ++k) {
+      reference[k] = moments.reference[k * outputs + c];
+      cross[k] = moments.cross[k * outputs + c];
+    }
+    GramObjective<GramOfOutput> objective{
+        one.map,
+        {terms, {moments, terms, outputs, c}, reference, cross, c ? 0.0 : moments.square},
+        weight,
+        work,
+        work + terms,
+        work + 2 * terms};
+    const Report found =
+        in_closed_form(one, objective, schedule, {own, own + 2 * terms, own + terms});
+    each([](double mine, double& to) { to = mine; });
+    if (c == 0) {
+      all = found;
+      continue;
+    }
+    all.loss += found.loss;
+    for (size_t i = 0; i < found.recorded.size(); ++i) all.recorded[i] += found.recorded[i];
+  }
+  return all;
+}
+
 }  // namespace
 
 double objective(const Problem& problem, const Moments* moments, const double* params,
@@ -167,10 +227,6 @@ double objective(const Problem& problem, const SurfaceMoments& moments, const do
 
 Report descend(const Problem& problem, Engine engine, const Moments* moments,
                const Schedule& schedule, State s) {
-  if (problem.stacked) {
-    StackedStream stream{stacked_of(problem), problem.threads};
-    return step_by_step(problem, stream, schedule, s);
-  }
   if (engine == Engine::Stream) {
     StreamObjective stream{problem};
     return step_by_step(problem, stream, schedule, s);
@@ -191,6 +247,20 @@ Report descend(const Problem& problem, Engine engine, const SurfaceMoments* mome
   auto objective = from_moments(problem, surface, *moments, work.data());
   if (engine == Engine::Moments) return step_by_step(problem, objective, schedule, s);
   return in_closed_form(problem, objective, schedule, s);
+}
+
+Report descend(const Problem& problem, Engine engine, const StackedMoments* moments,
+               const Schedule& schedule, State s) {
+  const Stacked stacked = stacked_of(problem);
+  if (engine == Engine::Stream) {
+    StackedStream stream{stacked, problem.threads};
+    return step_by_step(problem, stream, schedule, s);
+  }
+  if (engine == Engine::ClosedForm) return in_closed_form(problem, *moments, schedule, s);
+  const auto from_moments = [&](Alone, const double* params, double* grad) {
+    return objective(stacked, *moments, params, grad);
+  };
+  return step_by_step(problem, from_moments, schedule, s);
 }
 
 }  // namespace polyfuse

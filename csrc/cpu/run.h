@@ -14,7 +14,7 @@ struct Stacked;
 struct Problem {
   Data data;
   const Surface* surface = nullptr;  // the terms of several variables; null: of one
-  const Stacked* stacked = nullptr;  // polynomials side by side, in place of data and terms
+  const Stacked* stacked = nullptr;  // polynomials side by side, in place of data
   Criterion criterion;
   bool mean = true;  // reduction: mean, else sum
   CoefficientMap map;

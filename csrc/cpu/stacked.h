@@ -1,12 +1,11 @@
-// Polynomials of one degree side by side, under one loss: several outputs of one x, such as the
+// Polynomials in the same terms side by side, under one loss: several outputs of one x, such as the
 // logits of classes, or the fits of a batch in a training loop.
 #pragma once
 
 #include <vector>
 
 #include "../core/team.h"
-#include "batch.h"
-#include "run.h"
+#include "surface.h"
 
 namespace polyfuse {
 
@@ -14,9 +13,10 @@ struct Stacked {
   int32_t n_terms = 0, n_outputs = 0;
   double shift = 0.0, scale = 1.0;
   Recurrence basis;
+  const Surface* surface = nullptr;  // the terms of several variables; null: of one
 
-  Series x;                        // [N], or [N, C] of neighbours
-  Series y, w;                     // [N, C], neighbours; w.at null: 1 everywhere; of classes w [N]
+  Series x;     // [N], or [N, C] of neighbours; of several variables [N, v]
+  Series y, w;  // [N, C], of one variable neighbours; w.at null: 1 everywhere; of classes w [N]
   const int64_t* index = nullptr;  // [N], classes in place of y
   int64_t index_stride = 1;
   int64_t n = 0;
@@ -39,8 +39,13 @@ struct StackedMoments {
   double weight = 0.0;                   // how many elements y has
 };
 
+// Those of several variables.
+StackedMoments accumulate(const Stacked&, int threads);
+
 // Loss and gradient from the moments.
 double objective(const Stacked&, const StackedMoments&, const double* params, double* grad);
+
+Report descend(const Problem&, Engine, const StackedMoments*, const Schedule&, State);
 
 Stacked stacked_of(const Problem&);
 const int64_t* class_out_of_range(const Stacked&);  // the first; null: none

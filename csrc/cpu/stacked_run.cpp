@@ -19,6 +19,29 @@ double class_objective(const Stacked& s, int threads, const double* params, doub
   return weight * sums[0];
 }
 
+Surface surface_of(const Stacked& s) {
+  Surface surface = *s.surface;
+  surface.x = s.x;
+  surface.y = s.y;
+  surface.w = s.w;
+  surface.n = s.n;
+  surface.n_outputs = s.n_outputs;
+  surface.criterion = s.criterion;
+  return surface;
+}
+
+double surface_objective(const Stacked& s, int threads, const double* params, double* grad) {
+  const Surface surface = surface_of(s);
+  const int n_params = s.n_terms * s.n_outputs;
+  std::vector<double> sums(static_cast<size_t>(2 + n_params));
+  reduce(s.n, 2 + n_params, threads, sums.data(), [&](int64_t begin, int64_t end, double* out) {
+    passes().surface_loss(surface, params, begin, end, out);
+  });
+  const double weight = s.criterion.weight / (s.mean ? sums[1] : 1.0);
+  for (int j = 0; j < n_params; ++j) grad[j] = weight * sums[2 + j];
+  return weight * sums[0];
+}
+
 }  // namespace
 
 // Threads take shares of the outputs and blocks of the samples, whose sums are added in order.
@@ -26,6 +49,7 @@ double StackedStream::operator()(Alone, const double* params, double* grad) cons
   const Stacked& s = stacked;
   if (s.criterion.kind == CriterionKind::CrossEntropy)
     return class_objective(s, threads, params, grad);
+  if (s.surface) return surface_objective(s, threads, params, grad);
   const int64_t outputs = s.n_outputs, n_params = s.n_terms * outputs;
   const int64_t n_sums = n_params + 2 * outputs, shares = (outputs + kShare - 1) / kShare;
   const int64_t block = block_size(s.n), n_blocks = (s.n + block - 1) / block;
@@ -52,9 +76,36 @@ double StackedStream::operator()(Alone, const double* params, double* grad) cons
 
 Stacked stacked_of(const Problem& problem) {
   Stacked s = *problem.stacked;
+  s.surface = problem.surface;
   s.criterion = problem.criterion;
   s.mean = problem.mean;
   return s;
+}
+
+// One read of the data for outputs that share their weights, else one for each.
+StackedMoments accumulate(const Stacked& s, int threads) {
+  const Surface surface = surface_of(s);
+  const int64_t terms = s.n_terms, outputs = s.n_outputs;
+  const bool own = s.w.at && s.w.fit != 0;
+  StackedMoments all;
+  all.reference.resize(static_cast<size_t>(terms * outputs));
+  all.cross.resize(static_cast<size_t>(terms * outputs));
+  all.power.resize(static_cast<size_t>(terms * terms * (own ? outputs : 1)));
+  const int64_t reads = own ? outputs : 1, each = own ? 1 : outputs;
+  for (int64_t c = 0; c < reads; ++c) {
+    const SurfaceMoments one =
+        accumulate(own ? output_of(surface, static_cast<int>(c)) : surface, threads);
+    for (int64_t k = 0; k < terms; ++k)
+      for (int64_t i = 0; i < each; ++i) {
+        all.reference[k * outputs + c + i] = one.reference[k * each + i];
+        all.cross[k * outputs + c + i] = one.cross[k * each + i];
+      }
+    for (int64_t jk = 0; jk < terms * terms; ++jk)
+      all.power[jk * reads + c] = one.power[surface.moment_of[jk]];
+    all.square += one.square;
+    all.weight += one.weight;
+  }
+  return all;
 }
 
 double objective(const Stacked& s, const StackedMoments& m, const double* params, double* grad) {

@@ -1,5 +1,6 @@
 // Polynomials of several variables, and any model that is linear in its parameters: terms
-// phi_k = phi_parent * u_variable, the parameters being their coefficients.
+// phi_k = phi_parent * u_variable, the parameters being their coefficients [K], or [K, C] of
+// several outputs.
 #pragma once
 
 #include <vector>
@@ -23,10 +24,10 @@ struct Product {
 
 struct Surface {
   Series x;     // [N, v]: `fit` is the stride between variables
-  Series y, w;  // [N]; w.at null: 1 everywhere, a sample of weight 0 is left out
+  Series y, w;  // [N, C]; w.at null: 1 everywhere, a sample of weight 0 is left out
   int64_t n = 0;
   bool omit = false;  // leave out samples with a nan or inf
-  int32_t n_variables = 0, n_terms = 0, n_products = 0;
+  int32_t n_variables = 0, n_terms = 0, n_products = 0, n_outputs = 1;
   const double* shift = nullptr;  // [v] of u = (x - shift) * scale
   const double* scale = nullptr;
   const Term* terms = nullptr;
@@ -38,12 +39,14 @@ struct Surface {
 
 // About reference coefficients, with r = V reference - y.
 struct SurfaceMoments {
-  std::vector<double> reference, power, cross;  // [K], [M]: sum w phi phi, [K]: sum w phi r
-  double square = 0.0, weight = 0.0;            // sum w r^2, sum w
+  std::vector<double> reference, cross;  // [K, C], [K, C]: sum w phi r
+  std::vector<double> power;             // [M]: sum w phi phi, of outputs that share their weights
+  double square = 0.0, weight = 0.0;     // sum w r^2, sum w
 };
 
 // The problem's surface with its data.
 Surface surface_of(const Problem&);
+Surface output_of(const Surface&, int c);
 
 SurfaceMoments accumulate(const Surface&, int threads);
 

@@ -77,6 +77,7 @@ class SurfaceMoments:
     weight: float
 
 class StackedMoments:
+    square: float
     def __init__(
         self, reference: np.ndarray, cross: np.ndarray, power: np.ndarray, square: float,
         weight: float,
@@ -120,11 +121,18 @@ def descend_surface(
     epochs: int, record_every: int, tol: float, seconds: float, previous: float, threads: int,
     params: np.ndarray, kept: np.ndarray, grad: np.ndarray,
 ) -> tuple[int, bool, float, np.ndarray, SurfaceMoments | None, float]: ...  # fmt: skip
+def descend_stacked(
+    plan: Plan, data: Data, engine: int, moments: StackedMoments | None, first_epoch: int,
+    epochs: int, record_every: int, tol: float, seconds: float, previous: float, threads: int,
+    params: np.ndarray, kept: np.ndarray, grad: np.ndarray,
+    bounds: tuple[np.ndarray, np.ndarray] | None,
+) -> tuple[int, bool, float, np.ndarray, StackedMoments | None, float]: ...  # fmt: skip
 def loss_and_gradient(
     plan: Plan, data: Data, params: np.ndarray, threads: int
 ) -> tuple[float, np.ndarray]: ...
 def accumulate(data: Data, n_terms: int, threads: int) -> Moments: ...
 def accumulate_surface(plan: Plan, data: Data, threads: int) -> SurfaceMoments: ...
+def accumulate_stacked(plan: Plan, data: Data, threads: int) -> StackedMoments: ...
 def count_nonfinite(data: Data, threads: int) -> int: ...
 def evaluate(data: Data, coef: np.ndarray, threads: int, y: int) -> None: ...
 def project(data: Data, n_terms: int, threads: int) -> np.ndarray: ...

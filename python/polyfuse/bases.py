@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -60,6 +60,24 @@ def terms(basis: str, n_terms: int, u: torch.Tensor) -> list[torch.Tensor]:
     for alpha, beta, gamma in recurrence_of(basis, n_terms).T.tolist():
         phi.append((alpha * u + beta) * phi[-1] + (gamma * phi[-2] if len(phi) > 1 else 0.0))
     return phi[:-1]
+
+
+def products(
+    basis: str, exponents: Sequence[tuple[int, ...]], u: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Of several variables: every term is the product of one of each, phi_p(u_v)."""
+    highest = map(max, zip(*exponents, strict=True))
+    of_each = [terms(basis, most + 1, v) for most, v in zip(highest, u, strict=True)]
+    found: dict[tuple[int, ...], torch.Tensor] = {}
+    for powers in exponents:
+        used = [v for v, p in enumerate(powers) if p]
+        if not used:
+            found[powers] = of_each[0][0]
+            continue
+        rest = (*powers[: used[-1]], *(0 for _ in powers[used[-1] :]))
+        factor = of_each[used[-1]][powers[used[-1]]]
+        found[powers] = found[rest] * factor if any(rest) else factor
+    return list(found.values())
 
 
 @cache  # kernels point to it

@@ -22,8 +22,10 @@ from .many import Many
 from .nn.polynomial import Polynomial
 from .problem import Wanted
 from .recognise import read_objects, refuse_own
+from .responses import Responses
 from .rules import SgdOptions, options_held
 from .schedulers import Schedulers
+from .surface import is_surface
 from .training import Between, Trained, train
 
 
@@ -144,19 +146,23 @@ def solve_batch(
     fits = read_fits(model, x, y, nan_policy, weights, "weight")
     if not model.coefficients.requires_grad:
         raise ValueError("model: expected a trainable parameter, got none")
-    runner = _backend(backend, fits, last=("reference",))
+    if is_surface(model):
+        runner: Any = Responses(model, x, fits, backend)
+    else:
+        runner = _backend(backend, fits, last=("reference",))
     before = runner.launches()
     _check.one_of("deficient", deficient, ("minimum_norm", "nan"))
     if degree_by not in DEGREE_BY:
         raise ValueError(f"degree_by: expected None, 'aicc' or 'bic', got {degree_by!r}")
     out = runner.solve(fits, covariance, degree_by)
-    ways = ways_of(out.status, nan_policy, fits)
+    columns = isinstance(runner, Responses)
+    ways = ways_of(out.status, nan_policy, None if columns else fits)
     p, shape = model.coefficients, model.coefficients.shape[1:]
     if ways.get(FitStatus.RANK_DEFICIENT):
         lost = torch.nonzero((out.status == FitStatus.RANK_DEFICIENT) & (out.rank > 0))[:, 0]
         if deficient == "nan":
             out.params[:, lost] = torch.nan
-        elif len(lost):
+        elif len(lost) and not columns:
             out.params[:, lost] = least_norm(fits, lost)
     with torch.no_grad():
         p.copy_(out.params.view(p.shape))
@@ -185,14 +191,16 @@ def solve_batch(
         r_squared=out.r_squared.view(shape),
         covariance=spread,
         degree=None if out.degree is None else out.degree.view(shape),
-        _evidence=EvidenceOfEach.of(model, fits, out.params, SQUARED, out.status, out.degree),
+        _evidence=runner.evidence
+        if columns
+        else EvidenceOfEach.of(model, fits, out.params, SQUARED, out.status, out.degree),
     )
 
 
 def read_fits(
     model: Polynomial, x: Any, y: Any, nan_policy: str, weights: Any, name: str = "sample_weight"
 ) -> Fits:
-    """The data of the fits, checked."""
+    """The data of the fits, checked; of several variables x is [N, variables]."""
     _check.one_of("nan_policy", nan_policy, _check.NAN_POLICIES)
     if reason := refuse_own(model):
         raise ValueError(f"model: {reason}")
@@ -204,7 +212,10 @@ def read_fits(
             f"x: expected {p.dtype} on {p.device}, as the model's coefficients, "
             f"got {x.dtype} on {x.device}"
         )
-    _check.n_terms("model", p.shape[0])
+    several = model.variables > 1
+    of_columns = several or model.functions
+    if not of_columns:
+        _check.n_terms("model", p.shape[0])
     if y.shape[1:] != batch or y.ndim == 0:
         hint = ""
         if batch and y.shape[:-1] == batch:
@@ -214,27 +225,29 @@ def read_fits(
     n = y.shape[0]
     if n == 0:
         raise ValueError(f"y: expected at least one sample, got shape {tuple(y.shape)}")
-    if model.outputs is not None and x.ndim != 1:
-        raise ValueError(f"x: expected shape ({n},) for several outputs, got {tuple(x.shape)}")
-    if x.shape not in ((n,), y.shape):
+    of_x = (n, model.variables) if several else (n,)
+    if model.outputs is not None and x.shape != of_x:
+        raise ValueError(f"x: expected shape {of_x} for several outputs, got {tuple(x.shape)}")
+    if not several and x.shape not in ((n,), y.shape):
         raise ValueError(
             f"x: expected shape ({n},), shared by all fits, or that of y, {tuple(y.shape)}, "
             f"got {tuple(x.shape)}"
         )
     given = [w for w in weights if isinstance(w, torch.Tensor)]
-    if given and x.ndim == 1 and all(w.shape == x.shape for w in given):
-        weight = _check.weight(x, weights[0], weights[1], weights[2], name=name)
+    shared = x if x.ndim == 1 else x[:, 0]
+    if given and shared.ndim == 1 and all(w.shape == (n,) for w in given):
+        weight = _check.weight(shared, weights[0], weights[1], weights[2], name=name)
     else:
         weight = _check.weight(y, *spread(weights, y), name=name)
     x, y, w = (None if t is None else _columns(t, n) for t in (x, y, weight))
     x, w = (t if t is None or t.stride(1) else t[:, :1] for t in (x, w))  # expanded: shared
     omit = nan_policy == "omit"
-    if omit and x.shape[1] == 1 and not x.isfinite().all():
+    if omit and not of_columns and x.shape[1] == 1 and not x.isfinite().all():
         keep = x[:, 0].isfinite()
         if not keep.any():
             raise ValueError("x, y: no sample is left after nan_policy='omit'")
         x, y, w = x[keep], y[keep], None if w is None else w[keep]
-    ((shift, scale),) = model.variable
+    shift, scale = model.variable[0]
     return Fits(p.detach().reshape(p.shape[0], -1), x, y, w, omit, shift, scale, model.basis)
 
 

@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .bases import terms
 from .criteria import Criterion
 from .evidence import at_home, size_of
-from .linear import versions_of
+from .linear import Source, versions_of
 from .report import refuse_travel
-from .stacked import Stacked
 from .statistics import Likelihood, Prediction, Samples
 
 
@@ -36,7 +34,7 @@ class ClassLikelihood(Likelihood):
         def loss(differences: torch.Tensor) -> torch.Tensor:
             return of.criterion.value(logits(differences), y, False)
 
-        n_terms, n_classes = at.shape
+        n_classes = at.shape[1]
         information: Any = torch.autograd.functional.hessian(loss, contrast.reshape(-1))
         reason, covariance = None, np.full(information.shape, np.nan)
         inverse, failed = torch.linalg.inv_ex(information)
@@ -44,9 +42,7 @@ class ClassLikelihood(Likelihood):
             reason = "the second derivative of the loss is not positive definite"
         else:
             covariance = inverse.numpy()
-        names = [
-            f"class {c}: coefficients[{k}]" for c in range(1, n_classes) for k in range(n_terms)
-        ]
+        names = [f"class {c}: {name}" for c in range(1, n_classes) for name in of.names()]
         by_class = np.arange(contrast.numel()).reshape(contrast.shape).T.reshape(-1)
         params = contrast.reshape(-1).numpy()[by_class]
 
@@ -64,10 +60,10 @@ class ClassLikelihood(Likelihood):
 
     @staticmethod
     def _slopes_of(of: EvidenceOfClasses) -> Any:
-        """Of x [N]: d probability / d parameter [N, C, P], and the probabilities [N, C]."""
+        """Of N of x: d probability / d parameter [N, C, P], and the probabilities [N, C]."""
 
         def rows(x: Any) -> tuple[np.ndarray, np.ndarray]:
-            v = of.columns(torch.as_tensor(np.asarray(x, np.float64)).reshape(-1)).numpy()
+            v = of.columns(np.asarray(x, np.float64)).numpy()
             p = torch.softmax(torch.from_numpy(v @ of.params), 1).numpy()
             own = np.eye(p.shape[1])[:, 1:] - p[:, None, 1:]  # [N, C, C - 1]
             each = (p[..., None] * own)[..., None] * v[:, None, None]
@@ -76,7 +72,7 @@ class ClassLikelihood(Likelihood):
         return rows
 
     def predict(self, x: Any, level: float = 0.95) -> Prediction:
-        """The probability of each class at x [N], with its band, all [N, C]. Needs scipy."""
+        """The probability of each class at N of x, with its band, all [N, C]. Needs scipy."""
         rows, mean = self._rows(x)
         errors = np.sqrt(np.einsum("ncp,pq,ncq->nc", rows, self.covariance, rows))
         half = self._quantile(level) * errors
@@ -92,34 +88,33 @@ class ClassLikelihood(Likelihood):
 class EvidenceOfClasses:
     """What they are computed from."""
 
-    x: torch.Tensor  # [N]
+    source: Source
     y: torch.Tensor  # [N], classes, or [N, C], probabilities
     params: np.ndarray  # [K, C], as the fit left them
     criterion: Criterion
-    basis: str
-    variable: tuple[float, float]  # shift and scale
     versions: tuple[int | None, int | None]
 
     @classmethod
     def of(
-        cls, model: Stacked, x: torch.Tensor, y: torch.Tensor, criterion: Criterion,
-        params: np.ndarray,
-    ) -> EvidenceOfClasses:  # fmt: skip
-        """params: [K * C]"""
-        left = params.reshape(model.n_terms, model.outputs).copy()
-        variable = model.shift, model.scale
-        return cls(x, y, left, criterion, model.basis, variable, versions_of(x, y))
+        cls, source: Source, y: torch.Tensor, criterion: Criterion, params: np.ndarray
+    ) -> EvidenceOfClasses:
+        return cls(source, y, params, criterion, versions_of(source.x, y))
 
-    def columns(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, K]"""
-        shift, scale = self.variable
-        return torch.stack(terms(self.basis, len(self.params), (x.double() - shift) * scale), 1)
+    def columns(self, x: Any) -> torch.Tensor:
+        """[N, K] at x as the model takes it."""
+        x = torch.as_tensor(x).double().reshape(-1, *self.source.x.shape[1:])
+        assert self.source.columns is not None
+        return self.source.columns(x).reshape(len(x), -1)
+
+    def names(self) -> list[str]:
+        """Of the terms."""
+        return self.source.names or [f"coefficients[{k}]" for k in range(len(self.params))]
 
     def samples(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The terms [N, K] and y of those that count."""
-        if versions_of(self.x, self.y) != self.versions:
+        if versions_of(self.source.x, self.y) != self.versions:
             raise RuntimeError("x or y: changed in place since the fit, whose statistics need them")
-        x, y = self.x.detach().cpu(), self.y.detach().cpu()
+        x, y = self.source.x.detach().cpu(), self.y.detach().cpu()
         if y.ndim == 1:
             keep = y != dict(self.criterion.options)["ignore_index"]
             return self.columns(x[keep]), y[keep]
@@ -128,7 +123,7 @@ class EvidenceOfClasses:
     def given(self) -> Samples:
         """With y as probabilities [N, C]."""
         _, y = self.samples()
-        x, kept = self.x.detach().cpu().double(), self.y.detach().cpu()
+        x, kept = self.source.x.detach().cpu().double(), self.y.detach().cpu()
         if y.ndim == 1:
             x = x[kept != dict(self.criterion.options)["ignore_index"]]
             y = torch.nn.functional.one_hot(y, self.params.shape[1]).double()
@@ -139,12 +134,15 @@ class EvidenceOfClasses:
 
     def travelling(self) -> EvidenceOfClasses | str:
         """The same on its own, to be pickled; or why it is not."""
-        if versions_of(self.x, self.y) != self.versions:
+        if versions_of(self.source.x, self.y) != self.versions:
             return "statistics: x or y was changed in place before the result was pickled"
-        if reason := refuse_travel(size_of(self.x, self.y)):
+        if reason := refuse_travel(size_of(self.source.x, self.y)):
             return reason
-        return replace(self, x=at_home(self.x), y=at_home(self.y))
+        if reason := self.source.refuse_pickle():
+            return reason
+        source = self.source._replace(x=at_home(self.source.x))
+        return replace(self, source=source, y=at_home(self.y))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.versions = versions_of(self.x, self.y)
+        self.versions = versions_of(self.source.x, self.y)

@@ -24,7 +24,7 @@ def check_classes(
 ) -> tuple[Criterion, bool]:
     """The criterion, and whether its reduction is a mean; raises what `fit` documents.
 
-    y are classes [N], int64, or probabilities [N, C].
+    x is [N], or [N, variables]; y are classes [N], int64, or probabilities [N, C].
     """
     found = read_classes(criterion, x)
     if isinstance(found, str):
@@ -42,8 +42,10 @@ def check_classes(
             f"got {x.dtype} on {x.device}"
         )
     _check.memory(x=x)
-    if x.ndim != 1 or x.numel() == 0:
-        raise ValueError(f"x: expected shape (n,) with n >= 1, got {tuple(x.shape)}")
+    of_x = (model.variables,) if model.variables > 1 else ()
+    if x.ndim == 0 or x.shape[1:] != of_x or x.numel() == 0:
+        wanted = f"(n, {model.variables})" if of_x else "(n,)"
+        raise ValueError(f"x: expected shape {wanted} with n >= 1, got {tuple(x.shape)}")
     if reason := refuse_optimizer(optimizer):
         raise ValueError(f"optimizer: {reason}")
     read, mean = found
@@ -66,9 +68,7 @@ def check_classes(
     _check.memory(y=y)
     if y.shape != expected:
         raise ValueError(f"y: expected shape {expected}, got {tuple(y.shape)}")
-    stacked = model.trace_stacked()
-    assert stacked is not None  # refuse_own has been asked
-    if (bad := stacked.out_of_range(y, read)) is not None:
+    if (bad := read.out_of_range(y, model.outputs)) is not None:
         raise ValueError(f"y: expected classes from 0 to {model.outputs - 1}, got {bad}")
     return read, mean
 

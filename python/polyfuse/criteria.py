@@ -132,6 +132,13 @@ class Criterion(_C.Criterion):
             return None
         return f"expected {expected} for {self.kind.name}, got {y[bad][0].item():g}"
 
+    def out_of_range(self, y: Tensor, n_classes: int) -> int | None:
+        """The first of the classes y [N] that is none, nor ignored; of other targets None."""
+        if y.is_floating_point():
+            return None
+        bad = ((y < 0) | (y >= n_classes)) & (y != dict(self.options)["ignore_index"])
+        return int(y[bad][0]) if bad.any() else None
+
     def value(self, prediction: Tensor, target: Tensor, mean: bool) -> Tensor:
         """Torch's own loss; without the factor."""
         options = self._torchs_options(prediction)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,9 @@ from .backends.batched import Fits
 from .batch_result import FitStatus
 from .criteria import Criterion
 from .each import Each
+from .exponents import firsts
 from .linear import Held, Source, linear, names_of, normal_equations, powers, versions_of
+from .polynomials import PLAIN
 from .problem import Problem
 from .report import refuse_travel
 from .surface import Table, Terms
@@ -42,9 +43,7 @@ class Evidence:
     def statistics(self) -> Inference:
         if not any(self.trainable):
             raise ValueError("statistics: there are none, no parameter was trainable")
-        if self.trainable != [t.requires_grad for t in self.data.problem.model.tensors]:
-            self._keep_names()
-        problem = self.data.unchanged()
+        problem = self.as_fitted().unchanged()
         if not problem.criterion.squared:
             from .fisher import likelihood_of
 
@@ -53,6 +52,12 @@ class Evidence:
             table = self.solved or Table.of(self.data, self.params, self.names(), self.ridge)
             return table.statistics(self.params, elsewhere=not self.optimum)
         return self._of_powers(problem)
+
+    def as_fitted(self) -> Held:
+        """The data, with parameters that are trainable as they were at the fit."""
+        if self.trainable != [t.requires_grad for t in self.data.problem.model.tensors]:
+            self._keep_names()
+        return self.data
 
     def _of_powers(self, problem: Problem) -> Statistics:
         from .statistics import Statistics
@@ -114,10 +119,8 @@ class Evidence:
             size_of(x, problem.x, problem.y, problem.weight, *model.tensors)
         ):
             return reason
-        try:
-            pickle.dumps(columns)
-        except Exception:  # whatever a user's function raises
-            return "statistics: the functions of the model's basis cannot be pickled"
+        if reason := self.data.source.refuse_pickle():
+            return reason
         new_x = at_home(problem.x)
         alone = Problem(
             self._alone(model), problem.reduction, (), new_x,
@@ -173,7 +176,8 @@ class EvidenceOfEach:
         )
         columns, source_x = None, x
         if fits.basis != "monomial" and n_terms > 1:
-            columns = Terms(fits.basis, n_terms, fits.shift, fits.scale)
+            exponents = tuple((k,) for k in range(n_terms))
+            columns = Terms(fits.basis, exponents, ((fits.shift, fits.scale),))
             model, x = of_columns(model), columns(x.double())
         names = [f"coefficients[{k}]" for k in range(n_terms)]
         problem = Problem(
@@ -203,9 +207,8 @@ class EvidenceOfEach:
 
 def of_columns(model: Traced) -> Traced:
     """The same of as many columns, each a variable to the first power."""
-    one = np.eye(model.n_terms, dtype=int)
-    exponents = tuple(tuple(map(int, row)) for row in one)
-    return replace(model, degree=1, exponents=exponents, variables=((0.0, 1.0),) * len(one))
+    n = model.n_terms
+    return replace(model, degree=1, exponents=firsts(n), variables=(PLAIN,) * n)
 
 
 def size_of(*tensors: torch.Tensor | None) -> int:

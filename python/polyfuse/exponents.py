@@ -26,6 +26,11 @@ def with_parents(terms: set[Powers]) -> tuple[Powers, ...]:
     return tuple(sorted(closed, key=lambda powers: (sum(powers), [-p for p in powers])))
 
 
+def firsts(n_variables: int) -> tuple[Powers, ...]:
+    """A term for every variable, to the first power."""
+    return tuple(tuple(int(v == k) for v in range(n_variables)) for k in range(n_variables))
+
+
 def name_of(powers: Powers) -> str:
     """Such as x1^2 x2."""
     parts = [f"x{v + 1}" + (f"^{p}" if p > 1 else "") for v, p in enumerate(powers) if p]

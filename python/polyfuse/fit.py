@@ -163,7 +163,7 @@ def fit(
         seconds=time.perf_counter() - start,
         history_epochs=history_epochs,
         history=history[0] if len(history) == 1 else np.concatenate([np.zeros(0), *history]),
-        _evidence=evidence_of_outputs(model, problem, run.state.params)
+        _evidence=evidence_of_outputs(model, x, problem, run.state.params)
         if several
         else Evidence(
             Held.of(problem, source_of(model, x) if is_surface(model) else None),

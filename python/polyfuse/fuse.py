@@ -22,7 +22,7 @@ from .recognise import read_criterion, refuse_parameters
 from .records import Forward, Objective
 from .stacked import Stacked
 from .static import columns_of
-from .surface import is_surface
+from .surface import is_surface, read_rows
 
 
 class FusedStep:
@@ -55,14 +55,19 @@ class FusedStep:
             or not known.loop.sees_criterion(criterion)
             or refuse_parameters(known.tensors)
         ):
-            series = is_surface(self.model) and self.model.variables == 1
+            by_columns = is_surface(self.model) and self.model.by_columns
+            one = by_columns and self.model.variables == 1
             if (
                 is_batch(self.model)
                 or has_outputs(self.model)
-                or (series and not self.model.functions and given.device.type == "cpu")
+                or (one and not self.model.functions and given.device.type == "cpu")
             ):
-                read: Any = check_stacked(self.model, criterion, optimizer, x, y, weights)
-                known = fused(self.model, x.dtype, x.device)
+                read: Any = check_stacked(self.model, criterion, optimizer, given, y, weights)
+                if by_columns and has_outputs(self.model):
+                    known, x = read_rows(self.model, given, given)
+                    x = x.to(given.dtype)
+                else:
+                    known = fused(self.model, x.dtype, x.device)
                 if known.traced is None:
                     raise ValueError(f"model: Polynomial is not fused: {known.reason}")
                 if reason := known.refuse_step(y, read[0]):
@@ -71,8 +76,8 @@ class FusedStep:
                 known, held, problem = prepare(
                     self.model, criterion, optimizer, given, y, weights=weights
                 )
-                if series:  # what the kernels read are its terms at x
-                    x = problem.x if x is given else x
+                if by_columns:  # what the kernels read are its terms at x
+                    x = problem.x.to(given.dtype) if x is given else x
                     y = y if y.ndim == 1 else problem.y
                 on_device = isinstance(known.loop, DeviceLoop) and problem.x.dtype is known.dtype
                 if not (known.on_host or on_device):
@@ -86,7 +91,9 @@ class FusedStep:
             self._known, self._read = known, read
         assert self._read is not None
         kind, mean = self._read
-        of = x if kind.kind is CROSS_ENTROPY else y
+        of = y
+        if kind.kind is CROSS_ENTROPY:
+            of = x if x.ndim == 1 else x[:, 0]
         weight: torch.Tensor | None
         if kind.kind is GAUSSIAN:
             kind, mean, weight = of_variances(kind, mean, x, y, weights)

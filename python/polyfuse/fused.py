@@ -202,7 +202,8 @@ class Fused:
             return True
         if x.dtype is not self.dtype or not (self.reads(x) and self.reads(y)) or y.requires_grad:
             return False
-        if isinstance(self.traced, Stacked) and self.traced.out_of_range(y, criterion) is not None:
+        traced = self.traced
+        if isinstance(traced, Stacked) and criterion.out_of_range(y, traced.outputs) is not None:
             return False
         self.loop.see(x, y)
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,6 +47,13 @@ class Source(NamedTuple):
     # x -> what they read; a `surface.Terms`
     columns: Callable[[torch.Tensor], torch.Tensor] | None = None
     names: list[str] | None = None  # of the parameters, where not as the module has them
+
+    def refuse_pickle(self) -> str | None:
+        try:
+            pickle.dumps(self.columns)
+        except Exception:  # whatever a user's function raises
+            return "statistics: the functions of the model's basis cannot be pickled"
+        return None
 
 
 class Held(NamedTuple):

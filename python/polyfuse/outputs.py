@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 
 from . import _check
 from .backends.batched import Fits
+from .backends.reference import design
 from .batch import epochs_backend, read_fits, refuse_fits, train_fits
 from .batch_result import FitStatus
 from .classes import check_classes, has_outputs
@@ -23,8 +26,9 @@ from .nn.criterion import is_torchs
 from .optim.owners import Holding, holding
 from .problem import Problem, Wanted
 from .recognise import read_objects
+from .responses import EvidenceOfOutputs
 from .result import FitResult
-from .stacked import Stacked
+from .surface import is_surface, read_rows, source_of
 from .training import Between
 
 if TYPE_CHECKING:
@@ -41,8 +45,9 @@ def fit_apart(
     between: Between,
 ) -> FitResult | None:
     """`fit` of x [N] and y [N, C] as that of C fits, whose losses add up; None where the kernels
-    take all outputs together: those of cross entropy, and `stream` on a CPU."""
-    if kind_of(type(criterion)) is CROSS_ENTROPY:
+    take all outputs together: those of cross entropy or of several variables, and `stream` on a
+    CPU."""
+    if kind_of(type(criterion)) is CROSS_ENTROPY or is_surface(model):
         return None
     start = time.perf_counter()
     fits, kind, mean = _read(model, criterion, optimizer, x, y, wanted.weights, wanted.nan_policy)
@@ -88,20 +93,25 @@ def fit_apart(
 
 
 def evidence_of_outputs(
-    model: Any, problem: Problem, params: np.ndarray
-) -> EvidenceOfEach | EvidenceOfClasses | str:
+    model: Any, x: torch.Tensor, problem: Problem, params: np.ndarray
+) -> EvidenceOfEach | EvidenceOfOutputs | EvidenceOfClasses | str:
     """What the statistics of a fit under one loss are computed from; params: [K * C]."""
     if problem.criterion.kind is CROSS_ENTROPY:
         from .class_statistics import EvidenceOfClasses
 
-        x, y, w = problem.x, problem.y, problem.weight
+        y, w = problem.y, problem.weight
+        source = source_of(model, x)
         if w is not None:
             if ((w != 0) & (w != 1)).any():
                 return "statistics: not of CrossEntropyLoss with weights other than 0 and 1"
-            x, y = x[w != 0], y[w != 0]
-        assert isinstance(problem.model, Stacked)
-        return EvidenceOfClasses.of(problem.model, x, y, problem.criterion, params)
+            y, source = y[w != 0], source._replace(x=source.x[w != 0])
+        if source.columns is None:  # of several variables
+            source = source._replace(columns=partial(design, replace(problem.model, tensors=())))
+        left = params.reshape(len(model.coefficients), -1).copy()
+        return EvidenceOfClasses.of(source, y, problem.criterion, left)
     traced, left = problem.model, torch.from_numpy(params).view(len(model.coefficients), -1)
+    if is_surface(model):
+        return EvidenceOfOutputs.of(model, problem._replace(reduction="sum"), x, left.numpy())
     fits = Fits(
         left, problem.x[:, None], problem.y, problem.weight, False, traced.shift, traced.scale,
         model.basis,
@@ -115,9 +125,10 @@ def prepare_outputs(
     """`prepare` of several outputs under one loss: y [N, C], or classes."""
     if kind_of(type(criterion)) is CROSS_ENTROPY:
         kind, mean = check_classes(model, criterion, optimizer, x, y)
-        xs, ys, weight = _check.flat(x), y.detach().resolve_neg(), _check.weight(x, *weights)
+        xs, ys = (t.detach().resolve_neg() for t in (x, y))
+        weight = _check.weight(xs if xs.ndim == 1 else xs[:, 0], *weights)
         if nan_policy == "omit":
-            keep = xs.isfinite() & ys.isfinite().reshape(len(xs), -1).all(1)
+            keep = torch.cat([t.isfinite().view(len(xs), -1) for t in (xs, ys)], 1).all(1)
             weight = torch.where(keep, 1.0 if weight is None else weight, 0.0)
         weight = None if weight is None else weight.to(xs.dtype).contiguous()
     else:
@@ -128,9 +139,14 @@ def prepare_outputs(
                 kind, mean = _as_sum(kind, fits.y, counted), False
             fits = _weighed(fits._replace(w=counted), positive)
             counted = fits.w
-        xs, ys = fits.x[:, 0], fits.y.contiguous()
-        weight = None if counted is None else counted.contiguous()
-    known = fused(model, xs.dtype, xs.device)
+        xs, ys, weight = fits.x, fits.y, counted
+        if model.variables == 1:
+            xs = xs[:, 0]
+    if is_surface(model):
+        known, xs = read_rows(model, x, xs)
+    else:  # whose kernels read neighbours
+        known, ys = fused(model, xs.dtype, xs.device), ys.contiguous()
+        weight = None if weight is None else weight.contiguous()
     if known.traced is None:
         raise ValueError(f"model: Polynomial is not fused: {known.reason}")
     held = holding(known, optimizer)
@@ -170,7 +186,9 @@ def _counted(fits: Fits) -> torch.Tensor | None:
     counted = None if fits.w is None else fits.w.expand_as(fits.y)
     if not fits.omit:
         return counted
-    finite = fits.x.isfinite() & fits.y.isfinite()
+    finite = fits.x.isfinite().all(1, keepdim=True) & fits.y.isfinite()
+    if finite.all():
+        return counted
     return torch.where(finite, 1.0 if counted is None else counted, 0.0).to(fits.y.dtype)
 
 

@@ -109,7 +109,8 @@ def refuse(problem: Problem, engine: str, tol: float, scheduled: bool = False) -
         engine, problem.criterion, tol, linear=is_sgd(problem.rule), affine=problem.model.affine,
         scheduled=scheduled, bounded=problem.bounds is not None,
     )  # fmt: skip
-    if reason is None and engine != "stream" and isinstance(problem.model, Stacked):
+    alone = isinstance(problem.model, Stacked) and not problem.model.exponents
+    if reason is None and engine != "stream" and alone:
         return "the kernels take all outputs together, sample by sample"
     return reason
 
@@ -121,5 +122,7 @@ def choose_for(
     if engine == "auto" and epochs == 1:
         return "stream"
     # Operations of an epoch on the moments: K^2 and about 40 more.
-    leap = leap_pays(len(problem.rule), epochs, problem.model.n_terms**2 + 40)
+    several = isinstance(problem.model, Stacked)  # each of which leaps by itself
+    n_params = problem.model.n_terms if several else len(problem.rule)
+    leap = leap_pays(n_params, epochs, problem.model.n_terms**2 + 40)
     return choose_engine(engine, lambda e: refuse(problem, e, tol, scheduled), leap)

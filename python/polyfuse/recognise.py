@@ -105,8 +105,16 @@ def check_domain(model: Any, x: Any, weights: Any) -> None:
         return
     if not isinstance(x, torch.Tensor) or x.layout is not torch.strided or x.is_complex():
         return  # which others find out
-    low, high = model.domain[0]
-    slack = 4 * torch.finfo(model.coefficients.dtype).eps * max(abs(low), abs(high))
+    columns = x.unbind(-1) if model.variables > 1 and x.ndim else (x,)
+    if len(columns) != model.variables:
+        return
+    for column, domain in zip(columns, model.domain, strict=True):
+        _check_within(column, domain, weights)
+
+
+def _check_within(x: torch.Tensor, domain: tuple[float, float], weights: Any) -> None:
+    low, high = domain
+    slack = 4 * torch.finfo(x.dtype).eps * max(abs(low), abs(high))
     bad = ((x < low - slack) | (x > high + slack)) & x.isfinite()
     for w in weights:
         if isinstance(w, torch.Tensor) and w.shape[: x.ndim] == x.shape:

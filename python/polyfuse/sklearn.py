@@ -188,10 +188,11 @@ class PolynomialRegressor(RegressorMixin, _Polynomial):
 
 
 class PolynomialClassifier(ClassifierMixin, _Polynomial):
-    """Logistic regression whose logit is a polynomial of one or several features.
+    """Logistic regression whose logits are polynomials of one or several features.
 
-    Minimises the sum of log losses + alpha / 2 sum coef^2 by Newton's method. Several classes: one
-    against the rest each.
+    Minimises the sum of log losses + alpha / 2 sum coef^2 by Newton's method. Several classes have
+    a logit each, and the cross entropy of all of them is one loss: what `polyfuse.fit` descends for
+    ``nn.Polynomial(degree, variables=D, outputs=C)``.
 
     Args:
         degree: total degree, 1 to 32.
@@ -249,18 +250,14 @@ class PolynomialClassifier(ClassifierMixin, _Polynomial):
             if len(self.classes_) < 2:
                 raise ValueError(f"y: expected two classes or more, got 1 class: {self.classes_}")
             count = 1 if len(self.classes_) == 2 else len(self.classes_)
-            prior = np.diag(self._ridge(rows.shape[1]) or [0.0] * rows.shape[1])
-            self._known = [(np.zeros(rows.shape[1]), prior)] * count
+            ridge = self._ridge(rows.shape[1]) or [0.0] * rows.shape[1]
+            self._known = np.zeros((count, rows.shape[1])), np.diag(np.tile(ridge, count))
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
             raise ValueError(f"y: expected labels among {self.classes_}, got {unknown}")
-        fits = [
-            _newton(rows, (y == label).astype(float), weights, *known)
-            for label, known in zip(self.classes_[-len(self._known) :], self._known, strict=True)
-        ]
-        self._known = [(params, curvature) for params, curvature, _ in fits]
-        self.n_iter_ = max(rounds for _, _, rounds in fits)
-        found = np.array([params for params, _, _ in fits])
+        labels = (y[:, None] == self.classes_).astype(float)
+        found, curvature, self.n_iter_ = _newton(rows, labels, weights, *self._known)
+        self._known = found, curvature
         self.coef_ = found[:, int(self.fit_intercept) :]
         self.intercept_ = found[:, 0] if self.fit_intercept else np.zeros(len(found))
         return self
@@ -274,10 +271,8 @@ class PolynomialClassifier(ClassifierMixin, _Polynomial):
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """X [N, D] -> [N, C]"""
-        chance = 1 / (1 + np.exp(-self.decision_function(X)))
-        if chance.ndim == 1:
-            return np.stack([1 - chance, chance], axis=1)
-        return chance / chance.sum(axis=1, keepdims=True)
+        logits = self.decision_function(X)
+        return _chances(_of_classes(logits if logits.ndim > 1 else logits[:, None]))
 
     def predict(self, X: Any) -> np.ndarray:
         """X [N, D] -> labels [N]"""
@@ -286,27 +281,58 @@ class PolynomialClassifier(ClassifierMixin, _Polynomial):
         return self.classes_[best]
 
 
+def _of_classes(logits: np.ndarray) -> np.ndarray:
+    """[N, C]; a single one, [N, 1], is that of the second of two classes, against 0."""
+    if logits.shape[1] > 1:
+        return logits
+    return np.hstack([np.zeros_like(logits), logits])
+
+
+def _chances(logits: np.ndarray) -> np.ndarray:
+    """Softmax, [N, C] -> [N, C]"""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
 def _newton(
     rows: np.ndarray, y: np.ndarray, w: np.ndarray, centre: np.ndarray, prior: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Minimises sum of w log losses + (params - centre)^T prior (params - centre) / 2.
+    """Minimises sum of w log losses + away^T prior away / 2, away = params - centre.
 
-    Returns params [P], the second derivative there [P, P], and the steps it took.
+    rows [N, P], y [N, C] (1 of the class), centre [L, P] of L logits, prior [L P, L P]. Returns
+    params [L, P], the second derivative there [L P, L P], and the steps it took.
     """
+    n_logits, shape = len(centre), centre.shape
 
     def objective(params: np.ndarray) -> float:
-        logits, away = rows @ params, params - centre
-        return float(w @ (np.logaddexp(0, logits) - y * logits) + 0.5 * away @ prior @ away)
+        logits, away = _of_classes(rows @ params.T), (params - centre).reshape(-1)
+        largest = logits.max(axis=1)
+        losses = largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1))
+        return float(w @ (losses - (y * logits).sum(axis=1)) + 0.5 * away @ prior @ away)
 
     params, value = centre, objective(centre)
     for rounds in range(1, MAX_ITERATIONS + 1):  # noqa: B007
-        chance = 1 / (1 + np.exp(-(rows @ params)))
-        slope = rows.T @ (w * (y - chance)) - prior @ (params - centre)
-        curvature = rows.T @ (rows * (w * chance * (1 - chance))[:, None]) + prior
-        step = np.linalg.lstsq(curvature, slope, rcond=None)[0]
+        chance = _chances(_of_classes(rows @ params.T))[:, -n_logits:]
+        wrong = (y[:, -n_logits:] - chance).T * w
+        slope = (wrong @ rows).reshape(-1) - prior @ (params - centre).reshape(-1)
+        blocks = [
+            [rows.T @ (rows * (w * of_a * (float(a == b) - of_b))[:, None])
+             for b, of_b in enumerate(chance.T)]
+            for a, of_a in enumerate(chance.T)
+        ]  # fmt: skip
+        curvature = np.block(blocks) + prior
+        step = _least_norm(curvature, slope).reshape(shape)
         while (ahead := objective(params + step)) > value and np.abs(step).max() > 0:
             step = step / 2
         params, before, value = params + step, value, ahead
         if before - value <= TOLERANCE * before:
             break
     return params, curvature, rounds
+
+
+def _least_norm(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solves symmetric equations; what all logits share is not determined, and stays."""
+    sizes, axes = np.linalg.eigh(matrix)
+    used = sizes > sizes[-1] * len(sizes) * np.finfo(float).eps
+    axes = axes[:, used]
+    return axes @ ((axes.T @ right) / sizes[used])

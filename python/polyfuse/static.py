@@ -73,13 +73,17 @@ def static(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 
 
 def columns_of(model: Any, x: Any) -> tuple[Any, torch.Tensor] | None:
-    """What stands for a model of functions, and for promised x, of which they are called once: the
-    model of their values, and these [N, K]; None for any other."""
-    if id(x) not in _promises or not getattr(model, "functions", None):
+    """What stands for a model of functions, or of other terms that kernels read the values of, and
+    for promised x, at which they are computed once: the model of these values, and they [N, K];
+    None for any other."""
+    if id(x) not in _promises or not getattr(model, "by_columns", False):
         return None
+    if model.variables == 1 and not model.functions:
+        return None  # of a series, by its recurrence
     from .surface import of_promised
 
-    return of_promised(model, x) if x.ndim == 1 and not x.requires_grad and _kept(x) else None
+    n_dims = 1 if model.variables == 1 else 2
+    return of_promised(model, x) if x.ndim == n_dims and not x.requires_grad and _kept(x) else None
 
 
 def promise_of(t: torch.Tensor) -> Promise:
@@ -129,8 +133,10 @@ def moments_of(known: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
 
 def _accumulate(known: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
     traced = known.traced
-    if isinstance(traced, Stacked):
+    if isinstance(traced, Stacked) and not traced.exponents:
         return moments_side_by_side(traced, x, y)
+    if isinstance(traced, Stacked):
+        return known.runner.accumulate(Problem(traced, "mean", (), x.detach(), y.detach()))
     xs, ys = known.rows_of(x.detach()), _check.flat(y)
     if traced.exponents:
         data = make_data(traced, xs, ys)

@@ -12,13 +12,15 @@ import torch
 
 from . import _C, _check, extended, regression
 from .backends.reference import kept
-from .bases import terms
-from .exponents import name_of
+from .bases import products
+from .exponents import firsts, name_of
 from .fused import Fused, fused
 from .linear import PART, Held, Source, linear
 from .nn.module import Module
 from .nn.polynomial import Polynomial, name_of_function
+from .polynomials import PLAIN
 from .recognise import refuse_own
+from .stacked import Stacked, stacked_surfaces
 from .static import columns_of, promise, promise_of
 
 if TYPE_CHECKING:
@@ -28,12 +30,9 @@ if TYPE_CHECKING:
 def is_surface(model: Any) -> bool:
     """Whether a model is a sum of columns: of several variables, of functions, or of a series that
     is not expanded in powers."""
-    return (
-        isinstance(model, Polynomial)
-        and model.outputs is None
-        and not model.batch_shape
-        and bool(model.variables > 1 or model.functions or model.refuse_powers())
-    )
+    if not isinstance(model, Polynomial) or model.batch_shape:
+        return False
+    return model.variables > 1 or model.by_columns
 
 
 class Columns(Module):
@@ -45,6 +44,11 @@ class Columns(Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x @ self.coefficients
+
+    def trace_stacked(self) -> Stacked | None:
+        """Of several outputs: what kernels compute."""
+        p = self.coefficients
+        return None if p.ndim == 1 else stacked_surfaces(p, firsts(len(p)), (PLAIN,) * len(p))
 
 
 _promised: weakref.WeakKeyDictionary[Polynomial, Any] = weakref.WeakKeyDictionary()
@@ -62,19 +66,24 @@ def read_surface(model: Any, x: Any, y: Any) -> tuple[Fused, torch.Tensor, torch
             f"x: expected {p.dtype} on {p.device}, as the model's coefficients, "
             f"got {xs.dtype} on {xs.device}"
         )
-    if model.variables > 1:
-        known = fused(model, xs.dtype, xs.device, (model.variables,))
-        return known, xs, ys
-    known = fused(_model_of_columns(model), xs.dtype, xs.device, (p.numel(),))
+    known, rows = read_rows(model, x, xs)
+    return known, rows, ys.to(rows.dtype)
+
+
+def read_rows(model: Any, x: torch.Tensor, xs: torch.Tensor) -> tuple[Fused, torch.Tensor]:
+    """The trace of such a model, and what kernels read of x, as it was given and flat."""
+    if not model.by_columns:
+        return fused(model, xs.dtype, xs.device, (model.variables,)), xs
+    p = model.coefficients
+    known = fused(_model_of_columns(model), xs.dtype, xs.device, (len(p),))
     with torch.no_grad():
         if found := columns_of(model, x):
             columns = found[1]
         elif model.functions:
             columns = model.columns(xs)
         else:  # whose digits the data's dtype would not hold
-            xs, ys = xs.double(), ys.double()
-            columns = model.columns(xs)
-    return known, columns[:, 0] if p.numel() == 1 else columns, ys
+            columns = model.columns(xs.double())
+    return known, columns[:, 0] if p.numel() == 1 and p.ndim == 1 else columns
 
 
 def _model_of_columns(model: Polynomial) -> Columns:
@@ -108,32 +117,39 @@ def flattened(model: Any, x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Terms:
-    """The columns of a series in a basis, or of functions."""
+    """The columns of terms in a basis, or of functions."""
 
     basis: str
-    n_terms: int
-    shift: float = 0.0
-    scale: float = 1.0
+    exponents: tuple[tuple[int, ...], ...]
+    variables: tuple[tuple[float, float], ...]
     functions: tuple[Callable[[torch.Tensor], torch.Tensor], ...] | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x [N] -> [N, K], or [N] of a single one"""
+        """x [N], or [N, V] of several variables, -> [N, K], or [N] of a single one"""
         if self.functions:
             columns = [f(x) for f in self.functions]
         else:
-            columns = terms(self.basis, self.n_terms, (x - self.shift) * self.scale)
+            of_each = x.reshape(len(x), -1).T
+            u = [
+                (v - shift) * scale
+                for v, (shift, scale) in zip(of_each, self.variables, strict=True)
+            ]
+            columns = products(self.basis, self.exponents, u)
         return torch.stack(columns, 1) if len(columns) > 1 else columns[0]
 
 
 def source_of(model: Any, x: torch.Tensor) -> Source:
     """What the statistics of such a model are told of x."""
-    if model.variables > 1:
-        xs = x.detach().resolve_neg().reshape(-1, model.variables)
-        return Source(xs, None, [name_of(powers) for powers in model.exponents])
-    names = None if model.functions is None else [name_of_function(f) for f in model.functions]
-    n_terms, (shift, scale) = model.coefficients.numel(), model.variable[0]
-    columns = Terms(model.basis, n_terms, shift, scale, model.functions)
-    return Source(_check.flat(x), columns, names)
+    names = columns = None
+    if model.functions:
+        names = [name_of_function(f) for f in model.functions]
+    elif model.variables > 1 and model.basis == "monomial":
+        names = [name_of(powers) for powers in model.exponents]
+    if model.by_columns or model.variables == 1:
+        columns = Terms(model.basis, model.exponents, model.variable, model.functions)
+    if model.variables == 1:
+        return Source(_check.flat(x), columns, names)
+    return Source(x.detach().resolve_neg().reshape(-1, model.variables), columns, names)
 
 
 class Table(NamedTuple):

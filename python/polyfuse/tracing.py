@@ -86,7 +86,11 @@ def _checked(stacked: Stacked, dtype: torch.dtype, device: torch.device) -> Stac
         raise NotPolynomial(f"the coefficients are on {p.device}, x is on {device}")
     if type(p) is not torch.nn.Parameter or p.dtype != dtype or not p.is_contiguous():
         raise NotPolynomial(f"expected a parameter of x's dtype {dtype}, got {p.dtype}")
-    if stacked.degree > MAX_DEGREE:
+    if len(stacked.variables) > MAX_VARIABLES:
+        raise NotPolynomial(f"x has more than {MAX_VARIABLES} columns")
+    if len(stacked.exponents) > MAX_TERMS:
+        raise NotPolynomial(f"the polynomial has more than {MAX_TERMS} terms")
+    if not stacked.exponents and stacked.degree > MAX_DEGREE:
         raise NotPolynomial(f"expected a degree of at most {MAX_DEGREE}, got {stacked.degree}")
     if p.numel() > MAX_STACKED:
         raise NotPolynomial(f"more than {MAX_STACKED} coefficients, {p.numel()}")

@@ -20,8 +20,8 @@ MAX_TERMS = 16  # of which the kernels are a multiple in size
 
 def refuse(model: Stacked) -> str | None:
     """None, or why the kernels cannot serve the model."""
-    if model.batch or not model.of_y:
-        return "not several outputs"
+    if model.batch or not model.of_y or model.exponents:
+        return "not several outputs of one variable"
     terms = model.n_terms
     if terms > MAX_TERMS:
         return f"{terms} coefficients of a class, more than {MAX_TERMS}"

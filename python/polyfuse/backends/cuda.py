@@ -86,8 +86,8 @@ class Cuda:
         return f"{terms} terms of several variables, above {most}" if terms > most else None
 
     def refuse_classes(self, model: Stacked) -> str | None:
-        if model.batch or not model.of_y:
-            return "not several outputs"
+        if model.batch or not model.of_y or model.exponents:
+            return "not several outputs of one variable"
         if model.outputs > MAX_CLASSES:
             return f"{model.outputs} classes, more than {MAX_CLASSES}"
         if model.n_params > MAX_PARAMS:

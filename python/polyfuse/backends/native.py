@@ -20,14 +20,14 @@ ENGINE = {"stream": 0, "moments": 1, "closed_form": 2}
 
 
 def make_plan(model: Traced) -> Any:
-    if isinstance(model, Stacked):
-        plan = _C.Plan(1, 1, [], model.shift, model.scale, None)
-        plan.set_stacked(make_stacked(model))
-        return plan
     surface = None
     if model.exponents:
         shift, scale = zip(*model.variables, strict=True)
         surface = *layout(model.exponents), list(shift), list(scale)
+    if isinstance(model, Stacked):
+        plan = _C.Plan(1, 1, [], model.shift, model.scale, surface)
+        plan.set_stacked(make_stacked(model))
+        return plan
     return _C.Plan(
         len(model.slots), model.n_terms, list(model.terms), model.shift, model.scale, surface
     )
@@ -131,7 +131,10 @@ class Cpu:
 
     def accumulate(self, problem: Problem) -> Any:
         data = make_data(problem.model, problem.x, problem.y, problem.omit, problem.weight)
-        return _C.accumulate(data, problem.model.degree + 1, torch.get_num_threads())
+        threads = torch.get_num_threads()
+        if isinstance(problem.model, Stacked):
+            return _C.accumulate_stacked(borrow_plan(problem), data, threads)
+        return _C.accumulate(data, problem.model.degree + 1, threads)
 
     def descend(
         self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: State
@@ -141,6 +144,8 @@ class Cpu:
             plan.set_changes([(epoch, rows_of(rule)) for epoch, rule in problem.changes])
         data = make_data(problem.model, problem.x, problem.y, problem.omit, problem.weight)
         descend: Any = _C.descend_surface if problem.model.exponents else _C.descend
+        if isinstance(problem.model, Stacked):
+            descend = _C.descend_stacked
         report = Report(
             *descend(
                 plan, data, ENGINE[engine], moments, *schedule, torch.get_num_threads(),

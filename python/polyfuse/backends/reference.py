@@ -19,7 +19,7 @@ def design(model: Traced, x: torch.Tensor) -> torch.Tensor:
     """V [N, K], V[n, k] = u_n^k with u = (x - shift) * scale, or products of such powers."""
     if model.exponents:
         shift, scale = x.new_tensor(model.variables, dtype=torch.float64).T
-        u = (x.double() - shift) * scale
+        u = (x.double().reshape(len(x), -1) - shift) * scale
         columns = []
         for exponents in model.exponents:
             columns.append(torch.ones_like(u[:, 0]))

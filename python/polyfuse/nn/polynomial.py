@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..bases import BASES, name_of, series, terms
+from ..bases import BASES, name_of, products, series, terms
 from ..exponents import parent_of
-from ..stacked import Stacked, stacked
+from ..stacked import Stacked, stacked, stacked_surfaces
 from .module import Module
 
 MOST_EXPANDED = 8  # degree of a series in another basis whose powers of u keep its digits
@@ -29,13 +29,14 @@ class Polynomial(Module):
             total_degree=False, one degree for each variable (or for all); not with functions.
         variables: how many variables.
         batch_shape: shape of the batch of polynomials of one variable; () for a single one.
-        outputs: how many polynomials of one x make up one output, under one loss: y
-            ``[N, outputs]``, or the logits of so many classes for ``CrossEntropyLoss``; None: y
-            has no dimension of outputs.
+        outputs: how many polynomials of the same x make up one output, under one loss: y
+            ``[N, outputs]``, or the logits of so many classes for ``CrossEntropyLoss``; of one
+            variable, of several, or in a basis of functions. None: y has no dimension of outputs.
         basis: ``monomial``, ``chebyshev``, ``legendre``, ``hermite``, ``hermite_e`` or
-            ``laguerre``, as in `numpy.polynomial`; of one variable. Or a list of functions, each
-            of a tensor in the shape of x: any model that is linear in its coefficients. (Columns
-            that are there already are x [N, K] of a model of degree 1 in K variables with
+            ``laguerre``, as in `numpy.polynomial`; of several variables a term is the product of
+            one of each, ``phi_p(x_1) phi_q(x_2)`` for the powers (p, q). Or a list of functions,
+            each of a tensor in the shape of x: any model that is linear in its coefficients.
+            (Columns that are there already are x [N, K] of a model of degree 1 in K variables with
             intercept=False.)
         domain: (low, high), the range of x that is mapped to the window of the basis as in
             `numpy.polynomial`: u from -1 to 1, for ``laguerre`` from 0 to 1; of several variables a
@@ -49,8 +50,8 @@ class Polynomial(Module):
             `sklearn.preprocessing.PolynomialFeatures`.
 
     Shapes: a single polynomial of one variable takes x of any shape, and gives the shape of x. One
-    of several variables takes x [..., variables], and gives [...]; one of several outputs takes x
-    [...] and gives [..., outputs]. A batch takes x [N], shared by
+    of several variables takes x [..., variables], and gives [...]; with outputs either gives
+    [..., outputs]. A batch takes x [N], shared by
     all, or ``[N, *batch_shape]``, and gives ``[N, *batch_shape]``: samples come first, as in
     `numpy.polyfit`. Data that has them last is handed over as ``y.movedim(-1, 0)``, a view.
 
@@ -71,7 +72,7 @@ class Polynomial(Module):
         torch.Size([3])
     """
 
-    __jit_unused_properties__ = ("degree", "variable")
+    __jit_unused_properties__ = ("by_columns", "degree", "variable")
 
     def __init__(
         self,
@@ -97,8 +98,8 @@ class Polynomial(Module):
             raise ValueError(f"batch_shape: expected () for {variables} variables, got {shape}")
         if outputs is not None and (not _is_int(outputs) or outputs < 1):
             raise ValueError(f"outputs: expected None or an int >= 1, got {outputs!r}")
-        if outputs is not None and (shape or variables > 1):
-            raise ValueError("outputs: expected None for a batch or several variables")
+        if outputs is not None and shape:
+            raise ValueError(f"outputs: expected None for a batch, got {outputs}")
         if not intercept and variables == 1:
             raise ValueError("intercept: expected True for one variable, got False")
         functions = None if isinstance(basis, str) else _functions(basis)
@@ -107,8 +108,6 @@ class Polynomial(Module):
                 "degree, variables, batch_shape, domain: expected None, 1, () and None for a basis "
                 f"of functions, got {degree!r}, {variables}, {shape} and {domain!r}"
             )
-        if functions and outputs is not None:
-            raise ValueError(f"outputs: expected None for a basis of functions, got {outputs}")
         if functions:  # each is a variable of its own, to the first power
             degree = 1
         family = basis if isinstance(basis, str) else "functions"
@@ -119,8 +118,8 @@ class Polynomial(Module):
             if total_degree and isinstance(degree, (tuple, list)):
                 wanted += ", or one for each variable with total_degree=False"
             raise ValueError(f"degree: expected {wanted}, got {degree!r}")
-        if not functions and family not in (known := BASES if variables == 1 else ("monomial",)):
-            raise ValueError(f"basis: expected one of {', '.join(known)}, got {basis!r}")
+        if not functions and family not in BASES:
+            raise ValueError(f"basis: expected one of {', '.join(BASES)}, got {basis!r}")
         self.variables, self.batch_shape, self.basis = variables, shape, family
         self.outputs, self.functions = outputs, functions
         self.domain = _domain(domain, variables)
@@ -182,8 +181,19 @@ class Polynomial(Module):
         several = self.outputs is not None or self.batch_shape or self.refuse_powers()
         if not several or not own or "coefficients" not in self._parameters:
             return None
+        if self.functions or (self.variables > 1 and self.basis != "monomial"):
+            return None
+        if self.variables > 1:
+            return stacked_surfaces(self.coefficients, self.exponents, self.variable)
         ((shift, scale),) = self.variable
         return stacked(self.coefficients, self.basis, shift, scale, batch=self.outputs is None)
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether kernels read the values of its terms, rather than what these are made of."""
+        if self.outputs is None:
+            return bool(self.functions or self.refuse_powers())
+        return bool(self.functions) or (self.variables > 1 and self.basis != "monomial")
 
     def refuse_powers(self) -> str | None:
         """None, or why powers of u would not serve this model."""
@@ -259,6 +269,8 @@ class Polynomial(Module):
         if x.ndim == 0 or x.size(-1) != self.variables:
             raise ValueError(f"x: expected shape (..., {self.variables}), got {tuple(x.shape)}")
         u = [(x[..., v] - shift) * scale for v, (shift, scale) in enumerate(self.variable)]
+        if self.basis != "monomial":
+            return torch.stack(products(self.basis, self.exponents, u), -1)
         features: dict[tuple[int, ...], torch.Tensor] = {}
         for powers in self.exponents:
             parent, v = parent_of(powers)
