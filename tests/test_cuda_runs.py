@@ -1,5 +1,6 @@
 """Whole runs of the CUDA kernels, on the CPU, against the reference and plain PyTorch."""
 
+import itertools
 from dataclasses import replace
 
 import polyfuse as pf
@@ -58,6 +59,32 @@ def test_shares_that_do_not_fit_on_chip(dtype, backend):
     backend.descend(problem, "stream", None, Schedule(0, 3), found)
     REFERENCE.descend(problem, "stream", None, Schedule(0, 3), truth)
     assert_relative(found.params, truth.params, 1e-11)
+
+
+@pytest.mark.parametrize("engine", ["stream", "moments"])
+@pytest.mark.parametrize("n", [1, 12, 13, 96, 97])
+@pytest.mark.parametrize("degree", [0, 2, 3, 4, 5])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_epochs_that_nobody_looks_at(engine, n, degree, momentum, dtype, backend):
+    """Within and beyond what stays in registers, with a rule that changes and parameters apart."""
+    model, problem = make(degree, n, dtype)
+    rule = SgdOptions(0.05, momentum, 0.1 * momentum, 0.01, momentum > 0.0, False)
+    slower = rule._replace(lr=0.02)
+    at_first, then = (rule,) * (degree + 1), (slower,) * (degree + 1)
+    apart = (rule,) * degree + (None if degree else slower,)
+    for first, changes in ((at_first, ((7, then), (40, at_first))), (apart, ())):
+        found, truth = state_of(model), state_of(model)
+        run = problem._replace(rule=first, changes=changes)
+        seen = backend.descend(run, engine, None, Schedule(0, 50, 21), found)
+        recorded, rules = [], ((0, first), *changes, (50, None))
+        for (begin, rule), (end, _) in itertools.pairwise(rules):
+            span = Schedule(begin, end - begin, 21)
+            part = REFERENCE.descend(problem._replace(rule=rule), engine, None, span, truth)
+            recorded += list(part.recorded)
+        assert_relative(seen.recorded, recorded, 1e-9)
+        assert_relative(found.params, truth.params, 1e-10)
+        assert_relative(found.kept, truth.kept, 1e-9)
+        assert_relative(found.grad, truth.grad, 1e-7)
 
 
 @pytest.mark.parametrize("engine", ["moments", "closed_form"])

@@ -18,7 +18,12 @@ step() {  # name, seconds, command...
 pytest=(python3 -m pytest -m gpu -W default -p no:cacheprovider --tb short --durations 5 -rs)
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv | tee "$out/gpu.txt"
 # Machine code for this GPU alone; without it a build takes several times as long.
-install=(python3 -m pip install --disable-pip-version-check --no-build-isolation --no-deps .)
+# Installed apart: site-packages may be read-only, and may hold another polyfuse.
+site=$(mktemp -d)
+export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+trap 'rm -rf "$site"' EXIT
+install=(python3 -m pip install --disable-pip-version-check --no-build-isolation --no-deps --upgrade
+  --target "$site" .)
 export CMAKE_ARGS="-DCMAKE_CUDA_ARCHITECTURES=native"
 cuda=yes
 step build 140 "${install[@]}" || cuda=""

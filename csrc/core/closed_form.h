@@ -41,10 +41,12 @@ PF_HD void one_epoch(const Team& team, Objective& objective, const Descent& desc
   team.each(n, [&](int i) { fill(2 * n, i, origin[i], shifted[i], 0.0); });
 }
 
-// All epochs from here to just before the last.
+// After the first step: all epochs to just before the last. The first is taken apart because it
+// fills the momentum buffers, the last because its gradient stays behind.
 template <class Team, class Objective, class Record>
 PF_HD void jump_ahead(const Team& team, Objective& objective, const Descent& descent, Outcome& out,
                       State s, Record&& record, double* work) {
+  if (out.epochs != 1 || descent.schedule.epochs < 4) return;
   const int n = descent.n_params;
   double *const epoch = work, *const powers = epoch + affine_entries(2 * n);
   double *const origin = powers + 3 * affine_entries(2 * n), *const state = origin + n;
@@ -81,21 +83,6 @@ PF_HD void jump_ahead(const Team& team, Objective& objective, const Descent& des
   team.each(n, [&](int i) {
     if (filled[i] != 0.0 && fills_momentum(descent.rule[i])) buffer[i] = state[n + i];
   });
-}
-
-// The first step is taken apart because it fills the momentum buffers, the last because its
-// gradient stays behind.
-template <class Team, class Objective, class Record>
-PF_HD void closed_form(const Team& team, Objective& objective, const Descent& descent, Outcome& out,
-                       State s, Record&& record, double* work) {
-  const int64_t epochs = descent.schedule.epochs;
-  for (;;) {
-    look(team, objective, descent, out, s);
-    if (out.epochs >= epochs) return;
-    out.previous = NAN;  // tol is not for this engine
-    move(team, descent, out, s, record);
-    if (out.epochs == 1 && epochs >= 4) jump_ahead(team, objective, descent, out, s, record, work);
-  }
 }
 
 }  // namespace PF_ISA

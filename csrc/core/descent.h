@@ -130,20 +130,29 @@ struct Descent {
   PF_HD const UpdateRule& rule_of(int i) const { return rule[alike ? 0 : i]; }
 };
 
+// The update of parameter i of n, in the precision of T.
+template <class T>
+PF_HD void update_one(const UpdateRule& rule, int i, int n, State s) {
+  T p = T(s.params[i]), kept[kKept];
+  PF_UNROLL
+  for (int r = 0; r < kKept; ++r) kept[r] = T(s.kept[r * n + i]);
+  update(rule, p, T(s.grad[i]), kept);
+  if (s.low) p = projected(p, T(s.low[i]), T(s.high[i]));
+  s.params[i] = p;
+  PF_UNROLL
+  for (int r = 0; r < kKept; ++r) s.kept[r * n + i] = kept[r];
+}
+
+// Of single steps, never in a loop over epochs: code that is long and seldom run.
+PF_HD_APART void update_one_in_float32(const UpdateRule& rule, int i, int n, State s) {
+  update_one<float>(rule, i, n, s);
+}
+
 // The update of every parameter, in the precision of T.
 template <class T, class Team>
 PF_HD void update_all(const Team& team, const Descent& descent, State s) {
   const int n = descent.n_params;
-  team.each(n, [&](int i) {
-    T p = T(s.params[i]), kept[kKept];
-    PF_UNROLL
-    for (int r = 0; r < kKept; ++r) kept[r] = T(s.kept[r * n + i]);
-    update(descent.rule_of(i), p, T(s.grad[i]), kept);
-    if (s.low) p = projected(p, T(s.low[i]), T(s.high[i]));
-    s.params[i] = p;
-    PF_UNROLL
-    for (int r = 0; r < kKept; ++r) s.kept[r * n + i] = kept[r];
-  });
+  team.each(n, [&](int i) { update_one<T>(descent.rule_of(i), i, n, s); });
 }
 
 template <class Team, class Objective>
@@ -165,11 +174,12 @@ PF_HD bool move(const Team& team, const Descent& descent, Outcome& out, State s,
   }
   out.previous = out.loss;
   const bool single = descent.single;
-  team.each(descent.n_params, [&](int i) {
+  const int n = descent.n_params;
+  team.each(n, [&](int i) {
     s.grad[i] = single ? static_cast<float>(descent.grad[i]) : descent.grad[i];
   });
   if (single)
-    update_all<float>(team, descent, s);
+    team.each(n, [&](int i) { update_one_in_float32(descent.rule_of(i), i, n, s); });
   else
     update_all<double>(team, descent, s);
   ++out.epochs;

@@ -3,6 +3,7 @@
 
 #if defined(__CUDACC__)
 #define PF_HD __host__ __device__ __forceinline__
+#define PF_HD_APART inline __host__ __device__ __noinline__  // in a function of its own
 #define PF_ALWAYS_INLINE
 #define PF_UNROLL _Pragma("unroll")
 #define PF_ROLLED _Pragma("unroll 1")  // few rounds, seldom run: a device's code stays small
@@ -14,6 +15,7 @@
 #define PF_HD inline
 #endif
 #if !defined(PF_UNROLL)
+#define PF_HD_APART PF_HD
 #define PF_UNROLL
 #define PF_ROLLED
 #endif

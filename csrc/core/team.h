@@ -21,6 +21,7 @@ struct Alone {
   PF_HD void one(F&& f) const {
     f();
   }
+  PF_HD void meet() const {}
 };
 
 }  // namespace PF_ISA

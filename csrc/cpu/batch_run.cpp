@@ -65,20 +65,6 @@ OwnedDesign design_of(const Batch& batch) {
 
 namespace {
 
-// How SGD's step responds to parameter, gradient and buffer, once that is filled.
-LinearStep linear_step(const UpdateRule& rule) {
-  const auto respond = [&](double p, double g, double b, double& to_p, double& to_b) {
-    double kept[kKept] = {b, 1.0};
-    update(rule, p, g, kept);
-    to_p = p, to_b = kept[Sgd::kBuffer];
-  };
-  LinearStep step;
-  respond(1.0, 0.0, 0.0, step.p_p, step.b_p);
-  respond(0.0, 1.0, 0.0, step.p_g, step.b_g);
-  respond(0.0, 0.0, 1.0, step.p_b, step.b_b);
-  return step;
-}
-
 constexpr int64_t kMostPaced = 1 << 16;
 
 // Whether what all fits share stays as the first epoch of a rule leaves it.

@@ -1,7 +1,7 @@
 // Passes over a range of samples, one table of them for every instruction set.
 #pragma once
 
-#include "../core/problem.h"
+#include "../core/quiet.h"
 
 namespace polyfuse {
 
@@ -11,12 +11,6 @@ struct Surface;
 
 constexpr int kResidentSamples = 64;
 constexpr int kResidentTerms = 8;
-
-// An update rule that is linear in parameter p, sum of r u^k (as g) and momentum b.
-struct LinearStep {
-  double p_p, p_g, p_b;  // p <- p_p p + p_g g + p_b b
-  double b_p, b_g, b_b;
-};
 
 // A design of any kind: N rows of K numbers from which a shift is subtracted, column by column.
 struct Columns {

@@ -28,57 +28,51 @@ struct StreamObjective {
   }
 };
 
-// Epochs that need no loss and no gradient to be left behind, on few samples; true if done.
-bool run_resident(const Problem& problem, const UpdateRule* rules, int64_t epochs, const State& s) {
+// Epochs of few samples whose losses nobody looks at; false: it cannot take them.
+bool take_quiet(StreamObjective& stream, const Descent& descent, int64_t quiet, int64_t,
+                const State& s) {
+  const Problem& problem = stream.problem;
   const int n = problem.map.n_params;
+  bool with_momentum;
   if (s.low || !problem.map.identity || problem.criterion.kind != CriterionKind::SquaredError ||
       problem.data.omit || problem.data.w || problem.data.n > kResidentSamples ||
-      n > kResidentTerms)
+      n > kResidentTerms || !steps_are_linear(descent, s, with_momentum))
     return false;
   LinearStep steps[kResidentTerms];
-  bool with_momentum = false;
   const double slope = 2.0 * (problem.mean ? 1.0 / static_cast<double>(problem.data.n) : 1.0);
   for (int i = 0; i < n; ++i) {
-    const UpdateRule& rule = rules[i];
-    if (rule.method != Method::Sgd && rule.method != Method::None) return false;
-    if (fills_momentum(rule)) {
-      with_momentum = true;
-      // The first step fills the buffer in its own way.
-      if (s.kept[Sgd::kFilled * n + i] == 0.0) return false;
-    }
-    const auto respond = [&](double p, double g, double b, double& to_p, double& to_b) {
-      double kept[kKept] = {b, 1.0};
-      update(rule, p, g, kept);
-      to_p = p, to_b = kept[Sgd::kBuffer];
-    };
-    LinearStep& step = steps[i];
-    respond(1.0, 0.0, 0.0, step.p_p, step.b_p);
-    respond(0.0, slope, 0.0, step.p_g, step.b_g);
-    respond(0.0, 0.0, 1.0, step.p_b, step.b_b);
+    steps[i] = linear_step(descent.rule_of(i));  // on sums, not yet the gradient
+    steps[i].p_g *= slope;
+    steps[i].b_g *= slope;
   }
   passes_for(problem.data.n)
-      .resident(problem.data, n, steps, with_momentum, epochs, s.params, s.kept + Sgd::kBuffer * n);
+      .resident(problem.data, n, steps, with_momentum, quiet, s.params, s.kept + Sgd::kBuffer * n);
   return true;
 }
 
+struct FromMoments : MomentsObjective {
+  QuietMoments quiet;
+};
+
+bool take_quiet(FromMoments& moments, const Descent& descent, int64_t quiet, int64_t change,
+                const State& s) {
+  return moments.quiet(Alone{}, moments, descent, quiet, change, s);
+}
+
 template <class Objective>
-bool run_resident(const Objective&, const UpdateRule*, int64_t, const State&) {
+bool take_quiet(Objective&, const Descent&, int64_t, int64_t, const State&) {
   return false;
 }
-bool run_resident(const StreamObjective& stream, const UpdateRule* rules, int64_t epochs,
-                  const State& s) {
-  return run_resident(stream.problem, rules, epochs, s);
-}
 
-constexpr int64_t kLook = 1 << 20;  // samples read between two looks at the clock
+constexpr int64_t kLook = 1 << 20;  // what is done between two looks at the clock
 
+// cost: of an epoch, in samples read or as much work.
 template <class Objective>
 Report step_by_step(const Problem& problem, Objective& objective, const Schedule& schedule,
-                    State s) {
+                    int64_t cost, State s) {
   std::vector<double> grad(static_cast<size_t>(problem.map.n_params));
   const bool alike = problem.stacked;
   Descent descent{problem.map.n_params, problem.rule, schedule, grad.data(), false, alike};
-  const int64_t n = alike ? problem.stacked->n * problem.stacked->n_outputs : problem.data.n;
   Report out;
   out.previous = schedule.previous;
   using Clock = std::chrono::steady_clock;
@@ -89,24 +83,18 @@ Report step_by_step(const Problem& problem, Objective& objective, const Schedule
     for (; change != last && *change <= out.epochs; ++change)
       descent.rule += alike ? 1 : descent.n_params;
   };
-  int64_t unlooked = 0;  // samples read since the last look at the clock
+  int64_t unlooked = 0;  // cost since the last look at the clock
   const auto pause = [&] {
     follow();
-    if (schedule.tol < 0.0) {
-      // Up to the next recorded epoch, or the last, whose gradient stays behind.
-      const int64_t epoch = schedule.first_epoch + out.epochs - 1;
-      const int64_t most = std::max<int64_t>(1, kLook / n);
-      int64_t quiet = std::min<int64_t>(schedule.epochs - out.epochs - 1, most);
-      if (schedule.record_every > 0)
-        quiet = std::min(quiet, schedule.record_every - epoch % schedule.record_every - 1);
-      if (change != last) quiet = std::min(quiet, *change - out.epochs);
-      if (quiet > 0 && run_resident(objective, descent.rule, quiet, s)) {
-        out.epochs += quiet;
-        unlooked += quiet * n;
-        follow();
-      }
+    const int64_t next = change == last ? INT64_MAX : *change;
+    const int64_t quiet =
+        std::min(quiet_epochs(schedule, out.epochs, next), std::max<int64_t>(1, kLook / cost));
+    if (quiet > 0 && take_quiet(objective, descent, quiet, next, s)) {
+      out.epochs += quiet;
+      unlooked += quiet * cost;
+      follow();
     }
-    unlooked += n;
+    unlooked += cost;
     if (schedule.seconds <= 0.0 || unlooked < kLook) return true;
     unlooked = 0;
     return std::chrono::duration<double>(Clock::now() - start).count() <= schedule.seconds;
@@ -124,14 +112,18 @@ Report in_closed_form(const Problem& problem, Objective& objective, const Schedu
   Report out;
   out.previous = schedule.previous;
   const auto record = [&](double loss) { out.recorded.push_back(loss); };
-  closed_form(Alone{}, objective, descent, out, s, record, work.data());
+  step_by_step(Alone{}, objective, descent, out, s, record, [&] {
+    jump_ahead(Alone{}, objective, descent, out, s, record, work.data());
+    return true;
+  });
   return out;
 }
 
-MomentsObjective from_moments(const Problem& problem, const Moments& moments) {
-  MomentsObjective objective;
+FromMoments from_moments(const Problem& problem, const Moments& moments) {
+  FromMoments objective;
   objective.start(Alone{}, problem.map, moments, problem.data.shift, problem.data.scale,
                   problem.mean);
+  objective.quiet.start(Alone{});
   return objective;
 }
 
@@ -225,14 +217,20 @@ double objective(const Problem& problem, const SurfaceMoments& moments, const do
   return from_moments(problem, surface, moments, work.data())(Alone{}, params, grad);
 }
 
+// Of an epoch on moments.
+static int64_t cost_of(const CoefficientMap& map) {
+  return int64_t{map.n_coefficients} * map.n_coefficients;
+}
+
 Report descend(const Problem& problem, Engine engine, const Moments* moments,
                const Schedule& schedule, State s) {
   if (engine == Engine::Stream) {
     StreamObjective stream{problem};
-    return step_by_step(problem, stream, schedule, s);
+    return step_by_step(problem, stream, schedule, problem.data.n, s);
   }
-  MomentsObjective objective = from_moments(problem, *moments);
-  if (engine == Engine::Moments) return step_by_step(problem, objective, schedule, s);
+  FromMoments objective = from_moments(problem, *moments);
+  if (engine == Engine::Moments)
+    return step_by_step(problem, objective, schedule, cost_of(problem.map), s);
   return in_closed_form(problem, objective, schedule, s);
 }
 
@@ -241,11 +239,12 @@ Report descend(const Problem& problem, Engine engine, const SurfaceMoments* mome
   const Surface surface = surface_of(problem);
   if (engine == Engine::Stream) {
     SurfaceStream stream{problem.map, surface, problem.threads};
-    return step_by_step(problem, stream, schedule, s);
+    return step_by_step(problem, stream, schedule, problem.data.n, s);
   }
   std::vector<double> work(static_cast<size_t>(3 * surface.n_terms));
   auto objective = from_moments(problem, surface, *moments, work.data());
-  if (engine == Engine::Moments) return step_by_step(problem, objective, schedule, s);
+  if (engine == Engine::Moments)
+    return step_by_step(problem, objective, schedule, cost_of(problem.map), s);
   return in_closed_form(problem, objective, schedule, s);
 }
 
@@ -254,13 +253,14 @@ Report descend(const Problem& problem, Engine engine, const StackedMoments* mome
   const Stacked stacked = stacked_of(problem);
   if (engine == Engine::Stream) {
     StackedStream stream{stacked, problem.threads};
-    return step_by_step(problem, stream, schedule, s);
+    return step_by_step(problem, stream, schedule, stacked.n * stacked.n_outputs, s);
   }
   if (engine == Engine::ClosedForm) return in_closed_form(problem, *moments, schedule, s);
   const auto from_moments = [&](Alone, const double* params, double* grad) {
     return objective(stacked, *moments, params, grad);
   };
-  return step_by_step(problem, from_moments, schedule, s);
+  const int64_t cost = int64_t{stacked.n_terms} * stacked.n_terms * stacked.n_outputs;
+  return step_by_step(problem, from_moments, schedule, cost, s);
 }
 
 }  // namespace polyfuse

@@ -137,7 +137,7 @@ PF_DEVICE double mean_of_classes(const Block& block, const Run& run, const Desk&
   return factor * rest[0];
 }
 
-struct Summed {
+struct SummedClasses {
   const Run& run;
   Desk& desk;
   PF_DEVICE double operator()(const Block& block, const double*, double* grad) const {
@@ -149,17 +149,11 @@ template <class T, int K>
 struct Read {
   const Run& run;
   Desk& desk;
-  int64_t looks = 0;  // partial sums alternate between two places
+  int64_t looks = 0;
 
   PF_DEVICE double operator()(const Block& block, const double* params, double* grad) {
     sum_classes<T, K>(run, params, desk);
-    if (gridDim.x > 1) {
-      const int n = run.n_params + kRest;
-      double* const partial = workspace_of(run)->sums() + (looks++ % 2) * int64_t(gridDim.x) * n;
-      publish(desk.sums, n, partial);
-      meet_grid(workspace_of(run));
-      combine(partial, n, desk.scratch, desk.sums);
-    }
+    sum_everywhere(run, desk, run.n_params + kRest, looks);
     return mean_of_classes(block, run, desk, grad);
   }
 };
@@ -171,31 +165,16 @@ __global__ void __launch_bounds__(kPassThreads, 1) classes_step(const __grid_con
   desk.load_params(block, run);
   sum_classes<T, K>(run, desk.params, desk);
   if (!sum_grid(workspace_of(run), run.n_params + kRest, desk.scratch, desk.sums)) return;
-  desk.load_rest(block, run, true);
-  Summed objective{run, desk};
-  const Descent descent = desk.descent(run);
-  Outcome out;
-  out.previous = run.schedule.previous;
-  look(block, objective, descent, out, desk.state());
-  move(block, descent, out, desk.state(), Recorder::of(run, true));
-  desk.finish(block, run, out, NAN);
+  step_on_sums(block, desk, run, SummedClasses{run, desk});
 }
 
 template <class T, int K>
 __global__ void __launch_bounds__(kPassThreads, 1) classes_stream(const __grid_constant__ Run run) {
   PF_SHARED(Desk, desk);
   const Block block;
-  const bool writes = blockIdx.x == 0;
   desk.load_params(block, run);
-  desk.load_rest(block, run, writes);
   Read<T, K> objective{run, desk};
-  const Descent descent = desk.descent(run);
-  Outcome out;
-  out.previous = run.schedule.previous;
-  step_by_step(block, objective, descent, out, desk.state(), Recorder::of(run, writes),
-               Follow<Block>{block, run, desk, out});
-  if (writes) desk.finish(block, run, out, NAN);
-  leave_grid(workspace_of(run));
+  descend_in_all_blocks(block, desk, run, objective, SkipNothing{});
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // The fused run that reads the data once: a pilot fit in every block, the moments about it, and all
 // epochs in the block that comes last; also the moments alone, and the run from moments given.
+#include "../core/quiet.h"
 #include "descend.cuh"
 #include "launch.cuh"
 #include "launch.h"
@@ -12,6 +13,7 @@ struct Board {
   Desk desk;
   Moments moments;
   MomentsObjective objective;
+  QuietMoments quiet;
 
   // Where the pilot fit works: the objective comes later.
   PF_DEVICE double* work() { return reinterpret_cast<double*>(&objective); }
@@ -100,23 +102,25 @@ PF_DEVICE void each_entry(const Block& block, Moments& moments, double* buffer, 
   });
 }
 
-template <Engine engine, class Team>
-PF_DEVICE void descend_on(const Team& team, Board& board, const Run& run) {
-  board.desk.load_map(team, run);
-  board.objective.start(team, board.desk.map, board.moments, run.data.shift, run.data.scale,
-                        run.mean);
+// Not inlined: the compiler then optimises it once for all kernels.
+__device__ __noinline__ void descend_on(Board& board, const Run& run) {
+  const Crew crew = crew_of(run);
+  if (static_cast<int>(threadIdx.x) >= crew.size()) return;
+  Desk& desk = board.desk;
+  MomentsObjective& objective = board.objective;
+  desk.load_map(crew, run);
+  objective.start(crew, desk.map, board.moments, run.data.shift, run.data.scale, run.mean);
+  board.quiet.start(crew);
   double* const behind = workspace_of(run)->sums() + int64_t(gridDim.x) * kMaxSums;
   double* const work = run.grid.shared ? reinterpret_cast<double*>(dynamic_shared()) : behind;
-  descend_by<engine>(team, board.desk, run, board.objective, board.moments.square, work);
-}
-
-// The matrices of the closed form are work for a block; an epoch is little for a warp.
-// It is compiled once, for all kernels.
-__device__ __noinline__ void descend(Board& board, const Run& run) {
-  if (run.engine == Engine::ClosedForm)
-    descend_on<Engine::ClosedForm>(Block{}, board, run);
-  else if (threadIdx.x < kWarp)
-    descend_on<Engine::Moments>(Warp{}, board, run);
+  State state = desk.state();
+  if (!run.bounds) state.low = state.high = nullptr;
+  descend_on_moments(crew, desk, run, objective, board.moments.square, work,
+                     [&](const Descent& descent, Outcome& out, int64_t change, Recorder&) {
+                       const int64_t quiet = quiet_epochs(descent.schedule, out.epochs, change);
+                       if (quiet > 0 && board.quiet(crew, objective, descent, quiet, change, state))
+                         out.epochs += quiet;
+                     });
 }
 
 template <class T, int K>
@@ -126,7 +130,7 @@ __global__ void __launch_bounds__(kPassThreads, 1) moments(const __grid_constant
   if (!accumulate<T, K>(block, board, run)) return;
   each_entry(block, board.moments, run.moments, run.n_coefficients,
              [](double& here, double& there) { there = here; });
-  if (!(run.flags & kMoments)) descend(board, run);
+  if (!(run.flags & kMoments)) descend_on(board, run);
 }
 
 __global__ void __launch_bounds__(kPassThreads, 1) epochs(const __grid_constant__ Run run) {
@@ -134,7 +138,7 @@ __global__ void __launch_bounds__(kPassThreads, 1) epochs(const __grid_constant_
   const Block block;
   each_entry(block, board.moments, run.moments, run.n_coefficients,
              [](double& here, double& there) { here = there; });
-  descend(board, run);
+  descend_on(board, run);
 }
 
 }  // namespace

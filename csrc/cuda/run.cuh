@@ -50,12 +50,6 @@ struct Desk {
 
   PF_DEVICE State state() { return {params, kept, grad, low, high}; }
 
-  PF_DEVICE Descent descent(const Run& run) {
-    const bool step = (run.flags & kLoad) && (run.flags & kStep);
-    const bool single = step && run.data.dtype == Dtype::Float32;
-    return {run.n_params, rule, run.schedule, fresh, single};
-  }
-
   template <class Team>
   PF_DEVICE void load_map(const Team& team, const Run& run) {
     const bool here = run.n_terms <= kMaxParams && run.n_slots <= kMaxParams;
@@ -167,35 +161,33 @@ struct Desk {
   }
 };
 
+PF_DEVICE Workspace* workspace_of(const Run& run) { return static_cast<Workspace*>(run.workspace); }
+
+// The desk's sums, of all blocks in each of them; partial sums alternate between two places.
+PF_DEVICE void sum_everywhere(const Run& run, Desk& desk, int n_sums, int64_t& looks) {
+  if (gridDim.x == 1) return;
+  double* const partial = workspace_of(run)->sums() + (looks++ % 2) * int64_t(gridDim.x) * n_sums;
+  publish(desk.sums, n_sums, partial);
+  meet_grid(workspace_of(run));
+  combine(partial, n_sums, desk.scratch, desk.sums);
+}
+
 // After an epoch: the rule that the next one follows.
 template <class Team>
 struct Follow {
   const Team& team;
   const Run& run;
   Desk& desk;
-  const Outcome& out;
   int64_t row = 0;
 
-  PF_DEVICE bool operator()() {
-    if (!run.changes || run.changes[row] > out.epochs) return true;
+  // The first epoch of another rule.
+  PF_DEVICE int64_t change() const { return run.changes ? run.changes[row] : INT64_MAX; }
+  PF_DEVICE void operator()(int64_t epochs) {
+    if (change() > epochs) return;
     const double* const rows = run.rule + ++row * kRuleRow * run.n_params;
     team.each(run.n_params, [&](int i) { desk.rule[i] = rule_in(rows, i); });
-    return true;
   }
 };
-
-// Sums that are there already.
-struct Summed {
-  const Run& run;
-  Desk& desk;
-  double n;
-  template <class Team>
-  PF_DEVICE double operator()(const Team& team, const double* params, double* grad) const {
-    return desk.gradient(team, run, n, params, grad);
-  }
-};
-
-PF_DEVICE Workspace* workspace_of(const Run& run) { return static_cast<Workspace*>(run.workspace); }
 
 struct Recorder {
   double* at;
@@ -210,16 +202,68 @@ struct Recorder {
   }
 };
 
-// One step from the desk's sums over `n` samples, by the block that has them.
-PF_DEVICE void step_on_sums(const Block& block, Desk& desk, const Run& run, double n) {
+PF_DEVICE bool is_step(const Run& run) { return run.flags & kStep; }
+
+// One that rounds what it computes to the dtype of the tensors that it starts from.
+PF_DEVICE bool is_single(const Run& run) {
+  return is_step(run) && (run.flags & kLoad) && run.data.dtype == Dtype::Float32;
+}
+
+struct SkipNothing {
+  PF_DEVICE void operator()(const Descent&, Outcome&, int64_t, Recorder&) const {}
+};
+
+// All epochs from the desk's parameters; skip(descent, outcome, first epoch of another rule,
+// record) takes some after each.
+template <class Team, class Objective, class Skip>
+PF_DEVICE Outcome descend(const Team& team, Desk& desk, const Run& run, Objective& objective,
+                          bool single, bool writes, Skip&& skip) {
+  desk.load_rest(team, run, writes);
+  const Descent descent{run.n_params, desk.rule, run.schedule, desk.fresh, single};
+  Recorder record = Recorder::of(run, writes);
+  Follow<Team> follow{team, run, desk};
+  Outcome out;
+  out.previous = run.schedule.previous;
+  step_by_step(team, objective, descent, out, desk.state(), record, [&] {
+    follow(out.epochs);
+    skip(descent, out, follow.change(), record);
+    follow(out.epochs);
+    return true;
+  });
+  return out;
+}
+
+// All epochs of a grid whose blocks take the same steps.
+template <class Objective, class Skip>
+PF_DEVICE void descend_in_all_blocks(const Block& block, Desk& desk, const Run& run,
+                                     Objective& objective, Skip&& skip) {
+  const bool writes = blockIdx.x == 0;
+  const Outcome out = descend(block, desk, run, objective, false, writes, skip);
+  if (writes) desk.finish(block, run, out, NAN);
+  leave_grid(workspace_of(run));
+}
+
+// One step from the desk's sums, by the block that has them.
+template <class Objective>
+PF_DEVICE void step_on_sums(const Block& block, Desk& desk, const Run& run, Objective&& objective) {
   desk.load_rest(block, run, true);
-  Summed objective{run, desk, n};
-  const Descent descent = desk.descent(run);
+  const Descent descent{run.n_params, desk.rule, run.schedule, desk.fresh, is_single(run)};
   Outcome out;
   out.previous = run.schedule.previous;
   look(block, objective, descent, out, desk.state());
   move(block, descent, out, desk.state(), Recorder::of(run, true));
   desk.finish(block, run, out, NAN);
 }
+
+// Loss and gradient from the desk's sums over `n` samples.
+struct Summed {
+  const Run& run;
+  Desk& desk;
+  double n;
+  template <class Team>
+  PF_DEVICE double operator()(const Team& team, const double* params, double* grad) const {
+    return desk.gradient(team, run, n, params, grad);
+  }
+};
 
 }  // namespace polyfuse

@@ -22,8 +22,8 @@ __global__ void __launch_bounds__(kPassThreads, 1) step(const __grid_constant__ 
   add_samples(run.data, Samples<T>::of(run.data), Ranks::grid(), sums);
   sum_block(sums.sum, desk.scratch, desk.sums);
   if (!sum_grid(workspace_of(run), Sums::kSums, desk.scratch, desk.sums)) return;
-  step_on_sums(block, desk, run,
-               counted(run.data) ? desk.sums[K + 1] : static_cast<double>(run.data.n));
+  const double n = counted(run.data) ? desk.sums[K + 1] : static_cast<double>(run.data.n);
+  step_on_sums(block, desk, run, Summed{run, desk, n});
 }
 
 }  // namespace

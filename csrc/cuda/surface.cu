@@ -60,28 +60,20 @@ PF_DEVICE void each_entry(const Block& block, Board& board, const SurfaceRun& ru
   block.each(run.n_coefficients, [&](int k) { f(board.reference[k], run.moments[size + k]); });
 }
 
-template <Engine engine, class Team>
-PF_DEVICE void descend_on(const Team& team, Board& board, const SurfaceRun& run,
-                          const double* matrix) {
+PF_DEVICE void descend_on(Board& board, const SurfaceRun& run, const double* matrix) {
+  const Crew crew = crew_of(run);
+  if (static_cast<int>(threadIdx.x) >= crew.size()) return;
   Desk& desk = board.desk;
   const GramMoments<MatrixAt> moments = board.moments(run, matrix);
   const int one = run.factors.one, width = moments.gram.width, size = width * width;
-  desk.load_map(team, run);
+  desk.load_map(crew, run);
   const double weight = run.criterion.weight * (run.mean ? 1.0 / moments.gram(one, one) : 1.0);
   GramObjective<MatrixAt> objective{desk.map, moments, weight, desk.coef, desk.sums, desk.scratch};
   const int64_t on_chip = (size + closed_form_work(run.n_params)) * int64_t{sizeof(double)};
   double* const work = on_chip <= run.grid.shared
                            ? reinterpret_cast<double*>(dynamic_shared()) + size
                            : workspace_of(run)->sums() + int64_t(gridDim.x) * size;
-  descend_by<engine>(team, desk, run, objective, moments.square, work);
-}
-
-// As in moments.cu.
-__device__ __noinline__ void descend(Board& board, const SurfaceRun& run, const double* matrix) {
-  if (run.engine == Engine::ClosedForm)
-    descend_on<Engine::ClosedForm>(Block{}, board, run, matrix);
-  else if (threadIdx.x < kWarp)
-    descend_on<Engine::Moments>(Warp{}, board, run, matrix);
+  descend_on_moments(crew, desk, run, objective, moments.square, work, SkipNothing{});
 }
 
 __global__ void __launch_bounds__(kSurfaceThreads, 2)
@@ -91,7 +83,7 @@ __global__ void __launch_bounds__(kSurfaceThreads, 2)
   double* const matrix = reinterpret_cast<double*>(dynamic_shared());
   if (!accumulate(block, board, run, matrix)) return;
   each_entry(block, board, run, matrix, [](double& here, double& there) { there = here; });
-  if (!(run.flags & kMoments)) descend(board, run, matrix);
+  if (!(run.flags & kMoments)) descend_on(board, run, matrix);
 }
 
 __global__ void __launch_bounds__(kSurfaceThreads, 2)
@@ -100,7 +92,7 @@ __global__ void __launch_bounds__(kSurfaceThreads, 2)
   const Block block;
   double* const matrix = reinterpret_cast<double*>(dynamic_shared());
   each_entry(block, board, run, matrix, [](double& here, double& there) { here = there; });
-  descend(board, run, matrix);
+  descend_on(board, run, matrix);
 }
 
 __global__ void __launch_bounds__(kSurfaceThreads, 2)
@@ -113,24 +105,19 @@ __global__ void __launch_bounds__(kSurfaceThreads, 2)
   desk.map.evaluate(block, desk.params, desk.coef);
   sum_loss(run, desk.coef, desk.scratch, desk.sums);
   if (!sum_grid(workspace_of(run), terms + 2, desk.scratch, desk.sums)) return;
-  step_on_sums(block, desk, run, desk.sums[terms + 1]);
+  step_on_sums(block, desk, run, Summed{run, desk, desk.sums[terms + 1]});
 }
 
 struct StreamObjective {
   const SurfaceRun& run;
   Desk& desk;
-  int64_t looks = 0;  // partial sums alternate between two places
+  int64_t looks = 0;
 
   PF_DEVICE double operator()(const Block& block, const double* params, double* grad) {
     const int sums = run.n_coefficients + 2;
     desk.map.evaluate(block, params, desk.coef);
     sum_loss(run, desk.coef, desk.scratch, desk.sums);
-    if (gridDim.x > 1) {
-      double* const partial = workspace_of(run)->sums() + (looks++ % 2) * int64_t(gridDim.x) * sums;
-      publish(desk.sums, sums, partial);
-      meet_grid(workspace_of(run));
-      combine(partial, sums, desk.scratch, desk.sums);
-    }
+    sum_everywhere(run, desk, sums, looks);
     return desk.gradient(block, run, desk.sums[sums - 1], params, grad);
   }
 };
@@ -139,18 +126,10 @@ __global__ void __launch_bounds__(kSurfaceThreads, 2)
     surface_stream(const __grid_constant__ SurfaceRun run) {
   PF_SHARED(Desk, desk);
   const Block block;
-  const bool writes = blockIdx.x == 0;
   desk.load_map(block, run);
   desk.load_params(block, run);
-  desk.load_rest(block, run, writes);
   StreamObjective objective{run, desk};
-  const Descent descent = desk.descent(run);
-  Outcome out;
-  out.previous = run.schedule.previous;
-  step_by_step(block, objective, descent, out, desk.state(), Recorder::of(run, writes),
-               Follow<Block>{block, run, desk, out});
-  if (writes) desk.finish(block, run, out, NAN);
-  leave_grid(workspace_of(run));
+  descend_in_all_blocks(block, desk, run, objective, SkipNothing{});
 }
 
 }  // namespace

@@ -78,7 +78,8 @@ __global__ void __launch_bounds__(kMaxParams) update(const Run run) {
     else
       desk.rule[i].method = Method::None;
   });
-  update_all<T>(block, desk.descent(run), desk.state());
+  const Descent descent{run.n_params, desk.rule};
+  update_all<T>(block, descent, desk.state());
   desk.store_owned(block, run);
 }
 
