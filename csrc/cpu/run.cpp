@@ -196,6 +196,11 @@ Report in_closed_form(const Problem& problem, const StackedMoments& moments,
   return all;
 }
 
+// Of an epoch on moments.
+int64_t cost_of(const CoefficientMap& map) {
+  return int64_t{map.n_coefficients} * map.n_coefficients;
+}
+
 }  // namespace
 
 double objective(const Problem& problem, const Moments* moments, const double* params,
@@ -215,11 +220,6 @@ double objective(const Problem& problem, const SurfaceMoments& moments, const do
   const Surface surface = surface_of(problem);
   std::vector<double> work(static_cast<size_t>(3 * surface.n_terms));
   return from_moments(problem, surface, moments, work.data())(Alone{}, params, grad);
-}
-
-// Of an epoch on moments.
-static int64_t cost_of(const CoefficientMap& map) {
-  return int64_t{map.n_coefficients} * map.n_coefficients;
 }
 
 Report descend(const Problem& problem, Engine engine, const Moments* moments,
