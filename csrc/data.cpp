@@ -50,7 +50,7 @@ void Step::see(const py::object& x, const py::object& y) {
     data_.n = of_x.shape[0];
     data_.x_stride = of_x.shape[1];
   }
-  if (has_own_x()) data_.n /= plan_.stacked->n_outputs;
+  if (plan_.stacked && has_own_x()) data_.n /= plan_.stacked->n_outputs;
   data_.y_stride = of_y.n_dims == 1 ? of_y.stride[0] : 1;
   data_.dtype = dtype_;
   moments_ = {};

@@ -115,9 +115,7 @@ class Step {
   double look(const Problem& problem, bool known, const double* params, double* grad) const;
   bool has_classes() const { return y_.layout().kind != x_.layout().kind; }
   // Of polynomials side by side, rather than one for all.
-  bool has_own_x() const {
-    return plan_.stacked && !plan_.problem.surface && x_.layout().n_dims > 1;
-  }
+  bool has_own_x() const { return !plan_.problem.surface && x_.layout().n_dims > 1; }
   bool hooked() const;
   bool parameters_in_place() const;
   bool grads_are_free() const;
