@@ -389,3 +389,17 @@ def test_bad_input_changes_nothing():
     with pytest.raises(ValueError, match="outputs: expected None for a batch"):
         nn.Polynomial(1, outputs=2, batch_shape=(3,))
     assert (model.coefficients == before).all() and model.coefficients.grad is None
+
+
+def test_plot_of_classes_of_several_variables(tmp_path):
+    x = torch.randn(300, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long() + (x[:, 1] + x[:, 0] > 1).long()
+    model = nn.Polynomial(2, variables=2, outputs=3, dtype=torch.float64)
+    optimizer = optim.Adam(model.parameters(), lr=0.1)
+    result = pf.fit(model, nn.CrossEntropyLoss(), optimizer, x, y, epochs=50, record_every=10)
+    figure = result.plot(tmp_path / "classes.png")
+    labels = [ax.get_ylabel() for ax in figure.axes]
+    assert labels == ["share of the samples", "class", "loss"]
+    for line, c in zip(figure.axes[0].lines[1:], range(3), strict=True):
+        share = line.get_ydata() @ np.full(len(line.get_ydata()), 1 / len(line.get_ydata()))
+        assert abs(share - (y == c).double().mean()) < 1e-12

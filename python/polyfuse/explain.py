@@ -14,6 +14,7 @@ from .fused import fused, of_sample
 from .prepare import choose_for, prepare, refuse
 from .recognise import refuse_criterion, refuse_optimizer
 from .stacked import Stacked
+from .static import by_columns
 from .surface import is_surface
 
 
@@ -55,8 +56,10 @@ def explain(
     lines = []
     if isinstance(known.traced, Stacked):
         lines.append(f"model: fused, {known.traced.formula()}")
-    elif known.traced is None and is_surface(model) and (
-        model.functions or (model.by_columns and model.variables > 1)
+    elif (
+        known.traced is None
+        and is_surface(model)
+        and (model.functions or (model.by_columns and model.variables > 1))
     ):
         lines.append(
             "model: fused in fit, solve and fuse, and in a loop over data that static promises; "

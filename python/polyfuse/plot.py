@@ -11,6 +11,7 @@ from .statistics import Inference, Statistics
 DOTS = 5_000  # samples; more are drawn as counts in hexagons
 MOST_DRAWN = 4  # outputs, or fits of a batch
 GRID = 400  # points of a curve
+PARTS = 20  # of the samples, by their probability
 INK, MODEL, BAND = "#404040", "#c1272d", "#2f6db5"
 SHADES = ("#f4f4f4", "#909090")  # of few and of many samples
 
@@ -66,20 +67,43 @@ def _data(axes: Any, s: Inference, level: float, shades: Any) -> None:
 
 
 def _classes(axes: Any, s: Inference, level: float, shades: Any) -> None:
+    y = s.data.y
+    if s.data.x.ndim == 1:
+        across, name = s.data.x, "x"
+        _probabilities(axes[0], s, level)
+        axes[1].sharex(axes[0])
+    else:
+        chance = s.predict(s.data.x, level).mean
+        across, name = (y * chance).sum(1), "probability of its class"
+        _calibration(axes[0], y, chance)
+    axes[0].legend(frameon=False)
+    _cloud(axes[1], across, y.argmax(1), None, shades)
+    axes[1].set_yticks(range(y.shape[1]))
+    axes[1].set_ylabel("class")
+    axes[1].set_xlabel(name)
+
+
+def _probabilities(ax: Any, s: Inference, level: float) -> None:
+    """Of each class over x, with their bands."""
     x = np.linspace(s.data.x.min(), s.data.x.max(), GRID)
     found = s.predict(x, level)
     for c, (mean, low, high) in enumerate(
         zip(found.mean.T, *(end.T for end in found.confidence), strict=True)
     ):
-        axes[0].plot(x, mean, color=f"C{c % 10}", label=f"class {c}")
-        axes[0].fill_between(x, low, high, color=f"C{c % 10}", alpha=0.2, linewidth=0)
-    axes[0].set_ylabel("probability")
-    axes[0].legend(frameon=False)
-    _cloud(axes[1], s.data.x, s.data.y.argmax(1), None, shades)
-    axes[1].sharex(axes[0])
-    axes[1].set_yticks(range(s.data.y.shape[1]))
-    axes[1].set_ylabel("class")
-    axes[1].set_xlabel("x")
+        ax.plot(x, mean, color=f"C{c % 10}", label=f"class {c}")
+        ax.fill_between(x, low, high, color=f"C{c % 10}", alpha=0.2, linewidth=0)
+    ax.set_ylabel("probability")
+
+
+def _calibration(ax: Any, y: np.ndarray, chance: np.ndarray) -> None:
+    """How often each class came, beside how often it was expected, in parts of as many samples."""
+    ax.plot([0, 1], [0, 1], color=INK, linewidth=1)
+    for c, (came, expected) in enumerate(zip(y.T, chance.T, strict=True)):
+        parts = np.array_split(np.argsort(expected), min(PARTS, len(expected)))
+        points = np.array([(expected[part].mean(), came[part].mean()) for part in parts])
+        ax.plot(*points.T, color=f"C{c % 10}", marker=".", label=f"class {c}")
+    ax.set_xlabel("probability")
+    ax.set_ylabel("share of the samples")
 
 
 def _losses(axes: Any, epochs: Any, history: np.ndarray, parts: Any) -> None:

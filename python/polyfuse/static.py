@@ -72,14 +72,19 @@ def static(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     return x, y
 
 
+def by_columns(model: Any) -> bool:
+    """Whether the loop computes a model's terms once, for promised x; of a series, whose terms
+    kernels read as well, it takes the recurrence."""
+    known = getattr(model, "by_columns", False)
+    return bool(known and (model.variables > 1 or model.functions))
+
+
 def columns_of(model: Any, x: Any) -> tuple[Any, torch.Tensor] | None:
     """What stands for a model of functions, or of other terms that kernels read the values of, and
     for promised x, at which they are computed once: the model of these values, and they [N, K];
     None for any other."""
-    if id(x) not in _promises or not getattr(model, "by_columns", False):
+    if id(x) not in _promises or not by_columns(model):
         return None
-    if model.variables == 1 and not model.functions:
-        return None  # of a series, by its recurrence
     from .surface import of_promised
 
     n_dims = 1 if model.variables == 1 else 2
