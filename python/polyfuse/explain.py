@@ -56,11 +56,7 @@ def explain(
     lines = []
     if isinstance(known.traced, Stacked):
         lines.append(f"model: fused, {known.traced.formula()}")
-    elif (
-        known.traced is None
-        and is_surface(model)
-        and (model.functions or (model.by_columns and model.variables > 1))
-    ):
+    elif known.traced is None and is_surface(model) and by_columns(model):
         lines.append(
             "model: fused in fit, solve and fuse, and in a loop over data that static promises; "
             f"any other loop runs as torch: {known.reason}"
