@@ -92,9 +92,8 @@ def test_the_same_bits_in_one_launch_and_in_many(engine, dtype, runner, monkeypa
     for most in (100, 7):
         come_back_after(most, runner, monkeypatch)
         problem = side(torch.nn, torch.optim, "SGD", dtype, MOMENTUM)
-        result = fit(
-            *problem, runner, epochs=20, engine=engine, record_every=1
-        )  # those that nobody looks at may be summed in another order
+        # Epochs that nobody looks at may be summed in another order.
+        result = fit(*problem, runner, epochs=20, engine=engine, record_every=1)
         assert (result.launches, result.epochs) == (math.ceil(20 / most), 20)
         assert len(result.history) == 21
         if engine != "closed_form":  # whose powers are others

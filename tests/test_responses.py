@@ -401,5 +401,4 @@ def test_plot_of_classes_of_several_variables(tmp_path):
     labels = [ax.get_ylabel() for ax in figure.axes]
     assert labels == ["share of the samples", "class", "loss"]
     for line, c in zip(figure.axes[0].lines[1:], range(3), strict=True):
-        share = line.get_ydata() @ np.full(len(line.get_ydata()), 1 / len(line.get_ydata()))
-        assert abs(share - (y == c).double().mean()) < 1e-12
+        assert abs(line.get_ydata().mean() - (y == c).double().mean()) < 1e-12

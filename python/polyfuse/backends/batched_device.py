@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -64,24 +65,25 @@ class Step(NamedTuple):
     before: torch.Tensor | None  # [K, B] float64, for a copy of the parameters
 
 
-class DeviceBatches:
+class DeviceBatches(ABC):
     """Takes the epochs of all fits in one launch, or in some that end in time."""
 
     def refuse_engine(self, engine: str) -> str | None:
         return None
 
+    @abstractmethod
     def processors(self, device: torch.device) -> int:
-        raise NotImplementedError
+        """How many multiprocessors it has."""
 
+    @abstractmethod
     def launch_epochs(
         self, run: Run, out: Outcome, rows: Rows, pace: Pace, leaps: Leaps | None
     ) -> None:
         """One launch, which writes to the tensors of `out` and `rows`; nobody waits for it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def launch_step(self, step: Step) -> None:
         """One launch; nobody waits for it."""
-        raise NotImplementedError
 
     def most_epochs(self, run: Run) -> int:
         """So many that a launch takes less than about `SLICE_SECONDS`, on the safe side."""
