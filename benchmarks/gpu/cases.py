@@ -142,6 +142,17 @@ def compiled_loop(quick: bool) -> Case:
     return Case("whole workload, torch.compile", contestants, {})
 
 
+def loop_of(parts: tuple[Any, ...], steps: int) -> Callable[[], Any]:
+    """The training loop over a model, criterion, optimizer, x and y, by its iterations."""
+    return per(steps, waited(lambda: workload.loop(*parts, steps)))
+
+
+def after_three(parts: tuple[Any, ...]) -> Any:
+    """The model after three of them."""
+    workload.loop(*parts, 3)
+    return parts[0]
+
+
 def loop_iteration(quick: bool, optimizer: str, **options: Any) -> Case:
     """The import-swap loop, per iteration."""
     xs, ys = nine_on_device()
@@ -157,19 +168,12 @@ def loop_iteration(quick: bool, optimizer: str, **options: Any) -> Case:
         made = getattr(optim, optimizer)(model.parameters(), **options, **fused)
         return model, nn.MSELoss(), made, xs, ys
 
-    contestants = {}
-    for name, library in swap.items():
-        mine = parts(*library)
-        contestants[name] = per(steps, waited(lambda mine=mine: workload.loop(*mine, steps)))
+    contestants = {name: loop_of(parts(*of), steps) for name, of in swap.items()}
 
     def check() -> None:
-        found = []
-        for library in swap.values():
-            mine = parts(*library)
-            workload.loop(*mine, 3)
-            found.append(parameters(mine[0]))
-        for other in found[1:]:
-            expect(found[0], other, 1e-5)
+        first, *others = (parameters(after_three(parts(*of))) for of in swap.values())
+        for other in others:
+            expect(first, other, 1e-5)
         runner, mine = backend_of(DEVICE, 3), parts(pf.nn, pf.optim, {})
         workload.loop(*mine, 3)
         before = runner.launches()
@@ -368,17 +372,10 @@ def batch_loop(quick: bool) -> Case:
         return model, nn.MSELoss(), optim.SGD(model.parameters(), lr=1e4), x, y
 
     swap = {"import swap": (pf.nn, pf.optim), "eager PyTorch": (torch.nn, torch.optim)}
-    contestants = {}
-    for name, library in swap.items():
-        mine = parts(*library)
-        contestants[name] = per(steps, waited(lambda mine=mine: workload.loop(*mine, steps)))
+    contestants = {name: loop_of(parts(*of), steps) for name, of in swap.items()}
 
     def check() -> None:
-        found = []
-        for library in swap.values():
-            mine = parts(*library)
-            workload.loop(*mine, 3)
-            found.append(mine[0].coefficients.detach().cpu())
+        found = (after_three(parts(*of)).coefficients.detach().cpu() for of in swap.values())
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
     return Case(f"import-swap loop over {fits:,} fits of {points} points, one iteration",
