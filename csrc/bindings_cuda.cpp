@@ -94,13 +94,15 @@ PYBIND11_MODULE(_cuda, m) {
         run.grid = grid;
         return run;
       }))
-      .def("set_classes", [](pf::Run& run, int n_classes, int64_t class_stride, uintptr_t weight,
-                             uintptr_t alpha, uintptr_t beta, uintptr_t gamma) {
-        run.n_classes = n_classes;
-        run.class_stride = class_stride;
-        run.criterion.class_weight = at<const double>(weight);
-        run.basis = {at<const double>(alpha), at<const double>(beta), at<const double>(gamma)};
-      });
+      .def("set_outputs",
+           [](pf::Run& run, int n_outputs, int64_t y_output, int64_t w_output,
+              uintptr_t class_weight, uintptr_t alpha, uintptr_t beta, uintptr_t gamma) {
+             run.n_outputs = n_outputs;
+             run.y_output = y_output;
+             run.w_output = w_output;
+             run.criterion.class_weight = at<const double>(class_weight);
+             run.basis = {at<const double>(alpha), at<const double>(beta), at<const double>(gamma)};
+           });
 
   py::class_<pf::SurfaceRun>(m, "SurfaceRun", py::module_local())
       .def(py::init([](const pf::Run& run, int n_variables, int64_t x_column, uintptr_t variable,
@@ -145,9 +147,10 @@ PYBIND11_MODULE(_cuda, m) {
       },
       py::arg("kernel"), py::arg("n"), py::arg("dtype"), py::arg("n_terms"), py::arg("n_params"),
       py::arg("device"), py::arg("weighted") = false);
-  m.def("surface_geometry", [](const std::string& kernel, int64_t n, int columns, int n_params,
-                               bool closed, const pf::Device& device) {
-    return pf::surface_geometry(pf::kernel_named(kernel), n, columns, n_params, closed, device);
+  m.def("surface_geometry", [](const std::string& kernel, int64_t n, int columns, int outputs,
+                               int n_params, bool closed, const pf::Device& device) {
+    return pf::surface_geometry(pf::kernel_named(kernel), n, columns, outputs, n_params, closed,
+                                device);
   });
   m.def("surface_workspace_bytes", &pf::surface_workspace_bytes);
   m.def("surface_width", &pf::surface_width);

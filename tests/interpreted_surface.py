@@ -209,6 +209,13 @@ def test_several_outputs(name):
     )  # fmt: skip
 
 
+STEPPED = [
+    pytest.param(nn.MSELoss(), id="mse"),
+    pytest.param(nn.HuberLoss(delta=0.3), id="huber"),
+    pytest.param(nn.KLDivLoss(reduction="batchmean", log_target=True), id="kl, per row"),
+]
+
+
 def steps_of_the_loop_and_of_fuse(name, criterion, dtype, backend):
     function, x = POLYNOMIALS[name][1], TABLE.to(dtype)
     looped, model, stepped = (Model(function).to(dtype) for _ in range(3))
@@ -234,7 +241,7 @@ def steps_of_the_loop_and_of_fuse(name, criterion, dtype, backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
-@pytest.mark.parametrize("criterion", [nn.MSELoss(), nn.HuberLoss(delta=0.3)], ids=["mse", "huber"])
+@pytest.mark.parametrize("criterion", STEPPED)
 @pytest.mark.parametrize("name", OF_COLUMNS)
 def test_steps_of_the_loop_and_of_fuse(name, criterion, dtype, monkeypatch):
     take_for_a_device(monkeypatch, REGISTRY["triton"])

@@ -124,13 +124,16 @@ def test_launches_come_back_in_time():
 @pytest.mark.parametrize("device", [H100, A100], ids=["h100", "a100"])
 @pytest.mark.parametrize("kernel", ["step", "stream", "moments", "epochs"])
 @pytest.mark.parametrize("n", [1, 9, 1003, 10**6, 2**31 + 1, 2**33])
-@pytest.mark.parametrize("columns", [1, 6, 7, 15, 16, 31, 63, 64, 65])
-def test_launches_of_several_variables_fit_the_device(columns, n, kernel, device):
-    width = _cuda.surface_width(columns)
-    assert width % 8 == 0 and columns < width <= columns + 8
+@pytest.mark.parametrize(
+    ("columns", "outputs"),
+    [*((c, 1) for c in (1, 6, 7, 15, 16, 31, 63, 64, 65)), (1, 64), (2, 64), (9, 7), (21, 3)],
+)
+def test_launches_of_several_variables_fit_the_device(columns, outputs, n, kernel, device):
+    width = _cuda.surface_width(columns, outputs)
+    assert width % 8 == 0 and columns + outputs <= width < columns + outputs + 8 <= 74
     rows = 256 if width <= 16 else 128 if width <= 32 else 64
     for closed in (False, True):
-        grid = _cuda.surface_geometry(kernel, n, columns, 64, closed, device)
+        grid = _cuda.surface_geometry(kernel, n, columns, outputs, 64, closed, device)
         assert grid.threads == 256 and grid.threads % rows == 0
         assert grid.shared >= 8 * width * rows
         assert grid.cooperative == (kernel == "stream" and grid.blocks > 1)
@@ -139,14 +142,16 @@ def test_launches_of_several_variables_fit_the_device(columns, n, kernel, device
         assert grid.blocks <= -(-n // rows) and (grid.blocks == 1 or kernel != "epochs")
         if kernel in ("moments", "epochs"):
             assert grid.shared >= 8 * (width**2 + columns * (columns + 2))
-        partial = grid.blocks * max(width**2, 2 * (columns + 2))
+        partial = grid.blocks * max(width**2, 2 * (columns * outputs + 3))
         work = 4 * 128 * 129 + 8 * 64  # of the closed form of 64 parameters
-        assert _cuda.surface_workspace_bytes(grid, columns, 64) == 64 + 8 * (partial + work)
+        assert _cuda.surface_workspace_bytes(grid, columns, outputs, 64) == 64 + 8 * (
+            partial + work
+        )
 
 
 def test_small_closed_forms_of_several_variables_work_on_chip():
     def shared(n_params, closed):
-        return _cuda.surface_geometry("epochs", 9, n_params, n_params, closed, H100).shared
+        return _cuda.surface_geometry("epochs", 9, n_params, 1, n_params, closed, H100).shared
 
     assert shared(16, True) > shared(16, False) and shared(64, True) == shared(64, False)
 

@@ -14,6 +14,7 @@ from .fake_device import take_for_a_device
 from .interpreted_surface import (
     CRITERIA,
     OF_COLUMNS,
+    STEPPED,
     both,
     poison,  # noqa: F401
     steps_of_the_loop_and_of_fuse,
@@ -136,7 +137,7 @@ def test_traced_modules(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
-@pytest.mark.parametrize("criterion", [nn.MSELoss(), nn.HuberLoss(delta=0.3)], ids=["mse", "huber"])
+@pytest.mark.parametrize("criterion", STEPPED)
 @pytest.mark.parametrize("name", OF_COLUMNS)
 def test_steps_of_the_loop_and_of_fuse(name, criterion, dtype, monkeypatch, backend):
     take_for_a_device(monkeypatch, backend)

@@ -151,7 +151,7 @@ def test_numbers_of_classes(outputs, backend):
 def in_the_loop(backend, monkeypatch):
     """Models lie on this backend's device."""
     take_for_a_device(monkeypatch, backend)
-    monkeypatch.setattr(fused, "backend_of_classes", lambda *_: backend)
+    monkeypatch.setattr(fused, "backend_of_outputs", lambda *_: backend)
 
 
 @pytest.mark.parametrize("targets", TARGETS)

@@ -44,7 +44,7 @@ def device(request, monkeypatch):
         fits = BatchedCuda(runner)
     take_for_a_device(monkeypatch, runner)
     monkeypatch.setattr(
-        fused, "backend_of_classes", lambda _, m: None if runner.refuse_classes(m) else runner
+        fused, "backend_of_outputs", lambda _, m: None if runner.refuse_outputs(m) else runner
     )
     monkeypatch.setattr(
         stacked_loop, "backend_of_fits", lambda d, n: None if fits.refuse(d, n) else fits

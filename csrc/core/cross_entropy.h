@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "macros.h"
 #include "problem.h"
@@ -30,10 +31,11 @@ PF_HD T largest_of(T a, T b) {
 
 // Of logits z and shares a: -sum_c a_c log p_c with p = softmax(z), of those terms that
 // part(c, term) hands on and does not make 0. z becomes the derivatives, (sum a) p_c - a_c.
-// classes: each(f) calls f(c) for those classes c that are here, whose terms are returned;
-// largest(v) and sum(v) are over those elsewhere as well.
-template <class T, class Classes, class Part>
-PF_HD T cross_entropy(const Classes& classes, const T* share, T* z, Part&& part) {
+// share[c] and z[c] are those of class c; classes: each(f) calls f(c) for those classes c that are
+// here, whose terms are returned; largest(v) and sum(v) are over those elsewhere as well.
+template <class Classes, class Share, class Logits, class Part>
+PF_HD auto cross_entropy(const Classes& classes, const Share& share, const Logits& z, Part&& part) {
+  using T = std::decay_t<decltype(z[0])>;
   T largest = like(z[0], -HUGE_VAL), value = like(z[0], 0.0), sum = value, all = value;
   classes.each([&](int c) {
     largest = largest_of(largest, z[c]);

@@ -15,39 +15,35 @@ template <class Gram>
 struct GramMoments {
   int n_terms;
   Gram gram;
-  const double *reference, *cross;  // [K]
+  const double *reference, *cross;  // [K], or [K, C] of outputs that share the gram
   double square;
+  int n_outputs = 1;
+
+  PF_HD int size() const { return n_terms * n_outputs; }
 
   // The sum of squared residuals, and its derivative.
   template <class Team>
   PF_HD double sum_of_squares(const Team& team, const double* coef, double* grad,
-                              double* part /* [K] */) const {
-    team.each(n_terms, [&](int j) {
-      double product = 0.0;
-      PF_ROLLED
-      for (int k = 0; k < n_terms; ++k) product += gram(j, k) * (coef[k] - reference[k]);
+                              double* part /* [K, C] */) const {
+    team.each(size(), [&](int j) {
+      const double product = times(j, [&](int i) { return coef[i] - reference[i]; });
       part[j] = (coef[j] - reference[j]) * (2.0 * cross[j] + product);
       grad[j] = 2.0 * (cross[j] + product);
     });
     double value = square;
     PF_ROLLED
-    for (int j = 0; j < n_terms; ++j) value += part[j];
+    for (int j = 0; j < size(); ++j) value += part[j];
     return value;
   }
 
   // The derivative's derivative, times delta.
   template <class Team>
   PF_HD void curvature(const Team& team, const double* delta, double* product) const {
-    team.each(n_terms, [&](int j) {
-      double sum = 0.0;
-      PF_ROLLED
-      for (int k = 0; k < n_terms; ++k) sum += gram(j, k) * delta[k];
-      product[j] = 2.0 * sum;
-    });
+    team.each(size(), [&](int j) { product[j] = 2.0 * times(j, [&](int i) { return delta[i]; }); });
   }
 
-  // The optimum, by Cholesky's factorisation; directions that the data hardly determines stay as in
-  // the reference.
+  // The optimum of one output, by Cholesky's factorisation; directions that the data hardly
+  // determines stay as in the reference.
   template <class Team>
   PF_HD void solve(const Team& team, double* optimum, double* work /* gram_work(K) */) const {
     double *const along = work + n_terms * n_terms, *const step = along + n_terms;
@@ -93,6 +89,18 @@ struct GramMoments {
     });
     team.each(n_terms, [&](int k) { optimum[k] = reference[k] + step[k]; });
   }
+
+ private:
+  // Entry j of the gram times v of each output.
+  template <class F>
+  PF_HD double times(int j, F&& v) const {
+    const int row = n_outputs == 1 ? j : j / n_outputs;
+    double sum = 0.0;
+    PF_ROLLED
+    for (int k = 0, i = j - row * n_outputs; k < n_terms; ++k, i += n_outputs)
+      sum += gram(row, k) * v(i);
+    return sum;
+  }
 };
 
 // Loss and gradient of the parameters.
@@ -101,7 +109,7 @@ struct GramObjective {
   const CoefficientMap& map;
   GramMoments<Gram> moments;
   double weight;
-  double *coef, *grad_coef, *part;  // [K]
+  double *coef, *grad_coef, *part;  // as coefficients
 
   template <class Team>
   PF_HD double operator()(const Team& team, const double* params, double* grad) {
@@ -124,7 +132,7 @@ struct GramObjective {
   PF_HD bool reference(double* into) const {
     bool finite = true;
     PF_ROLLED
-    for (int k = 0; k < moments.n_terms; ++k) {
+    for (int k = 0; k < moments.size(); ++k) {
       into[k] = moments.reference[k];
       finite = finite && into[k] - into[k] == 0.0;
     }
@@ -134,7 +142,7 @@ struct GramObjective {
  private:
   template <class Team>
   PF_HD void pull_back(const Team& team, const double* params, double* grad) {
-    team.each(moments.n_terms, [&](int k) { grad_coef[k] *= weight; });
+    team.each(moments.size(), [&](int k) { grad_coef[k] *= weight; });
     map.pull_back(team, params, grad_coef, grad);
   }
 };

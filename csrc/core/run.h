@@ -48,9 +48,12 @@ struct Run {
   const Span* spans = nullptr;     // [T]
   const int32_t* slots = nullptr;  // [F]
 
-  // Of classes: parameters are [K, C] in the terms of a basis, the criterion is cross entropy.
-  int32_t n_classes = 0;
-  int64_t class_stride = 0;  // of the probabilities y [N, C]; 0: y are classes, int64
+  // Of several outputs: parameters are [K, C]; of one variable, in the terms of a basis and under
+  // cross entropy.
+  int32_t n_outputs = 1;
+  int64_t y_output = 0;  // from output to output of y [N, C]; 0 under cross entropy: y are classes,
+                         // int64
+  int64_t w_output = 0;  // 0: all outputs have the same weights
   Recurrence basis;
 
   const double* rule = nullptr;  // [1 + C, P, kRuleRow]: method, options

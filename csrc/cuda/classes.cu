@@ -1,10 +1,10 @@
 // Cross entropy of polynomial logits: the fused step and the fused run. Neighbouring threads take
 // the classes of a sample, and warps the samples in turn.
-#include "../core/cross_entropy.h"
 #include "launch.cuh"
 #include "launch.h"
 #include "passes.cuh"
 #include "run.cuh"
+#include "target.cuh"
 
 namespace polyfuse {
 namespace {
@@ -43,39 +43,23 @@ template <class T, int K>
 PF_DEVICE ClassSums<K> add_classes(const Run& run, const Neighbours& neighbours, int c,
                                    const double* params) {
   const Data& data = run.data;
-  const Criterion& criterion = run.criterion;
   const Samples<T> samples = Samples<T>::of(data);
-  const bool index = run.class_stride == 0, inside = c < run.n_classes;
-  const bool alone = index && criterion.smoothing == 0.0;
-  const int64_t* const classes = static_cast<const int64_t*>(data.y);
+  const bool inside = c < run.n_outputs, alone = is_alone(run);
   const Ranks ranks = Ranks::grid();
   double coef[K];
   PF_UNROLL
   for (int k = 0; k < K; ++k)
-    coef[k] = inside && k < run.n_coefficients ? params[k * run.n_classes + c] : 0.0;
+    coef[k] = inside && k < run.n_coefficients ? params[k * run.n_outputs + c] : 0.0;
   ClassSums<K> sums;
   const int64_t first = ranks.rank / kWarp * kWarp / neighbours.lanes;  // of the warp
   for (int64_t begin = first; begin < data.n; begin += ranks.count / neighbours.lanes) {
     const int64_t i = begin + threadIdx.x % kWarp / neighbours.lanes;
-    double weight = i < data.n ? samples.weight(i) : 0.0, q = 0.0;
+    const double weight = i < data.n ? samples.weight(i) : 0.0;
     const double u = weight == 0.0 ? 0.0 : (samples.x[i * data.x_stride] - data.shift) * data.scale;
-    double of_class = 1.0;
-    bool mine = inside;
-    if (weight != 0.0 && index) {
-      const int64_t t = classes[i * data.y_stride];
-      mine = t == c;
-      q = mine;
-      if (t == criterion.ignore)
-        weight = 0.0;
-      else if (t < 0 || t >= run.n_classes)
-        weight = NAN;
-      else
-        of_class = weight_of(criterion, static_cast<int>(t));
-    } else if (weight != 0.0 && inside) {
-      q = samples.y[i * data.y_stride + c * run.class_stride];
-    }
-    const bool kept = weight != 0.0, part = kept && inside && (mine || !alone);
-    const double share = kept && inside ? weight * share_of(criterion, run.n_classes, c, q) : 0.0;
+    const Target target = Target::of(run, i, weight);
+    const bool kept = target.kept();
+    const bool part = kept && inside && (!alone || target.of_class == c);
+    const double share = inside ? target.share(run, samples.y, i, c) : 0.0;
     double phi[K], z = coef[0];
     phi[0] = 1.0;
     PF_UNROLL
@@ -90,7 +74,7 @@ PF_DEVICE ClassSums<K> add_classes(const Run& run, const Neighbours& neighbours,
         cross_entropy(neighbours, &share, &z, [&](int, double term) { return part ? term : 0.0; });
     if (inside && kept) sums.rest[0] += value;
     if (c == 0 && kept) {
-      sums.rest[1] += weight * of_class;
+      sums.rest[1] += target.weight * target.of_mean;
       sums.rest[2] += 1.0;
     }
     PF_UNROLL
@@ -103,7 +87,7 @@ PF_DEVICE ClassSums<K> add_classes(const Run& run, const Neighbours& neighbours,
 template <class T, int K>
 PF_DEVICE void sum_classes(const Run& run, const double* params, Desk& desk) {
   int lanes = 1;
-  while (lanes < run.n_classes) lanes *= 2;
+  while (lanes < run.n_outputs) lanes *= 2;
   const Neighbours neighbours{lanes};
   const int lane = threadIdx.x % kWarp, c = lane % lanes;
   const int n = run.n_params + kRest, warps = blockDim.x / kWarp;
@@ -112,7 +96,7 @@ PF_DEVICE void sum_classes(const Run& run, const double* params, Desk& desk) {
   PF_UNROLL
   for (int k = 0; k < K; ++k) {
     const double v = neighbours.fold(sums.slope[k], lanes, kWarp, Neighbours::plus);
-    if (lane < run.n_classes && k < run.n_coefficients) mine[k * run.n_classes + lane] = v;
+    if (lane < run.n_outputs && k < run.n_coefficients) mine[k * run.n_outputs + lane] = v;
   }
   PF_UNROLL
   for (int r = 0; r < kRest; ++r) {

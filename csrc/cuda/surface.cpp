@@ -16,8 +16,7 @@ constexpr int64_t kBlocksPerProcessor = 2;  // as many as there are registers fo
 int64_t matrix_numbers(int width) { return int64_t{width} * width; }
 
 // Numbers in shared memory.
-int64_t on_chip(Kernel kernel, int columns, int n_params, bool closed) {
-  const int width = surface_width(columns);
+int64_t on_chip(Kernel kernel, int columns, int width, int n_params, bool closed) {
   if (kernel == Kernel::Step || kernel == Kernel::Stream) return tile_numbers(width);
   const int64_t work = closed ? closed_form_work(n_params) : 0;
   const int64_t run = work * kNumber <= kOnChipWork ? work : 0;
@@ -28,13 +27,14 @@ int64_t on_chip(Kernel kernel, int columns, int n_params, bool closed) {
 }  // namespace
 
 // Blocks that are all on the device at once, as the barrier of stream needs them.
-Geometry surface_geometry(Kernel kernel, int64_t n, int columns, int n_params, bool closed,
-                          const Device& device) {
+Geometry surface_geometry(Kernel kernel, int64_t n, int columns, int outputs, int n_params,
+                          bool closed, const Device& device) {
+  const int width = surface_width(columns, outputs);
   Geometry grid;
   grid.threads = kSurfaceThreads;
-  grid.shared = on_chip(kernel, columns, n_params, closed) * kNumber;
+  grid.shared = on_chip(kernel, columns, width, n_params, closed) * kNumber;
   if (kernel == Kernel::Epochs) return grid;
-  const int64_t rows = tile_rows(surface_width(columns)), tiles = (n + rows - 1) / rows;
+  const int64_t rows = tile_rows(width), tiles = (n + rows - 1) / rows;
   const int64_t fit =
       std::clamp<int64_t>(device.shared / (grid.shared + kSurfaceDeclared), 1, kBlocksPerProcessor);
   grid.blocks = static_cast<int32_t>(std::clamp<int64_t>(tiles, 1, fit * device.processors));
@@ -42,8 +42,9 @@ Geometry surface_geometry(Kernel kernel, int64_t n, int columns, int n_params, b
   return grid;
 }
 
-int64_t surface_workspace_bytes(const Geometry& grid, int columns, int n_params) {
-  const int64_t sums = std::max(matrix_numbers(surface_width(columns)), int64_t{2} * (columns + 2));
+int64_t surface_workspace_bytes(const Geometry& grid, int columns, int outputs, int n_params) {
+  const int64_t sums = std::max(matrix_numbers(surface_width(columns, outputs)),
+                                int64_t{2} * (columns * outputs + kSurfaceRest));
   return kHeader + (grid.blocks * sums + closed_form_work(n_params)) * kNumber;
 }
 

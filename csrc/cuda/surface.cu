@@ -16,37 +16,61 @@ struct MatrixAt {
   PF_DEVICE double operator()(int i, int j) const { return at[i * width + j]; }
 };
 
+PF_DEVICE int terms_of(const SurfaceRun& run) { return run.n_coefficients / run.n_outputs; }
+
+// Parameters are [K, C].
 struct Board {
   Desk desk;
-  double reference[kMaxSurfaceColumns];
+  double reference[kMaxParams], cross[kMaxParams];
 
-  PF_DEVICE GramMoments<MatrixAt> moments(const SurfaceRun& run, const double* matrix) const {
-    const int residual = run.factors.columns, width = surface_width(residual);
-    const double* const row = matrix + residual * width;
-    return {run.n_coefficients, {matrix, width}, reference, row, row[residual]};
+  // The optimum of the data whose residuals are those of a reference of 0, from their moments.
+  PF_DEVICE void solve(const Block& block, const SurfaceRun& run, const Tile& tile,
+                       const double* matrix) {
+    const int terms = terms_of(run), outputs = run.n_outputs;
+    block.each(terms, [&](int k) { desk.fresh[k] = 0.0; });
+    for (int c = 0; c < outputs; ++c) {
+      const double* const row = matrix + (tile.columns + c) * tile.width;
+      const GramMoments<MatrixAt> one{
+          terms, {matrix, tile.width}, desk.fresh, row, row[tile.columns + c]};
+      one.solve(block, desk.grad, const_cast<double*>(matrix) + tile.width * tile.width);
+      block.each(terms, [&](int k) { reference[k * outputs + c] = desk.grad[k]; });
+    }
+  }
+
+  template <class Team>
+  PF_DEVICE GramMoments<MatrixAt> moments(const Team& team, const SurfaceRun& run,
+                                          const double* matrix) {
+    const int columns = run.factors.columns, outputs = run.n_outputs;
+    const int width = surface_width(columns, outputs);
+    double square = 0.0;
+    for (int c = columns; c < columns + outputs; ++c) square += matrix[c * width + c];
+    team.each(run.n_coefficients,
+              [&](int j) { cross[j] = matrix[(columns + j % outputs) * width + j / outputs]; });
+    return {terms_of(run), {matrix, width}, reference, cross, square, outputs};
   }
 };
 
 // True in the one block whose `matrix` has the moments of all the data.
 PF_DEVICE bool accumulate(const Block& block, Board& board, const SurfaceRun& run, double* matrix) {
-  const Tile tile = Tile::of(run.factors);
-  const int terms = run.n_coefficients, row = threadIdx.x;
-  double* const residual = tile.column(run.factors.columns);
-  block.each(terms, [&](int k) { board.reference[k] = 0.0; });
+  const Tile tile = Tile::of(run);
+  const int row = threadIdx.x % tile.rows;
+  block.each(run.n_coefficients, [&](int j) { board.reference[j] = 0.0; });
 #pragma unroll 1  // one body for the pilot and the whole
   for (int pass = 0; pass < 2; ++pass) {
     const bool whole = pass == 1;
     const Data data = whole ? run.data : pilot_of(run.data);
     GramSums sums;
-    for_each_tile(run, data, whole ? blockIdx.x : 0, whole ? gridDim.x : 1, tile, [&] {
-      if (row < tile.rows && tile.w[row] != 0.0)
-        residual[row] = predict(tile, board.reference, terms, row) - tile.y[row];
+    for_each_tile(run, data, whole ? blockIdx.x : 0, whole ? gridDim.x : 1, tile, [&](int64_t) {
+      tile.each_output(run.n_outputs, [&](int c) {
+        if (tile.w[row] == 0.0) return;
+        double& residual = tile.residual(c, row);
+        residual = predict(run, tile, board.reference, c, row) - residual;
+      });
       __syncthreads();
       sums.add(tile);
     });
     sums.gather(tile, matrix);
-    if (!whole)
-      board.moments(run, matrix).solve(block, board.reference, matrix + tile.width * tile.width);
+    if (!whole) board.solve(block, run, tile, matrix);
   }
   return sum_grid(workspace_of(run), tile.width * tile.width, matrix, matrix);
 }
@@ -55,7 +79,7 @@ PF_DEVICE bool accumulate(const Block& block, Board& board, const SurfaceRun& ru
 template <class F>
 PF_DEVICE void each_entry(const Block& block, Board& board, const SurfaceRun& run, double* matrix,
                           F&& f) {
-  const int width = surface_width(run.factors.columns), size = width * width;
+  const int width = surface_width(run.factors.columns, run.n_outputs), size = width * width;
   block.each(size, [&](int e) { f(matrix[e], run.moments[e]); });
   block.each(run.n_coefficients, [&](int k) { f(board.reference[k], run.moments[size + k]); });
 }
@@ -64,10 +88,11 @@ PF_DEVICE void descend_on(Board& board, const SurfaceRun& run, const double* mat
   const Crew crew = crew_of(run);
   if (static_cast<int>(threadIdx.x) >= crew.size()) return;
   Desk& desk = board.desk;
-  const GramMoments<MatrixAt> moments = board.moments(run, matrix);
+  const GramMoments<MatrixAt> moments = board.moments(crew, run, matrix);
   const int one = run.factors.one, width = moments.gram.width, size = width * width;
   desk.load_map(crew, run);
-  const double weight = run.criterion.weight * (run.mean ? 1.0 / moments.gram(one, one) : 1.0);
+  const double counted = moments.gram(one, one) * run.n_outputs;
+  const double weight = run.criterion.weight * (run.mean ? 1.0 / counted : 1.0);
   GramObjective<MatrixAt> objective{desk.map, moments, weight, desk.coef, desk.sums, desk.scratch};
   const int64_t on_chip = (size + closed_form_work(run.n_params)) * int64_t{sizeof(double)};
   double* const work = on_chip <= run.grid.shared
@@ -95,17 +120,33 @@ __global__ void __launch_bounds__(kSurfaceThreads, 2)
   descend_on(board, run, matrix);
 }
 
+PF_DEVICE int n_sums_of(const SurfaceRun& run) { return run.n_coefficients + kSurfaceRest; }
+
+// Loss and gradient from the desk's sums; where cross entropy leaves all samples out, of zero.
+struct OfSums {
+  const SurfaceRun& run;
+  Desk& desk;
+
+  PF_DEVICE double operator()(const Block& block, const double* params, double* grad) const {
+    const double counted = desk.sums[run.n_coefficients + 1];
+    const double kept = desk.sums[run.n_coefficients + 2];
+    const double loss = desk.gradient(block, run, counted, params, grad);
+    if (run.criterion.kind == CriterionKind::CrossEntropy && kept == 0.0)
+      block.each(run.n_params, [&](int i) { grad[i] = 0.0; });
+    return loss;
+  }
+};
+
 __global__ void __launch_bounds__(kSurfaceThreads, 2)
     surface_step(const __grid_constant__ SurfaceRun run) {
   PF_SHARED(Desk, desk);
   const Block block;
-  const int terms = run.n_coefficients;
   desk.load_map(block, run);
   desk.load_params(block, run);
   desk.map.evaluate(block, desk.params, desk.coef);
   sum_loss(run, desk.coef, desk.scratch, desk.sums);
-  if (!sum_grid(workspace_of(run), terms + 2, desk.scratch, desk.sums)) return;
-  step_on_sums(block, desk, run, Summed{run, desk, desk.sums[terms + 1]});
+  if (!sum_grid(workspace_of(run), n_sums_of(run), desk.scratch, desk.sums)) return;
+  step_on_sums(block, desk, run, OfSums{run, desk});
 }
 
 struct StreamObjective {
@@ -114,11 +155,10 @@ struct StreamObjective {
   int64_t looks = 0;
 
   PF_DEVICE double operator()(const Block& block, const double* params, double* grad) {
-    const int sums = run.n_coefficients + 2;
     desk.map.evaluate(block, params, desk.coef);
     sum_loss(run, desk.coef, desk.scratch, desk.sums);
-    sum_everywhere(run, desk, sums, looks);
-    return desk.gradient(block, run, desk.sums[sums - 1], params, grad);
+    sum_everywhere(run, desk, n_sums_of(run), looks);
+    return OfSums{run, desk}(block, params, grad);
   }
 };
 

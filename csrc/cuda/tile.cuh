@@ -5,22 +5,31 @@
 #include "passes.cuh"
 #include "reduce.cuh"
 #include "surface.h"
+#include "target.cuh"
 
 namespace polyfuse {
 
 constexpr int kSurfaceWarps = kSurfaceThreads / kWarp;
 
 struct Tile {
-  int width, rows, pitch;
-  double *phi, *y, *w;  // [W, pitch], [rows], [rows]: 0 for what is left out
+  int width, rows, pitch, columns;
+  double *phi, *w;  // [W, pitch], [rows]: 0 for what is left out
 
-  static PF_DEVICE Tile of(const Factors& factors) {
-    const int width = surface_width(factors.columns), rows = tile_rows(width);
+  static PF_DEVICE Tile of(const SurfaceRun& run) {
+    const int columns = run.factors.columns, width = surface_width(columns, run.n_outputs);
     double* const phi = reinterpret_cast<double*>(dynamic_shared());
-    double* const y = phi + width * tile_pitch(width);
-    return {width, rows, tile_pitch(width), phi, y, y + rows};
+    return {
+        width, tile_rows(width), tile_pitch(width), columns, phi, phi + width * tile_pitch(width)};
   }
   PF_DEVICE double* column(int c) const { return phi + c * pitch; }
+  // Of an output: y, from which residuals and derivatives are made.
+  PF_DEVICE double& residual(int c, int row) const { return column(columns + c)[row]; }
+
+  // f(c) of the row of this thread, for the outputs that are its own among those of the row.
+  template <class F>
+  PF_DEVICE void each_output(int outputs, F&& f) const {
+    for (int c = threadIdx.x / rows; c < outputs; c += blockDim.x / rows) f(c);
+  }
 };
 
 // Of the data's dtype, which is known at run time alone: kernels for each take long to compile.
@@ -46,82 +55,180 @@ PF_DEVICE double column_at(const Factors& f, int c, const Numbers& at, int64_t f
   return phi;
 }
 
-// f() with the samples of every tile of this block, one of so many, on chip; all threads come.
+// The weight of a sample; of one whose outputs have weights of their own, the largest of them.
+PF_DEVICE double weight_of_all(const SurfaceRun& run, const Data& data, int64_t i) {
+  const Numbers w{data.w, data.dtype};
+  if (!w.at) return 1.0;
+  double weight = w[i * data.w_stride];
+  for (int c = 1; run.w_output != 0 && c < run.n_outputs; ++c)
+    weight = fmax(weight, w[i * data.w_stride + c * run.w_output]);
+  return weight;
+}
+
+PF_DEVICE bool is_finite(const SurfaceRun& run, const Data& data, int64_t i) {
+  const Numbers x{data.x, data.dtype}, y{data.y, data.dtype};
+  bool all = true;
+  for (int c = 0; c < run.n_outputs; ++c)
+    all = all && finite(y[i * data.y_stride + c * run.y_output]);
+  for (int v = 0; v < run.n_variables; ++v)
+    all = all && finite(x[i * data.x_stride + v * data.x_column]);
+  return all;
+}
+
+// f(i) with the samples of every tile of this block, one of so many, on chip, i being that of the
+// thread's row; all threads come. Residuals hold y, but of classes.
 template <class F>
 PF_DEVICE void for_each_tile(const SurfaceRun& run, const Data& data, int64_t block, int64_t blocks,
                              const Tile& tile, F&& f) {
-  const Numbers x{data.x, data.dtype}, y{data.y, data.dtype}, w{data.w, data.dtype};
+  const Numbers x{data.x, data.dtype}, y{data.y, data.dtype};
+  const bool classes = run.criterion.kind == CriterionKind::CrossEntropy;
   const int row = threadIdx.x % tile.rows, step = blockDim.x / tile.rows;
+  const int filled = tile.columns + (classes ? 0 : run.n_outputs);
 #pragma unroll 1
   for (int64_t first = block * tile.rows; first < data.n; first += blocks * tile.rows) {
     const int64_t i = first + row;
     const int64_t at = i * data.x_stride;
     if (static_cast<int>(threadIdx.x) < tile.rows) {
-      double weight = 0.0, value = 0.0;
-      if (i < data.n) {
-        weight = w.at ? w[i * data.w_stride] : 1.0;
-        value = y[i * data.y_stride];
-        bool keep = !data.omit || finite(value);
-        for (int v = 0; data.omit && v < run.n_variables; ++v)
-          keep = keep && finite(x[at + v * data.x_column]);
-        if (!keep) weight = 0.0;
-      }
+      double weight = i < data.n ? weight_of_all(run, data, i) : 0.0;
+      if (weight != 0.0 && data.omit && !is_finite(run, data, i)) weight = 0.0;
       tile.w[row] = weight;
-      tile.y[row] = weight == 0.0 ? 0.0 : value;
     }
     __syncthreads();
     const bool counts = tile.w[row] != 0.0;
     for (int c = threadIdx.x / tile.rows; c < tile.width; c += step) {
-      const bool there = counts && c < run.factors.columns;
-      tile.column(c)[row] = there ? column_at(run.factors, c, x, at, data.x_column) : 0.0;
+      double value = 0.0;
+      if (counts && c < tile.columns)
+        value = column_at(run.factors, c, x, at, data.x_column);
+      else if (counts && c < filled)
+        value = y[i * data.y_stride + (c - tile.columns) * run.y_output];
+      tile.column(c)[row] = value;
     }
     __syncthreads();
-    f();
+    f(i);
     __syncthreads();
   }
 }
 
-// V coef of a row
-PF_DEVICE double predict(const Tile& tile, const double* coef, int terms, int row) {
+// V coef of a row, in one output of [K, C]
+PF_DEVICE double predict(const SurfaceRun& run, const Tile& tile, const double* coef, int c,
+                         int row) {
   double value = 0.0;
+  const int outputs = run.n_outputs;
 #pragma unroll 4
-  for (int k = 0; k < terms; ++k) value += tile.column(k)[row] * coef[k];
+  for (int k = 0, j = c; j < run.n_coefficients; ++k, j += outputs)
+    value += tile.column(k)[row] * coef[j];
   return value;
 }
 
-// sums [K + 2] of w value, w slope phi_k and w over this block's tiles.
-PF_DEVICE void sum_loss(const SurfaceRun& run, const double* coef, double* scratch, double* sums) {
-  constexpr int kMost = (kMaxParams + kSurfaceWarps - 1) / kSurfaceWarps;  // terms of a warp
-  const Tile tile = Tile::of(run.factors);
-  const int terms = run.n_coefficients, row = threadIdx.x;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  double ends[2] = {}, slopes[kMost] = {};
-  for_each_tile(run, run.data, blockIdx.x, gridDim.x, tile, [&] {
-    if (row < tile.rows && tile.w[row] != 0.0) {
-      const double w = tile.w[row];
-      const auto rho = Any::at(predict(tile, coef, terms, row), tile.y[row], run.criterion);
-      ends[0] += w * rho.value;
-      ends[1] += w;
-      tile.y[row] = w * rho.slope;
+// Sums besides those of slope phi: of w value, of what counts in the mean, and of samples kept.
+using Rest = double[kSurfaceRest];
+
+struct Logits {
+  const Tile& tile;
+  int row;
+  PF_DEVICE double& operator[](int c) const { return tile.residual(c, row); }
+};
+
+struct Shares {
+  const SurfaceRun& run;
+  const Target& target;
+  int64_t i;
+  PF_DEVICE double operator[](int c) const {
+    return target.share(run, Numbers{run.data.y, run.data.dtype}, i, c);
+  }
+};
+
+// All classes in one thread: one of core's `classes`.
+struct InTurn {
+  int classes;
+
+  template <class F>
+  PF_DEVICE void each(F&& f) const {
+#pragma unroll 1
+    for (int c = 0; c < classes; ++c) f(c);
+  }
+  static PF_DEVICE double largest(double v) { return v; }
+  static PF_DEVICE double sum(double v) { return v; }
+};
+
+// Of the outputs of a row, predictions become derivatives of their cross entropy.
+PF_DEVICE void classes_of_row(const SurfaceRun& run, const Tile& tile, int row, int64_t i,
+                              Rest& rest) {
+  const Target target = Target::of(run, i, tile.w[row]);
+  const bool alone = is_alone(run);
+  const Logits z{tile, row};
+  const InTurn all{run.n_outputs};
+  if (!target.kept()) return all.each([&](int c) { z[c] = 0.0; });
+  rest[0] += cross_entropy(all, Shares{run, target, i}, z, [&](int c, double term) {
+    return alone && target.of_class != c ? 0.0 : term;
+  });
+  rest[1] += target.weight * target.of_mean;
+  rest[2] += 1.0;
+}
+
+// The residuals of a tile become derivatives of the loss, times weights; all threads come.
+PF_DEVICE void take_slopes(const SurfaceRun& run, const Tile& tile, const double* coef, int64_t i,
+                           Rest& rest) {
+  const bool classes = run.criterion.kind == CriterionKind::CrossEntropy;
+  const int row = threadIdx.x % tile.rows;
+  const bool counts = tile.w[row] != 0.0;
+  tile.each_output(run.n_outputs, [&](int c) {
+    double& residual = tile.residual(c, row);
+    double w = tile.w[row];
+    if (counts && run.w_output != 0)
+      w = Numbers{run.data.w, run.data.dtype}[i * run.data.w_stride + c * run.w_output];
+    if (w == 0.0) {
+      residual = 0.0;
+      return;
     }
-    __syncthreads();
+    const double z = predict(run, tile, coef, c, row);
+    if (classes) {
+      residual = z;
+      return;
+    }
+    const auto rho = Any::at(z, residual, run.criterion);
+    rest[0] += w * rho.value;
+    rest[1] += w;
+    residual = w * rho.slope;
+  });
+  __syncthreads();
+  if (!classes) return;
+  if (static_cast<int>(threadIdx.x) < tile.rows && counts) classes_of_row(run, tile, row, i, rest);
+  __syncthreads();
+}
+
+// sums [1 + P + 2] over this block's tiles: of w value, w slope phi, and the rest.
+PF_DEVICE void sum_loss(const SurfaceRun& run, const double* coef, double* scratch, double* sums) {
+  constexpr int kMost = (kMaxParams + kSurfaceWarps - 1) / kSurfaceWarps;  // of a warp
+  const Tile tile = Tile::of(run);
+  const int n = run.n_coefficients, outputs = run.n_outputs;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  double slopes[kMost] = {};
+  Rest rest = {};
+  for_each_tile(run, run.data, blockIdx.x, gridDim.x, tile, [&](int64_t i) {
+    take_slopes(run, tile, coef, i, rest);
     PF_UNROLL
     for (int m = 0; m < kMost; ++m) {
-      const int k = warp + m * kSurfaceWarps;
-      if (k < terms)
-        for (int r = lane; r < tile.rows; r += kWarp) slopes[m] += tile.column(k)[r] * tile.y[r];
+      const int j = warp + m * kSurfaceWarps;
+      if (j >= n) continue;
+      const int k = outputs == 1 ? j : j / outputs;
+      const double *const phi = tile.column(k), *const slope = &tile.residual(j - k * outputs, 0);
+      for (int r = lane; r < tile.rows; r += kWarp) slopes[m] += phi[r] * slope[r];
     }
   });
-  double* const of_all = scratch + 2 * kSurfaceWarps;
-  sum_block(ends, scratch, of_all);
-  if (threadIdx.x == 0) sums[0] = of_all[0], sums[terms + 1] = of_all[1];
+  double* const of_all = scratch + kSurfaceRest * kSurfaceWarps;
+  sum_block(rest, scratch, of_all);
+  if (threadIdx.x == 0) {
+    sums[0] = of_all[0];
+    for (int r = 1; r < kSurfaceRest; ++r) sums[n + r] = of_all[r];
+  }
   PF_UNROLL
   for (int m = 0; m < kMost; ++m) {
     PF_UNROLL
     for (int offset = kWarp / 2; offset > 0; offset /= 2)
       slopes[m] += __shfl_down_sync(0xffffffffu, slopes[m], offset);
-    const int k = warp + m * kSurfaceWarps;
-    if (lane == 0 && k < terms) sums[1 + k] = slopes[m];
+    const int j = warp + m * kSurfaceWarps;
+    if (lane == 0 && j < n) sums[1 + j] = slopes[m];
   }
   __syncthreads();
 }

@@ -43,9 +43,10 @@ class Run:
         has_moments: bool, tables: int, single: int, out: int, workspace: int, device: int,
         grid: Geometry,
     ) -> None: ...  # fmt: skip
-    def set_classes(
-        self, n_classes: int, class_stride: int, weight: int, alpha: int, beta: int, gamma: int
-    ) -> None: ...
+    def set_outputs(
+        self, n_outputs: int, y_output: int, w_output: int, class_weight: int, alpha: int,
+        beta: int, gamma: int,
+    ) -> None: ...  # fmt: skip
 
 class SurfaceRun:
     def __init__(
@@ -130,10 +131,10 @@ def geometry(
     weighted: bool = False,
 ) -> Geometry: ...  # fmt: skip
 def surface_geometry(
-    kernel: str, n: int, columns: int, n_params: int, closed: bool, device: Device
+    kernel: str, n: int, columns: int, outputs: int, n_params: int, closed: bool, device: Device
 ) -> Geometry: ...
-def surface_workspace_bytes(grid: Geometry, columns: int, n_params: int) -> int: ...
-def surface_width(columns: int) -> int: ...
+def surface_workspace_bytes(grid: Geometry, columns: int, outputs: int, n_params: int) -> int: ...
+def surface_width(columns: int, outputs: int) -> int: ...
 def epochs_within(
     seconds: float, engine: int, n: int, dtype: int, n_terms: int, elementary: bool, device: Device
 ) -> int: ...

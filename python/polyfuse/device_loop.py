@@ -145,10 +145,11 @@ class DeviceLoop(_C.Loop):
         next_ones = (None, None) if in_place else (self.spares, self.kept.spares)
         table = tables(self.traced, self.traced.tensors, grads, self.kept.rows, *next_ones)
         forward, n_params = objective.forward, self.traced.n_params
-        criterion = objective.criterion.over_rows_of(forward.x)
-        weight = None if objective.weight is None else objective.weight.reshape(-1)
+        y, weight = objective.y, objective.weight
+        criterion = objective.criterion.over_rows_of(y)
+        if not isinstance(self.traced, Stacked):
+            y, weight = y.reshape(-1), None if weight is None else weight.reshape(-1)
         moments = self.moments if criterion.squared and weight is None else None
-        y = objective.y if isinstance(self.traced, Stacked) else objective.y.reshape(-1)
         state = self.runner.step(
             self.map, self.rule, table, forward.fused.rows_of(forward.x), y, self.traced,
             objective.mean, moments, criterion, weight, self.buffer(state_size(n_params)),

@@ -87,10 +87,11 @@ def explain(
         except ValueError as error:
             lines.append(f"fit: refuses, {error}")
         else:
-            lines.append(f"backend: {choose('auto', problem).name}")
+            runner = choose("auto", problem)
+            lines.append(f"backend: {runner.name}")
             for engine in ("closed_form", "moments", "stream"):
-                reason = refuse(problem, engine, -1.0)
-                chosen = engine == choose_for(problem, "auto", epochs, -1.0)
+                reason = refuse(problem, runner, engine, -1.0)
+                chosen = engine == choose_for(problem, runner, "auto", epochs, -1.0)
                 note = f"no: {reason}" if reason else ("chosen by auto" if chosen else "possible")
                 lines.append(f"engine {engine}: {note}")
     text = "\n".join(lines)

@@ -133,8 +133,8 @@ def fit(
     schedulers = None
     if scheduled := bool(scheduler):
         schedulers = Schedulers(scheduler, optimizer, lambda: holding(known, optimizer).rule)
-    chosen = choose_for(problem, engine, epochs, tolerance, scheduled)
     runner = choose(backend, problem)
+    chosen = choose_for(problem, runner, engine, epochs, tolerance, scheduled)
     before = runner.launches()
     if nan_policy == "raise" and chosen == "stream":
         _check.finite(runner.nonfinite(problem), _check.OR_ELSE)

@@ -14,7 +14,7 @@ import torch
 from torch.autograd.graph import increment_version
 
 from . import _C, _check
-from .backends import backend_of, backend_of_classes
+from .backends import backend_of, backend_of_outputs
 from .backends.native import make_plan
 from .backends.reference import coefficients
 from .backends.resident import Resident, resident
@@ -79,9 +79,9 @@ class Fused:
         if isinstance(self.traced, Stacked) and not self.on_host:
             from .stacked_loop import StackedLoop
 
-            classes = backend_of_classes(device, self.traced)
-            self.loop = StackedLoop(self.plan, self.traced, classes, contents.cheap, of_y)
-            self.runner = classes or self.loop.fits
+            together = backend_of_outputs(device, self.traced)
+            self.loop = StackedLoop(self.plan, self.traced, together, contents.cheap, of_y)
+            self.runner = together or self.loop.fits
         else:
             self.runner = backend_of(device, n_slots, surface)
             if self.on_host or self.runner is None or self.traced is None:

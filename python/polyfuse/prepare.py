@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from . import _C, _check
+from .backends import Backend
 from .classes import has_outputs
 from .criteria import GAUSSIAN
 from .engines import choose_engine, leap_pays, refuse_engine
@@ -103,8 +104,10 @@ class LastFit:
         )
 
 
-def refuse(problem: Problem, engine: str, tol: float, scheduled: bool = False) -> str | None:
-    """None, or why the engine cannot compute this run exactly."""
+def refuse(
+    problem: Problem, runner: Backend, engine: str, tol: float, scheduled: bool = False
+) -> str | None:
+    """None, or why the engine of a backend cannot compute this run exactly."""
     reason = refuse_engine(
         engine, problem.criterion, tol, linear=is_sgd(problem.rule), affine=problem.model.affine,
         scheduled=scheduled, bounded=problem.bounds is not None,
@@ -112,17 +115,17 @@ def refuse(problem: Problem, engine: str, tol: float, scheduled: bool = False) -
     alone = isinstance(problem.model, Stacked) and not problem.model.exponents
     if reason is None and engine != "stream" and alone:
         return "the kernels take all outputs together, sample by sample"
-    return reason
+    return reason or runner.refuse_engine(problem, engine)
 
 
 def choose_for(
-    problem: Problem, engine: str, epochs: int, tol: float, scheduled: bool = False
+    problem: Problem, runner: Backend, engine: str, epochs: int, tol: float, scheduled: bool = False
 ) -> str:
-    """The engine of a run."""
+    """The engine of a run on a backend."""
     if engine == "auto" and epochs == 1:
         return "stream"
+    model = problem.model
+    apart = isinstance(model, Stacked) and problem.x.device.type == "cpu"  # each leaps by itself
     # Operations of an epoch on the moments: K^2 and about 40 more.
-    several = isinstance(problem.model, Stacked)  # each of which leaps by itself
-    n_params = problem.model.n_terms if several else len(problem.rule)
-    leap = leap_pays(n_params, epochs, problem.model.n_terms**2 + 40)
-    return choose_engine(engine, lambda e: refuse(problem, e, tol, scheduled), leap)
+    leap = leap_pays(model.n_terms if apart else model.n_params, epochs, model.n_terms**2 + 40)
+    return choose_engine(engine, lambda e: refuse(problem, runner, e, tol, scheduled), leap)

@@ -1,5 +1,6 @@
 """The training loop of polynomials side by side on a device: by the kernels of batches, a fit for
-each, whose losses add up; under cross entropy, which knows them together, as any other."""
+each, whose losses add up; where kernels know them together (under cross entropy, or outputs of
+several variables) as any other."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ FEW = 100  # them: that pays where there are this many times more samples than f
 
 
 class StackedLoop(DeviceLoop):
-    """`DeviceLoop` of a `Stacked` model; runner: the backend of cross entropy, or None."""
+    """`DeviceLoop` of a `Stacked` model; runner: the backend that knows it as one, or None."""
 
     traced: Stacked
 
@@ -34,13 +35,17 @@ class StackedLoop(DeviceLoop):
         """None, or why no kernel takes a step on targets like y."""
         fits, terms = self.traced.outputs, self.traced.n_terms
         n = y.numel() // fits
-        classes = criterion.kind is CROSS_ENTROPY
-        if (self.runner if classes else self.fits) is None:
-            what = "classes" if classes else "fits"
+        together = self.together(criterion)
+        if (self.runner if together else self.fits) is None:
+            what = "outputs" if together else "fits"
             return f"no kernels for {fits} {what} of {terms} coefficients on {self.device}"
-        if not classes and n * terms > LONG and n > FEW * fits:
+        if not together and n * terms > LONG and n > FEW * fits:
             return f"{fits} fits of {n} samples are too few for a thread each; pf.fit takes them"
         return None
+
+    def together(self, criterion: Criterion) -> bool:
+        """Whether kernels know all of them as one model."""
+        return criterion.kind is CROSS_ENTROPY or bool(self.traced.exponents)
 
     def follow(self, rule: Rule) -> None:
         (self.owned,) = rule
@@ -49,13 +54,13 @@ class StackedLoop(DeviceLoop):
 
     def knows_step(self, objective: Any) -> bool:
         """Numbers that are kept once for all parameters must lie in the host's memory."""
-        at_once = objective.criterion.kind is CROSS_ENTROPY
+        at_once = self.together(objective.criterion)
         return self.updates and (at_once or all(t.ndim for t in self.kept.on_device()))
 
     def compute(
         self, objective: Any, grads: list[torch.Tensor], steps: bool, in_place: bool
     ) -> torch.Tensor:
-        if objective.criterion.kind is CROSS_ENTROPY:
+        if self.together(objective.criterion):
             return super().compute(objective, grads, steps, in_place)
         p, traced = self.traced.tensors[0].detach(), self.traced
         fits, criterion = self.share_of(objective)
@@ -104,19 +109,19 @@ class StackedLoop(DeviceLoop):
         return pace_of_step(options, tuple(numbers), self.device)
 
     def loss_of(self, objective: Any) -> torch.Tensor:
-        if objective.criterion.kind is CROSS_ENTROPY:
+        if self.together(objective.criterion):
             return super().loss_of(objective)
         return objective.state[self.traced.n_params :].sum()
 
     def install(self, owner: Any) -> bool:
         last = self.last
         done = super().install(owner)
-        if last is not None and last.objective.criterion.kind is not CROSS_ENTROPY:
+        if last is not None and not self.together(last.objective.criterion):
             self.kept.seen = []  # the copies on the device are those of before
         return done
 
     def move(self, last: Launched, unchanged: bool) -> bool:
-        if last.objective.criterion.kind is CROSS_ENTROPY:
+        if self.together(last.objective.criterion):
             return super().move(last, unchanged)
         if not unchanged:
             return False

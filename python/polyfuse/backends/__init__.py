@@ -23,8 +23,12 @@ class Backend(Protocol):
     def refuse(self, problem: Problem) -> str | None:
         """None, or why this backend cannot serve the problem."""
 
-    def refuse_classes(self, model: Any) -> str | None:
-        """None, or why this backend cannot serve a `Stacked` model under cross entropy."""
+    def refuse_outputs(self, model: Any) -> str | None:
+        """None, or why this backend cannot serve a `Stacked` model under one loss: cross entropy,
+        or any of outputs of several variables."""
+
+    def refuse_engine(self, problem: Problem, engine: str) -> str | None:
+        """None, or why this backend has no such engine for the problem."""
 
     def evaluate(self, model: Any, coef: Any, x: torch.Tensor) -> torch.Tensor:
         """V c: [K], [N] -> [N]."""
@@ -97,10 +101,10 @@ def backend_of(device: torch.device, n_params: int, n_surface_terms: int = 0) ->
     return None
 
 
-def backend_of_classes(device: torch.device, model: Any) -> Backend | None:
-    """The same of polynomials side by side, whose loss is their cross entropy."""
+def backend_of_outputs(device: torch.device, model: Any) -> Backend | None:
+    """The same of polynomials side by side under one loss, as `Backend.refuse_outputs` has it."""
     for backend in (REGISTRY[name] for name in AUTO.get(device.type, ())):
-        if not (backend.refuse_classes(model) or backend.missing()):
+        if not (backend.refuse_outputs(model) or backend.missing()):
             return backend
     return None
 

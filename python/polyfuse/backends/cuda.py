@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..criteria import CROSS_ENTROPY, ELEMENTARY, SQUARED, Criterion
+from ..criteria import ELEMENTARY, SQUARED, Criterion
 from ..problem import Problem, Report, Schedule
 from ..stacked import Stacked
 from ..symbolic import Traced
@@ -26,6 +26,7 @@ from .device import (
     loss_and_gradient,
     n_recorded,
     recurrence_on,
+    refuse_engine,
     rule_of,
     state_size,
 )
@@ -77,22 +78,23 @@ class Cuda:
         if problem.x.device.type != self.device_type:
             return f"the data is on {problem.x.device}"
         if isinstance(problem.model, Stacked):
-            if problem.criterion.kind is not CROSS_ENTROPY:
-                return "several outputs are under one loss on CPUs alone"
-            return self.refuse_classes(problem.model)
+            return self.refuse_outputs(problem.model)
         if len(problem.model.slots) > MAX_PARAMS:
             return f"{len(problem.model.slots)} scalar parameters, more than {MAX_PARAMS}"
         terms, most = len(problem.model.exponents), self.max_surface_terms
         return f"{terms} terms of several variables, above {most}" if terms > most else None
 
-    def refuse_classes(self, model: Stacked) -> str | None:
-        if model.batch or not model.of_y or model.exponents:
-            return "not several outputs of one variable"
-        if model.outputs > MAX_CLASSES:
+    def refuse_outputs(self, model: Stacked) -> str | None:
+        if model.batch or not model.of_y:
+            return "not several outputs"
+        if model.outputs > MAX_CLASSES and not model.exponents:
             return f"{model.outputs} classes, more than {MAX_CLASSES}"
         if model.n_params > MAX_PARAMS:
             return f"{model.n_params} coefficients, more than {MAX_PARAMS}"
         return None
+
+    def refuse_engine(self, problem: Problem, engine: str) -> str | None:
+        return refuse_engine(problem, engine)
 
     def evaluate(
         self, model: Traced, coef: Any, x: torch.Tensor, map: DeviceMap | None = None
@@ -126,12 +128,13 @@ class Cuda:
     def accumulate(self, problem: Problem) -> DeviceMoments:
         model, device = problem.model, problem.x.device
         moments, square = self._new_moments(model, device)
-        map = DeviceMap.identity_of(model.n_terms, device)
+        several = isinstance(model, Stacked)
+        map = DeviceMap.identity_of(model.n_params if several else model.n_terms, device)
         self.launch(
             "moments", model, problem.x, problem.y, map=map, moments=moments,
             omit=problem.omit, weight=problem.weight, flags=self.module.MOMENTS,
         )  # fmt: skip
-        return DeviceMoments(moments, float(moments[square]))
+        return DeviceMoments(moments, float(moments[square].sum()))
 
     def descend(
         self, problem: Problem, engine: str, moments: Any, schedule: Schedule, state: Any
@@ -144,7 +147,7 @@ class Cuda:
         buffer = moments.buffer if moments is not None else None
         if buffer is None and engine != "stream":
             buffer, _ = self._new_moments(model, device)
-        whole = "classes" if isinstance(model, Stacked) else "stream"
+        whole = "classes" if _is_classes(model) else "stream"
         self.launch(
             whole if engine == "stream" else "moments" if moments is None else "epochs",
             model, problem.x, problem.y, map=DeviceMap.of(model, device),
@@ -185,7 +188,7 @@ class Cuda:
         module = self.module
         if state is None:
             state = torch.empty(state_size(map.n_params), dtype=torch.float64, device=x.device)
-        one = "classes" if isinstance(model, Stacked) else "step"
+        one = "classes" if _is_classes(model) else "step"
         self.launch(
             one if moments is None else "epochs", model, x, y, map=map, rule=rule, state=state,
             moments=None if moments is None else moments.buffer, tables=table, engine="moments",
@@ -251,11 +254,13 @@ class Cuda:
                 self.workspace(device, stream, work).data_ptr(), device.index or 0, grid,
             )  # fmt: skip
             if isinstance(model, Stacked):
-                weight_of = dict(criterion.options)["weight"]
-                of_class = class_weights(weight_of, model.outputs, device)
+                of_class = class_weights(
+                    dict(criterion.options).get("weight"), model.outputs, device
+                )
                 rows = recurrence_on(model.basis, model.n_terms, device)
-                run.set_classes(
-                    model.outputs, y.stride(1) if y is not None and y.ndim > 1 else 0,
+                run.set_outputs(
+                    model.outputs,
+                    *(t.stride(1) if t is not None and t.ndim > 1 else 0 for t in (y, weight)),
                     of_class.data_ptr(), *(row.data_ptr() for row in rows),
                 )  # fmt: skip
             verb = "moments" if kernel == "epochs" else kernel
@@ -270,17 +275,16 @@ class Cuda:
     ) -> Any:  # fmt: skip
         sizes = self.sizes(device)
         if model is not None and model.exponents:
-            columns = surface_cuda.columns_of(model, device)
             return self.module.surface_geometry(
-                kernel, data.n, columns, map.n_params, closed, sizes
+                kernel, data.n, *surface_cuda.sizes_of(model, device), map.n_params, closed, sizes
             )  # fmt: skip
         return self.module.geometry(
             kernel, data.n, data.dtype, map.n_terms, map.n_params, sizes, data.weighted
         )
 
-    def _new_moments(self, model: Traced, device: torch.device) -> tuple[torch.Tensor, int]:
+    def _new_moments(self, model: Traced, device: torch.device) -> tuple[torch.Tensor, slice]:
         """Memory for them, and where in it sum w r^2 will be."""
-        size, square = 4 * model.degree + 6, 2
+        size, square = 4 * model.degree + 6, slice(2, 3)
         if model.exponents:
             size, square = surface_cuda.moments_size(self.module, model, device)
         return torch.empty(size, dtype=torch.float64, device=device), square
@@ -319,6 +323,11 @@ class Cuda:
 
     def _float64(self, values: Any, x: torch.Tensor) -> torch.Tensor:
         return torch.as_tensor(values).to(x.device, torch.float64).contiguous()
+
+
+def _is_classes(model: Traced) -> bool:
+    """Whether the kernels of classes of one variable serve it."""
+    return isinstance(model, Stacked) and not model.exponents
 
 
 @cache

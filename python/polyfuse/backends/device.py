@@ -49,6 +49,9 @@ class DeviceMap:
 
     @classmethod
     def of(cls, model: Traced, device: torch.device) -> DeviceMap:
+        """Of several outputs, the coefficients of all of them."""
+        if isinstance(model, Stacked) and model.exponents:
+            return cls.identity_of(model.n_params, device)
         return _map(model.terms, model.n_terms, model.n_params, device)
 
     @classmethod
@@ -143,7 +146,7 @@ CLASS_COST = 60  # of exp and log, in multiplications and additions
 def cost_of(model: Traced) -> int:
     """Of a sample in an epoch, as coefficients of a power series."""
     if isinstance(model, Stacked):
-        return (model.n_terms + CLASS_COST) * model.outputs
+        return (model.n_terms + CLASS_COST * (not model.exponents)) * model.outputs
     return model.n_terms
 
 
@@ -153,6 +156,15 @@ def class_weights(
 ) -> torch.Tensor:
     """[C] float64"""
     return torch.tensor(weight or (1.0,) * outputs, dtype=torch.float64, device=device)
+
+
+def refuse_engine(problem: Problem, engine: str) -> str | None:
+    """None, or why kernels of devices have no such engine for the problem."""
+    model, w = problem.model, problem.weight
+    several = isinstance(model, Stacked) and model.exponents and model.outputs > 1
+    if engine != "stream" and several and w is not None and w.ndim > 1 and w.stride(1):
+        return "outputs with weights of their own have no moments in common; use stream"
+    return None
 
 
 def n_recorded(schedule: Schedule) -> int:

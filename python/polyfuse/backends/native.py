@@ -107,7 +107,10 @@ class Cpu:
             return f"the data is on {problem.x.device}"
         return None
 
-    def refuse_classes(self, model: Stacked) -> str | None:
+    def refuse_outputs(self, model: Stacked) -> str | None:
+        return None
+
+    def refuse_engine(self, problem: Problem, engine: str) -> str | None:
         return None
 
     def evaluate(self, model: Traced, coef: np.ndarray, x: torch.Tensor) -> torch.Tensor:

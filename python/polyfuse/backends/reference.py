@@ -129,11 +129,14 @@ class Reference:
         if problem.model.exponents:
             return "the model has several variables"
         if isinstance(problem.model, Stacked):
-            return self.refuse_classes(problem.model)
+            return self.refuse_outputs(problem.model)
         return None
 
-    def refuse_classes(self, model: Any) -> str | None:
+    def refuse_outputs(self, model: Any) -> str | None:
         return "the model has several outputs"
+
+    def refuse_engine(self, problem: Problem, engine: str) -> str | None:
+        return None
 
     def evaluate(self, model: Traced, coef: np.ndarray, x: torch.Tensor) -> torch.Tensor:
         return (design(model, x) @ torch.as_tensor(coef, device=x.device)).to(x.dtype)

@@ -25,6 +25,7 @@ from .device import (
     cost_of,
     loss_and_gradient,
     n_recorded,
+    refuse_engine,
     rule_of,
     state_size,
 )
@@ -81,7 +82,7 @@ class Triton:
         if isinstance(problem.model, Stacked):
             if problem.criterion.kind is not CROSS_ENTROPY:
                 return "several outputs are under one loss on CPUs alone"
-            return self.refuse_classes(problem.model)
+            return self.refuse_outputs(problem.model)
         if len(problem.model.slots) > geometry.MAX_PARAMS:
             return f"{len(problem.model.slots)} parameters, above {geometry.MAX_PARAMS}"
         terms = problem.model.n_terms
@@ -89,8 +90,11 @@ class Triton:
             return f"{terms} terms of several variables, above {surface_triton.MAX_TERMS}"
         return None
 
-    def refuse_classes(self, model: Stacked) -> str | None:
+    def refuse_outputs(self, model: Stacked) -> str | None:
         return classes_triton.refuse(model)
+
+    def refuse_engine(self, problem: Problem, engine: str) -> str | None:
+        return refuse_engine(problem, engine)
 
     def evaluate(self, model: Traced, coef: Any, x: torch.Tensor) -> torch.Tensor:
         coef = torch.as_tensor(coef, dtype=torch.float64, device=x.device).contiguous()
