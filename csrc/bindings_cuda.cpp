@@ -26,6 +26,7 @@ void launch_on(const Told& run, uintptr_t stream) {
 PYBIND11_MODULE(_cuda, m) {
   m.attr("MAX_TERMS") = pf::kMaxTerms;
   m.attr("MAX_PARAMS") = pf::kMaxParams;
+  m.attr("HEADER") = pf::kHeader;
   m.attr("LOAD") = static_cast<int>(pf::kLoad);
   m.attr("STORE") = static_cast<int>(pf::kStore);
   m.attr("STEP") = static_cast<int>(pf::kStep);
@@ -95,14 +96,18 @@ PYBIND11_MODULE(_cuda, m) {
         return run;
       }))
       .def("set_outputs",
-           [](pf::Run& run, int n_outputs, int64_t y_output, int64_t w_output,
-              uintptr_t class_weight, uintptr_t alpha, uintptr_t beta, uintptr_t gamma) {
+           [](pf::Run& run, int n_outputs, int64_t y_output, int64_t w_output) {
              run.n_outputs = n_outputs;
              run.y_output = y_output;
              run.w_output = w_output;
-             run.criterion.class_weight = at<const double>(class_weight);
-             run.basis = {at<const double>(alpha), at<const double>(beta), at<const double>(gamma)};
-           });
+           })
+      .def("set_classes",
+           [](pf::Run& run, uintptr_t weight) {
+             run.criterion.class_weight = at<const double>(weight);
+           })
+      .def("set_basis", [](pf::Run& run, uintptr_t alpha, uintptr_t beta, uintptr_t gamma) {
+        run.basis = {at<const double>(alpha), at<const double>(beta), at<const double>(gamma)};
+      });
 
   py::class_<pf::SurfaceRun>(m, "SurfaceRun", py::module_local())
       .def(py::init([](const pf::Run& run, int n_variables, int64_t x_column, uintptr_t variable,

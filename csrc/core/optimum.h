@@ -53,24 +53,27 @@ PF_HD V determination(int n_terms, const V* along, V rest) {
   return determination(along[0] * along[0], explained, rest);
 }
 
-// The inverse of factor^T factor, given to put(i, j, value); terms above the degree have none.
+// The inverse of factor^T factor, given to put(i, j, value) column by column, which takes little
+// memory; 0 for terms above the degree.
 template <int M, class V, class F, class Put>
 PF_HD void covariance(int n_terms, const F* factor, V degree, Put&& put) {
-  V root[M][M];
   PF_UNROLL
-  for (int c = 0; c < n_terms; ++c) {
-    V unit[M] = {};
-    unit[c] = if_less(degree - like(degree, c), 0.0, V{}, like(degree, 1.0));
-    back_substitute(n_terms, factor, unit, root[c]);
-  }
-  PF_UNROLL
-  for (int i = 0; i < n_terms; ++i) {
+  for (int j = 0; j < n_terms; ++j) {
+    V along[M], column[M];
     PF_UNROLL
-    for (int j = 0; j < n_terms; ++j) {
-      V sum{};
+    for (int k = 0; k < n_terms; ++k) {
+      const F pivot = factor[k * n_terms + k];
+      V rest = like(degree, k == j);
       PF_UNROLL
-      for (int c = 0; c < n_terms; ++c) sum += root[c][i] * root[c][j];
-      put(i, j, sum);
+      for (int i = j; i < k; ++i) rest = rest - factor[i * n_terms + k] * along[i];
+      rest = rest * if_zero(pivot, like(pivot, 0.0), 1.0 / pivot);
+      along[k] = k < j ? V{} : if_less(degree - like(degree, k), 0.0, V{}, rest);
+    }
+    back_substitute(n_terms, factor, along, column);
+    PF_UNROLL
+    for (int i = 0; i <= j; ++i) {
+      put(i, j, column[i]);
+      if (i < j) put(j, i, column[i]);
     }
   }
 }

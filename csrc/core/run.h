@@ -7,6 +7,8 @@
 
 namespace polyfuse {
 
+// Bytes of the workspace before the partial sums: counters, 0 between launches.
+constexpr int64_t kHeader = 64;
 constexpr int kMaxParams = 64;  // scalar parameters that a device's kernels hold on chip
 
 // State buffer: rows [P]; outcome; recorded losses.

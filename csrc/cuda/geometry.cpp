@@ -12,9 +12,8 @@ namespace {
 constexpr int kWarpThreads = 32;
 constexpr int64_t kAloneSamples = 8192;  // up to here one block is faster than a barrier of many
 constexpr int64_t kThreadSamples = 8;    // of one pass, at least
-constexpr int64_t kHeader = 64;          // bytes of the workspace before the partial sums
 constexpr int64_t kMinChunk = 1024;
-constexpr int kBlocksPerProcessor = 2;
+constexpr int kBlocksPerProcessor = 2;  // at most
 
 constexpr int kElementaryTerms = 60;        // what exp and log of a sample cost, in terms
 constexpr int64_t kOnChipWork = 40 * 1024;  // bytes of the closed form kept in shared memory
@@ -34,13 +33,18 @@ int threads_for(int64_t n, int most) {
   return static_cast<int>(threads);
 }
 
-Geometry pass_over(int64_t n, const Device& device) {
+Geometry pass_over(int64_t n, int per_processor, const Device& device) {
   Geometry grid;
   grid.threads = threads_for(n, kPassThreads);
   if (n > kAloneSamples)
     grid.blocks = static_cast<int32_t>(std::min<int64_t>(
-        kBlocksPerProcessor * device.processors, ceil_div(n, kPassThreads * kThreadSamples)));
+        per_processor * device.processors, ceil_div(n, kPassThreads * kThreadSamples)));
   return grid;
+}
+
+// Blocks that a processor has registers for.
+int at_once(Kernel kernel, int n_terms) {
+  return kernel == Kernel::Moments || bucket_of(n_terms) > 8 ? 1 : kBlocksPerProcessor;
 }
 
 // Threads that take the classes of a sample.
@@ -88,17 +92,16 @@ Geometry geometry(Kernel kernel, int64_t n, Dtype dtype, int n_terms, int n_para
   switch (kernel) {
     case Kernel::Stream: return stream_over(n, dtype, n_terms, device, weighted);
     case Kernel::Classes:
-      grid = pass_over(n * lanes_of(n_params / n_terms), device);
-      grid.blocks = std::min(grid.blocks, device.processors);
+      grid = pass_over(n * lanes_of(n_params / n_terms), 1, device);
       grid.cooperative = grid.blocks > 1;
       break;
     case Kernel::Step:
     case Kernel::Evaluate:
     case Kernel::Project:
-    case Kernel::Count: return pass_over(n, device);
+    case Kernel::Count: return pass_over(n, at_once(kernel, n_terms), device);
     case Kernel::Update:
     case Kernel::Store: grid.threads = threads_for(n_params * kThreadSamples, kMaxParams); break;
-    case Kernel::Moments: grid = pass_over(n, device); [[fallthrough]];
+    case Kernel::Moments: grid = pass_over(n, at_once(kernel, n_terms), device); [[fallthrough]];
     case Kernel::Epochs:
       grid.threads = std::max(grid.threads, threads_for(n_params * n_params, kPassThreads));
       if (work_bytes(n_params) <= kOnChipWork) grid.shared = work_bytes(n_params);

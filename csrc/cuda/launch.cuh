@@ -1,19 +1,32 @@
 // One way to launch: every kernel takes a Run, or what else tells it of its grid, by value.
 #pragma once
 
+#include <map>
 #include <stdexcept>
-#include <string>
+#include <utility>
 
 #include "../core/run.h"
 #include "macros.h"
 
 namespace polyfuse {
 
-// Beyond what a kernel declares, 32 KiB at most; more than 48 KiB in all need its consent.
-constexpr int64_t kSharedByDefault = 16 * 1024;
+// Bytes of shared memory: what a kernel declares, at most, and what it may have beyond without its
+// consent.
+constexpr int64_t kDeclared = 32 * 1024;
+constexpr int64_t kSharedByDefault = 48 * 1024 - kDeclared;
 
 inline void check(cudaError_t status) {
   if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
+}
+
+// Never less than before: a graph may hold an earlier launch.
+inline void allow_shared(const void* kernel, int32_t device, int64_t bytes) {
+  static std::map<std::pair<const void*, int32_t>, int64_t> allowed;
+  int64_t& most = allowed[{kernel, device}];
+  if (bytes <= most) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes)));
+  most = bytes;
 }
 
 template <class Told>
@@ -21,9 +34,7 @@ void launch(void (*kernel)(Told), const Told& run, void* stream) {
   const Geometry& grid = run.grid;
   check(cudaSetDevice(run.device));  // the runtime linked here has a current device of its own
   if (grid.shared > kSharedByDefault)
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(grid.shared)));
+    allow_shared(reinterpret_cast<const void*>(kernel), run.device, grid.shared);
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;

@@ -27,9 +27,9 @@ PF_DEVICE void multiply_add(const double* a, const double* b, const double* w, i
   const int lane = threadIdx.x % 32;
 #if defined(__CUDACC__)
   const int row = lane % 4, at = lane / 4 * pitch + row;
-  asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
-      : "+d"(sum[0]), "+d"(sum[1])
-      : "d"(a[at] * w[row]), "d"(b[at]));
+  asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+               : "+d"(sum[0]), "+d"(sum[1])
+               : "d"(a[at] * w[row]), "d"(b[at]));
 #else
   for (int h = 0; h < 2; ++h)
     for (int row = 0; row < kProductDepth; ++row)

@@ -19,6 +19,7 @@ struct Board {
   PF_DEVICE double* work() { return reinterpret_cast<double*>(&objective); }
 };
 static_assert(sizeof(MomentsObjective) >= sizeof(double) * kMaxTerms * (kMaxTerms + 1), "work()");
+static_assert(sizeof(Board) + 64 <= kDeclared);
 
 // Centre and half width of the pilot's finite x that count; whether there are any.
 template <class T>

@@ -63,8 +63,8 @@ PF_DEVICE Data thinned(const Data& data, int64_t every) {
   return pilot;
 }
 
-PF_DEVICE Data pilot_of(const Data& data) {
-  return thinned(data, data.n < kPilot ? 1 : data.n / kPilot);
+PF_DEVICE Data pilot_of(const Data& data, int64_t samples = kPilot) {
+  return thinned(data, data.n < samples ? 1 : data.n / samples);
 }
 
 // Whether some samples may be left out, so that those that count are to be counted.
@@ -118,9 +118,19 @@ PF_DEVICE void for_each_sample(const Samples<T>& s, Ranks ranks, F&& f) {
   } else if constexpr (Flight > 0) {
     if (whole) for_each_vector<Flight, false>(s, ranks, f);
   }
+  // Samples on their way; float64 leaves no registers to them.
+  constexpr int width = Flight == 0 || sizeof(T) == sizeof(double) ? 1 : 4;
   const int64_t begin = whole ? s.n / Vector<T>::kWidth * Vector<T>::kWidth : 0;
-  for (int64_t i = begin + ranks.rank; i < s.n; i += ranks.count)
-    f(s.x[i * s.x_stride], s.y[i * s.y_stride], s.weight(i));
+  for (int64_t i = begin + ranks.rank; i < s.n; i += ranks.count * width) {
+    T x[width], y[width], w[width];
+    PF_UNROLL
+    for (int j = 0; j < width; ++j)
+      if (const int64_t at = i + j * ranks.count; at < s.n)
+        x[j] = s.x[at * s.x_stride], y[j] = s.y[at * s.y_stride], w[j] = s.weight(at);
+    PF_UNROLL
+    for (int j = 0; j < width; ++j)
+      if (i + j * ranks.count < s.n) f(x[j], y[j], w[j]);
+  }
 }
 
 constexpr int kShort = 8;  // beyond, arithmetic takes longer than loads
@@ -158,7 +168,7 @@ struct LossSums {
 template <int K>
 struct MomentSums {
   static constexpr int kSums = 3 * K;
-  static constexpr int kInFlight = K > kShort ? 0 : 8;
+  static constexpr int kInFlight = K > kShort ? 0 : 16;
   double coef[K], sum[kSums] = {};
 
   PF_DEVICE void add(double u, double y, double w) {

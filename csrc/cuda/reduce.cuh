@@ -9,6 +9,7 @@
 namespace polyfuse {
 
 constexpr int kMaxSums = 3 * kMaxTerms;
+constexpr int kOnTheirWay = 8;          // partial sums of a thread
 constexpr int kScratch = 8 * kMaxSums;  // 8 warps of the most sums; 16 of at most half as many
 
 // Counters that every launch leaves at 0; partial sums follow them.
@@ -57,9 +58,19 @@ PF_DEVICE void combine(const double* partial, int n_sums, double* scratch, doubl
   const int blocks = gridDim.x, threads = blockDim.x;
   const int groups = threads > n_sums ? threads / n_sums : 1;
   for (int e = threadIdx.x; e < groups * n_sums; e += threads) {
+    const double* const from = partial + e % n_sums;
     double v = 0.0;
-    for (int b = e / n_sums; b < blocks; b += groups)
-      v += __ldcg(partial + int64_t(b) * n_sums + e % n_sums);
+#pragma unroll 1
+    for (int b = e / n_sums; b < blocks; b += kOnTheirWay * groups) {
+      double part[kOnTheirWay];  // loaded before any is added: the compiler does not reorder __ldcg
+      PF_UNROLL
+      for (int i = 0; i < kOnTheirWay; ++i) {
+        const int at = b + i * groups;
+        part[i] = at < blocks ? __ldcg(from + int64_t(at) * n_sums) : 0.0;
+      }
+      PF_UNROLL
+      for (int i = 0; i < kOnTheirWay; ++i) v += part[i];
+    }
     scratch[e] = v;
   }
   __syncthreads();

@@ -7,6 +7,8 @@
 
 namespace polyfuse {
 
+static_assert(sizeof(Workspace) == kHeader);
+
 PF_DEVICE double read(Dtype dtype, int64_t address) {
   return dtype == Dtype::Float32 ? *reinterpret_cast<const float*>(address)
                                  : *reinterpret_cast<const double*>(address);

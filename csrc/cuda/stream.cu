@@ -3,6 +3,7 @@
 // steps, so that an epoch needs one barrier.
 #include "../core/quiet.h"
 #include "criterion.cuh"
+#include "geometry.h"
 #include "launch.cuh"
 #include "launch.h"
 #include "passes.cuh"
@@ -10,6 +11,8 @@
 
 namespace polyfuse {
 namespace {
+
+static_assert(sizeof(Desk) + 64 <= kStreamDeclared);
 
 template <class T, int K, class Rho>
 struct StreamObjective {

@@ -8,7 +8,6 @@
 namespace polyfuse {
 namespace {
 
-constexpr int64_t kHeader = 64;             // bytes of the workspace before the partial sums
 constexpr int64_t kOnChipWork = 40 * 1024;  // of the closed form, in shared memory
 constexpr int64_t kNumber = sizeof(double);
 constexpr int64_t kBlocksPerProcessor = 2;  // as many as there are registers for

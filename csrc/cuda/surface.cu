@@ -50,6 +50,8 @@ struct Board {
   }
 };
 
+static_assert(sizeof(Board) + 64 <= kSurfaceDeclared);
+
 // True in the one block whose `matrix` has the moments of all the data.
 PF_DEVICE bool accumulate(const Block& block, Board& board, const SurfaceRun& run, double* matrix) {
   const Tile tile = Tile::of(run);
@@ -58,7 +60,7 @@ PF_DEVICE bool accumulate(const Block& block, Board& board, const SurfaceRun& ru
 #pragma unroll 1  // one body for the pilot and the whole
   for (int pass = 0; pass < 2; ++pass) {
     const bool whole = pass == 1;
-    const Data data = whole ? run.data : pilot_of(run.data);
+    const Data data = whole ? run.data : pilot_of(run.data, kPilotRows * tile.width);
     GramSums sums;
     for_each_tile(run, data, whole ? blockIdx.x : 0, whole ? gridDim.x : 1, tile, [&](int64_t) {
       tile.each_output(run.n_outputs, [&](int c) {

@@ -32,11 +32,11 @@ struct Target {
     return target;
   }
 
-  PF_DEVICE bool kept() const { return weight != 0.0; }
+  PF_HD bool kept() const { return weight != 0.0; }
 
   // What class c gets; y: where probabilities are.
   template <class Y>
-  PF_DEVICE double share(const Run& run, const Y& y, int64_t i, int c) const {
+  PF_HD double share(const Run& run, const Y& y, int64_t i, int c) const {
     if (!kept()) return 0.0;
     const double q = run.y_output == 0 ? double(of_class == c)
                                        : double(y[i * run.data.y_stride + c * run.y_output]);

@@ -10,6 +10,7 @@
 namespace polyfuse {
 
 constexpr int kSurfaceWarps = kSurfaceThreads / kWarp;
+constexpr int64_t kPilotRows = 16;  // samples of the pilot fit for each of its columns, at least
 
 struct Tile {
   int width, rows, pitch, columns;
@@ -21,9 +22,9 @@ struct Tile {
     return {
         width, tile_rows(width), tile_pitch(width), columns, phi, phi + width * tile_pitch(width)};
   }
-  PF_DEVICE double* column(int c) const { return phi + c * pitch; }
+  PF_HD double* column(int c) const { return phi + c * pitch; }
   // Of an output: y, from which residuals and derivatives are made.
-  PF_DEVICE double& residual(int c, int row) const { return column(columns + c)[row]; }
+  PF_HD double& residual(int c, int row) const { return column(columns + c)[row]; }
 
   // f(c) of the row of this thread, for the outputs that are its own among those of the row.
   template <class F>
@@ -36,7 +37,7 @@ struct Tile {
 struct Numbers {
   const void* at;
   Dtype dtype;
-  PF_DEVICE double operator[](int64_t i) const {
+  PF_HD double operator[](int64_t i) const {
     return dtype == Dtype::Float32 ? static_cast<const float*>(at)[i]
                                    : static_cast<const double*>(at)[i];
   }
@@ -126,14 +127,14 @@ using Rest = double[kSurfaceRest];
 struct Logits {
   const Tile& tile;
   int row;
-  PF_DEVICE double& operator[](int c) const { return tile.residual(c, row); }
+  PF_HD double& operator[](int c) const { return tile.residual(c, row); }
 };
 
 struct Shares {
   const SurfaceRun& run;
   const Target& target;
   int64_t i;
-  PF_DEVICE double operator[](int c) const {
+  PF_HD double operator[](int c) const {
     return target.share(run, Numbers{run.data.y, run.data.dtype}, i, c);
   }
 };
@@ -143,12 +144,12 @@ struct InTurn {
   int classes;
 
   template <class F>
-  PF_DEVICE void each(F&& f) const {
-#pragma unroll 1
+  PF_HD void each(F&& f) const {
+    PF_ROLLED
     for (int c = 0; c < classes; ++c) f(c);
   }
-  static PF_DEVICE double largest(double v) { return v; }
-  static PF_DEVICE double sum(double v) { return v; }
+  static PF_HD double largest(double v) { return v; }
+  static PF_HD double sum(double v) { return v; }
 };
 
 // Of the outputs of a row, predictions become derivatives of their cross entropy.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 MAX_TERMS: int
 MAX_FIT_TERMS: int
 MAX_PARAMS: int
+HEADER: int
 LOAD: int
 STORE: int
 STEP: int
@@ -43,10 +44,9 @@ class Run:
         has_moments: bool, tables: int, single: int, out: int, workspace: int, device: int,
         grid: Geometry,
     ) -> None: ...  # fmt: skip
-    def set_outputs(
-        self, n_outputs: int, y_output: int, w_output: int, class_weight: int, alpha: int,
-        beta: int, gamma: int,
-    ) -> None: ...  # fmt: skip
+    def set_outputs(self, n_outputs: int, y_output: int, w_output: int) -> None: ...
+    def set_classes(self, weight: int) -> None: ...
+    def set_basis(self, alpha: int, beta: int, gamma: int) -> None: ...
 
 class SurfaceRun:
     def __init__(

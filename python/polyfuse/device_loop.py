@@ -12,7 +12,14 @@ from torch.autograd.graph import increment_version
 
 from . import _C
 from ._check import GONE
-from .backends.device import DeviceMap, DeviceRule, device_rule, loss_in, state_size
+from .backends.device import (
+    DeviceMap,
+    DeviceRule,
+    constants_of,
+    device_rule,
+    loss_in,
+    state_size,
+)
 from .backends.resident import unheld
 from .backends.tables import OnDevice, tables
 from .rules import Options, Rule
@@ -156,7 +163,8 @@ class DeviceLoop(_C.Loop):
         )  # fmt: skip
         forward.before = state[2 * n_params : 3 * n_params]
         if self.capturing():
-            self.captured.append((table, self.rule, grads, moments))
+            constants = constants_of(self.traced, criterion, self.device)
+            self.captured.append((table, self.rule, grads, moments, constants))
         return state
 
     def loss_of(self, objective: Any) -> torch.Tensor:

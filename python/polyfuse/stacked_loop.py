@@ -11,6 +11,7 @@ import torch
 
 from .backends.batched import Fits, backend_of_fits
 from .backends.batched_device import Pace, Step, pace_of_step
+from .backends.device import constants_of
 from .criteria import CROSS_ENTROPY, Criterion
 from .device_loop import DeviceLoop, Launched
 from .rules import KEPT, Options, Rule, SgdOptions
@@ -77,7 +78,9 @@ class StackedLoop(DeviceLoop):
         self.fits.launch_step(step)
         objective.forward.before = before
         if self.capturing():
-            self.captured.append(step)
+            plain = traced.basis == "monomial"
+            constants = [] if plain else constants_of(traced, criterion, self.device)
+            self.captured.append((step, constants))
         return state
 
     def share_of(self, objective: Any) -> tuple[Fits, Criterion]:

@@ -19,6 +19,7 @@ from .batched import Fits, Outcome, Run
 from .batched_cpu import series
 from .device import DeviceRule, device_rule, rule_with
 from .native import ENGINE
+from .tables import send
 
 MOST_PACED = 1 << 16  # epochs of a launch whose rates differ: 1.5 MiB of them
 TERM_SECONDS = 2e-8  # of a fit that a lane works at
@@ -159,7 +160,7 @@ def pace_of_step(options: Options | None, kept: tuple[float, ...], device: torch
     told.rule = options and row_of(options)
     for row, value in enumerate(kept):
         told.keep_once(row, value)
-    return Pace(device_rule((options,), device), torch.from_numpy(told.rates(1)).to(device))
+    return Pace(device_rule((options,), device), send(torch.from_numpy(told.rates(1)), device))
 
 
 def _pace(told: Any, run: Run) -> Pace:
@@ -168,7 +169,7 @@ def _pace(told: Any, run: Run) -> Pace:
     if isinstance(run.options, SgdOptions | None):  # an epoch fills the buffers, if any does
         paced = min(paced, 2 + (changes[-1][0] if changes else 0))
     rule = rule_with((run.options,), [(epoch, (later,)) for epoch, later in changes], device)
-    return Pace(rule, torch.from_numpy(told.rates(paced)).to(device))
+    return Pace(rule, send(torch.from_numpy(told.rates(paced)), device))
 
 
 def _leaps(told: Any, run: Run) -> Leaps:

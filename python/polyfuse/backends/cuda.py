@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..criteria import ELEMENTARY, SQUARED, Criterion
+from ..criteria import CROSS_ENTROPY, ELEMENTARY, SQUARED, Criterion
 from ..problem import Problem, Report, Schedule
 from ..stacked import Stacked
 from ..symbolic import Traced
@@ -254,15 +254,14 @@ class Cuda:
                 self.workspace(device, stream, work).data_ptr(), device.index or 0, grid,
             )  # fmt: skip
             if isinstance(model, Stacked):
-                of_class = class_weights(
-                    dict(criterion.options).get("weight"), model.outputs, device
-                )
-                rows = recurrence_on(model.basis, model.n_terms, device)
-                run.set_outputs(
-                    model.outputs,
-                    *(t.stride(1) if t is not None and t.ndim > 1 else 0 for t in (y, weight)),
-                    of_class.data_ptr(), *(row.data_ptr() for row in rows),
-                )  # fmt: skip
+                strides = (t.stride(1) if t is not None and t.ndim > 1 else 0 for t in (y, weight))
+                run.set_outputs(model.outputs, *strides)
+                if criterion.kind is CROSS_ENTROPY:
+                    weights = dict(criterion.options)["weight"]
+                    run.set_classes(class_weights(weights, model.outputs, device).data_ptr())
+                if surface is None:
+                    rows = recurrence_on(model.basis, model.n_terms, device)
+                    run.set_basis(*(row.data_ptr() for row in rows))
             verb = "moments" if kernel == "epochs" else kernel
             if surface:
                 run, verb = surface_cuda.of_surface(module, run, surface, x), f"surface_{verb}"
@@ -306,7 +305,8 @@ class Cuda:
         held = self._workspaces.get(key)
         if held is None or held.numel() < least:
             size = max(least, self.module.workspace_bytes(self.sizes(device)))
-            held = torch.zeros(size, dtype=torch.uint8, device=device)
+            held = torch.empty(size, dtype=torch.uint8, device=device)
+            held[: self.module.HEADER].zero_()
             if key is not None:
                 self._workspaces[key] = held
         return held

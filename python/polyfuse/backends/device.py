@@ -15,11 +15,13 @@ import numpy as np
 import torch
 
 from ..bases import recurrence_of
+from ..criteria import CROSS_ENTROPY, Criterion
 from ..problem import Moments, Problem, Schedule, State
 from ..rules import KEPT, Rule, row_of
 from ..stacked import Stacked
 from ..symbolic import Traced
-from .tables import Tables, method_of, nothing, tables
+from .factors import terms_of
+from .tables import Tables, method_of, nothing, send, tables
 
 ROWS = ("params", "grad", "before", *(f"kept {r}" for r in range(KEPT)))
 RULE_ROW = 10
@@ -111,7 +113,7 @@ def rule_with(
         return device_rule(rule, device, n_params)
     epochs, rules = zip(*changes, strict=True)
     rows = _rows([rule, *rules], device, n_params)
-    from_then = torch.tensor([*epochs, NEVER], dtype=torch.int64, device=device)
+    from_then = send(torch.tensor([*epochs, NEVER], dtype=torch.int64), device)
     return DeviceRule(rows, method_of(rule), from_then)
 
 
@@ -124,14 +126,14 @@ def _rows(rules: Sequence[Rule], device: torch.device, n_params: int | None = No
                 row[: len(numbers)] = numbers
     if n_params is not None and rows.shape[1] == 1:
         rows = rows.repeat(n_params, axis=1)
-    return torch.from_numpy(rows).to(device)
+    return send(torch.from_numpy(rows), device)
 
 
 def bounds_of(problem: Problem) -> torch.Tensor | None:
     """[2, P] float64, low and high; None where there are none."""
     if problem.bounds is None:
         return None
-    return torch.from_numpy(np.stack(problem.bounds)).to(problem.x.device)
+    return send(torch.from_numpy(np.stack(problem.bounds)), problem.x.device)
 
 
 @lru_cache(maxsize=64)
@@ -165,6 +167,20 @@ def refuse_engine(problem: Problem, engine: str) -> str | None:
     if engine != "stream" and several and w is not None and w.ndim > 1 and w.stride(1):
         return "outputs with weights of their own have no moments in common; use stream"
     return None
+
+
+def constants_of(model: Traced, criterion: Criterion, device: torch.device) -> list[Any]:
+    """The tensors that launches read besides the user's own, each made once."""
+    held: list[Any] = []
+    if model.exponents:
+        held.append(terms_of(model.exponents, model.variables, device))
+    if not isinstance(model, Stacked):
+        return held
+    if not model.exponents:
+        held.append(recurrence_on(model.basis, model.n_terms, device))
+    if criterion.kind is CROSS_ENTROPY:
+        held.append(class_weights(dict(criterion.options)["weight"], model.outputs, device))
+    return held
 
 
 def n_recorded(schedule: Schedule) -> int:
@@ -254,7 +270,7 @@ class DeviceState(StateBuffer):
         rows[:2] = state.params, state.grad
         rows[3:] = state.kept
         host[at + OUTCOME.index("previous")] = schedule.previous
-        super().__init__(p, torch.from_numpy(host).to(device))
+        super().__init__(p, send(torch.from_numpy(host), device))
         self.state = state
 
     def finish(self) -> None:
