@@ -44,7 +44,8 @@ def turn(call: Callable[[], Any]) -> float:
 
 def measure(case: Case, budget: float) -> dict[str, Any]:
     """Seconds per step of every contestant: checked first, then timed in turns."""
-    for call in case.contestants.values():
+    for name, call in case.contestants.items():
+        print(f"{case.name}: {name}", file=sys.stderr, flush=True)  # if it hangs, or crashes
         call()
     for check in case.check.values():
         check()
@@ -159,6 +160,24 @@ def measured(case: Case, budget: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def measured_or_failed(make: Callable[[], Case], args: argparse.Namespace) -> dict[str, Any]:
+    """A case's entry in the report; one that fails leaves the others to be measured."""
+    try:
+        case = make()
+        if args.only not in case.name:
+            return {}
+        return measured(case, 0.2 if args.quick else args.seconds)
+    except Exception:
+        failed = traceback.format_exc()
+        print(failed)
+        return {"failed": failed}
+
+
+def write(report: dict[str, Any], to: Path | None) -> None:
+    if to:
+        to.write_text(json.dumps(report, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, for a smoke test")
@@ -167,41 +186,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8, help="budget of a case")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     args = parser.parse_args()
-    makers: list[Any] = []
     if args.gpu:
-        from gpu import cases as on_gpu
+        from gpu.run import run
 
-        makers += on_gpu.cases(args.quick)
-    else:
-        makers += all_cases(args.quick)
-    report: dict[str, Any] = header(args.quick, args.gpu)
-    if not args.gpu:
-        report |= {
-            "memory_growth_mib": memory_growth(args.quick),
-            "import_seconds": import_seconds(),
-        }
-    report["cases"] = []
+        sys.exit(run(args))
+    report: dict[str, Any] = header(args.quick) | {
+        "memory_growth_mib": memory_growth(args.quick),
+        "import_seconds": import_seconds(),
+        "cases": [],
+    }
     failures = 0
-    while makers:
-        make = makers.pop(0)
-        try:
-            case = make()
-            if args.only not in case.name:
-                continue
-            entry = measured(case, 0.2 if args.quick else args.seconds)
-        except Exception:  # the other cases are to be measured all the same
-            failures += 1
-            entry = {"failed": traceback.format_exc()}
-            print(entry["failed"])
-            makers[:0] = on_gpu.apart(make) if args.gpu else []
-        report["cases"].append(entry)
-        if args.out:
-            args.out.write_text(json.dumps(report, indent=1) + "\n")
-    if not args.gpu:
-        growth = report["memory_growth_mib"]
-        print(f"\nimport: {report['import_seconds']}, memory: {growth:.1f} MiB")
-    if args.out:
-        print(f"wrote {args.out}")
+    for make in all_cases(args.quick):
+        entry = measured_or_failed(make, args)
+        failures += "failed" in entry
+        report["cases"] += [entry] if entry else []
+        write(report, args.out)
+    growth = report["memory_growth_mib"]
+    print(f"\nimport: {report['import_seconds']}, memory: {growth:.1f} MiB")
     sys.exit(failures > 0)
 
 

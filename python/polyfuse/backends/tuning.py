@@ -9,7 +9,7 @@ import torch
 
 OCCUPANCIES = (1, 2, 4, 8)  # programs of one multiprocessor; none needs a compilation of its own
 LARGE = 1 << 26  # bytes that a launch reads: of less, it takes longer than what there is to gain
-LONG = 1 << 36  # the same where every choice has to be compiled
+LONG = 1 << 40  # the same where every choice has to be compiled
 ROUNDS = 3
 
 Choice = TypeVar("Choice")

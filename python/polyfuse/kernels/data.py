@@ -12,8 +12,11 @@ from .vectors import is_finite
 # Strides are left to Triton, which compiles a stride of 1 as such: only then are loads wide. What
 # changes from launch to launch is not, or 1 and multiples of 16 would each have a kernel compiled.
 kernel = triton.jit(
-    do_not_specialize=["n_points", "n_products", "first_epoch", "epochs", "record_every"]
-)
+    do_not_specialize=[
+        "n_points", "n_products", "n_fits", "first_epoch", "epochs", "record_every", "paced",
+        "rank", "at_once", "to_first",
+    ]
+)  # fmt: skip
 
 
 @triton.jit
