@@ -263,6 +263,7 @@ PYBIND11_MODULE(_C, m) {
            }),
            py::arg("forward"), py::arg("y"), py::arg("y_version"), py::arg("criterion"),
            py::arg("mean"), py::arg("weight") = py::none())
+      .def_readonly("weighted_mean", &pf::Objective::weighted_mean)
       .def_readonly("forward", &pf::Objective::forward_object)
       .def_readonly("y", &pf::Objective::y)
       .def_readonly("y_version", &pf::Objective::y_version)

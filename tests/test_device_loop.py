@@ -14,7 +14,13 @@ from .fake_device import FakeDevice, take_for_a_device
 from .interpreter import INTERPRETED
 from .scripts import SCRIPTS, line
 from .sides import Side, check, retained, step
-from .test_criteria_loop import sides_of
+from .test_criteria_loop import (  # noqa: F401  those that say the same of a device
+    WEIGHTED,
+    sides_of,
+    test_a_weight_of_other_samples_is_refused_at_once,
+    test_a_weight_that_changes_is_seen,
+    weights,
+)
 from .test_optimizers import CASES as OPTIMIZERS
 from .test_optimizers import assert_same, numbers
 from .test_optimizers import side as side_of
@@ -52,6 +58,21 @@ def test_one_launch_an_iteration(device, sides):
     for _ in range(5):
         step(sides[0])
     assert device.launches() - before == 5
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_a_weight_of_every_sample(device, name, reduction, dtype):
+    w = weights(dtype)
+    sides = sides_of(CASES["bce"], dtype, lambda nn: WEIGHTED[name](nn, w, reduction))
+    check(sides, lambda side, _: [step(side).detach()])
+    before = device.launches()
+    for _ in range(5):
+        step(sides[0])
+    assert device.launches() - before == 5
+    strided = w.repeat_interleave(2)[::2]
+    sides = sides_of(CASES["bce"], dtype, lambda nn: WEIGHTED[name](nn, strided, reduction))
+    check(sides, lambda side, _: [step(side).detach()])
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

@@ -27,6 +27,7 @@ from .test_stacked_loop import (  # noqa: F401  those that say the same of a dev
     test_residuals,
     test_targets_whose_numbers_lie_apart,
     test_weights_of_the_step,
+    test_weights_of_torch,
     test_what_is_looked_at_on_the_way,
     test_what_is_not_fused_is_torchs,
 )

@@ -199,7 +199,9 @@ void with_terms(int n_terms, F&& f) {
     case 3: return f(std::integral_constant<int, 3>{});
     case 4: return f(std::integral_constant<int, 4>{});
     case 5: return f(std::integral_constant<int, 5>{});
-    default: return f(std::integral_constant<int, kMaxFitTerms>{});
+    default:
+      if (n_terms <= kFewTerms) return f(std::integral_constant<int, kFewTerms>{});
+      return f(std::integral_constant<int, kMaxFitTerms>{});
   }
 }
 

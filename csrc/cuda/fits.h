@@ -10,6 +10,7 @@ namespace polyfuse {
 
 constexpr int kMaxFitTerms = 16;
 constexpr int kUnrolledTerms = 5;  // so many, and fewer, have kernels of their own
+constexpr int kFewTerms = 8;       // beyond those, up to here with half the room, in local memory
 constexpr int kFitThreads = 128;   // and as many fits of a block
 // Blocks that a processor has registers for.
 constexpr int fit_blocks(int n_terms) { return n_terms <= 3 ? 5 : n_terms == 4 ? 4 : 3; }

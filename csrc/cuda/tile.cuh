@@ -152,17 +152,21 @@ struct InTurn {
   static PF_HD double sum(double v) { return v; }
 };
 
+// The terms that are part of the loss.
+struct Part {
+  bool alone;
+  int64_t of_class;
+  PF_HD double operator()(int c, double term) const { return alone && of_class != c ? 0.0 : term; }
+};
+
 // Of the outputs of a row, predictions become derivatives of their cross entropy.
 PF_DEVICE void classes_of_row(const SurfaceRun& run, const Tile& tile, int row, int64_t i,
                               Rest& rest) {
   const Target target = Target::of(run, i, tile.w[row]);
-  const bool alone = is_alone(run);
   const Logits z{tile, row};
   const InTurn all{run.n_outputs};
   if (!target.kept()) return all.each([&](int c) { z[c] = 0.0; });
-  rest[0] += cross_entropy(all, Shares{run, target, i}, z, [&](int c, double term) {
-    return alone && target.of_class != c ? 0.0 : term;
-  });
+  rest[0] += cross_entropy(all, Shares{run, target, i}, z, Part{is_alone(run), target.of_class});
   rest[1] += target.weight * target.of_mean;
   rest[2] += 1.0;
 }

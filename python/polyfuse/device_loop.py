@@ -5,6 +5,7 @@ What csrc/step.cpp compares by value is compared by version here: the numbers st
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from .backends.device import (
 )
 from .backends.resident import unheld
 from .backends.tables import OnDevice, tables
+from .criteria import L1, MSE, Criterion
 from .rules import Options, Rule
 from .stacked import Stacked
 from .symbolic import Traced
@@ -38,6 +40,19 @@ class Launched(NamedTuple):
     versions: list[int]  # of parameters, gradients and what is kept
     steps: bool  # there are next parameters,
     in_place: bool  # and they are in place already
+
+
+@lru_cache(maxsize=64)
+def share(criterion: Criterion, count: int) -> Criterion:
+    """One of `count` equal parts of it."""
+    return Criterion(criterion.kind, criterion.options, criterion.factor / count)
+
+
+def mean_of_weights(objective: Any) -> bool:
+    """Whether a mean is over the weights: of torch's own, those of two criteria are; the others'
+    count samples."""
+    torchs = objective.weight is not None and not objective.weighted_mean
+    return not torchs or objective.criterion.kind in (MSE, L1)
 
 
 class DeviceLoop(_C.Loop):
@@ -152,14 +167,16 @@ class DeviceLoop(_C.Loop):
         next_ones = (None, None) if in_place else (self.spares, self.kept.spares)
         table = tables(self.traced, self.traced.tensors, grads, self.kept.rows, *next_ones)
         forward, n_params = objective.forward, self.traced.n_params
-        y, weight = objective.y, objective.weight
+        y, weight, mean = objective.y, objective.weight, objective.mean
         criterion = objective.criterion.over_rows_of(y)
+        if mean and not mean_of_weights(objective):
+            criterion, mean = share(criterion, y.numel()), False
         if not isinstance(self.traced, Stacked):
             y, weight = y.reshape(-1), None if weight is None else weight.reshape(-1)
         moments = self.moments if criterion.squared and weight is None else None
         state = self.runner.step(
             self.map, self.rule, table, forward.fused.rows_of(forward.x), y, self.traced,
-            objective.mean, moments, criterion, weight, self.buffer(state_size(n_params)),
+            mean, moments, criterion, weight, self.buffer(state_size(n_params)),
         )  # fmt: skip
         forward.before = state[2 * n_params : 3 * n_params]
         if self.capturing():

@@ -194,9 +194,7 @@ class Fused:
         w = criterion.samples
         if self.refuse_step(y, criterion):
             return False
-        if w is not None and not (
-            self.on_host and w.shape == y.shape and w.dtype is x.dtype and self.reads(w)
-        ):
+        if w is not None and not (w.shape == y.shape and w.dtype is x.dtype and self.reads(w)):
             return False
         if self.loop.sees(x) and self.loop.sees_target(y):
             return True

@@ -4,7 +4,6 @@ several variables) as any other."""
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from .backends.batched import Fits, backend_of_fits
 from .backends.batched_device import Pace, Step, pace_of_step
 from .backends.device import constants_of
 from .criteria import CROSS_ENTROPY, Criterion
-from .device_loop import DeviceLoop, Launched
+from .device_loop import DeviceLoop, Launched, mean_of_weights, share
 from .rules import KEPT, Options, Rule, SgdOptions
 from .stacked import Stacked
 
@@ -88,7 +87,7 @@ class StackedLoop(DeviceLoop):
         x, y, w = objective.forward.x, objective.y, objective.weight
         criterion, traced = objective.criterion.over_rows_of(y), self.traced
         n = y.numel() // traced.outputs
-        if objective.mean and w is not None:
+        if objective.mean and w is not None and mean_of_weights(objective):
             w = w / w.sum()
         elif objective.mean:
             criterion = share(criterion, y.numel())
@@ -136,9 +135,3 @@ class StackedLoop(DeviceLoop):
                 if row[0] is not None and row[0].ndim:
                     row[0].copy_(spares[0])
         return True
-
-
-@lru_cache(maxsize=64)
-def share(criterion: Criterion, count: int) -> Criterion:
-    """One of `count` equal parts of it."""
-    return Criterion(criterion.kind, criterion.options, criterion.factor / count)
