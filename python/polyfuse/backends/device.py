@@ -113,7 +113,7 @@ def rule_with(
         return device_rule(rule, device, n_params)
     epochs, rules = zip(*changes, strict=True)
     rows = _rows([rule, *rules], device, n_params)
-    from_then = send(torch.tensor([*epochs, NEVER], dtype=torch.int64), device)
+    from_then = send(torch.tensor([*epochs, NEVER], dtype=torch.int64, device="cpu"), device)
     return DeviceRule(rows, method_of(rule), from_then)
 
 

@@ -68,7 +68,7 @@ def tables(
                 "a CUDA graph captures a step like the last two before it: on tensors that lie "
                 "where they lay, with gradients that nobody else holds"
             )
-        found = _tables[key] = send(torch.tensor(rows, dtype=torch.int64), device)
+        found = _tables[key] = send(torch.tensor(rows, dtype=torch.int64, device="cpu"), device)
         if len(_tables) > _KEPT_TABLES:
             _tables.popitem(last=False)
     else:
