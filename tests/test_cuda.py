@@ -96,12 +96,29 @@ def test_declared_shared_memory_leaves_what_the_stream_run_takes(usage):
             assert used["SHARED"] <= 20 * 1024
 
 
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_blocks_of_a_pass_are_on_the_device_at_once(usage, architecture):
+    pattern = (
+        r"(step|moments|project|evaluate|count_nonfinite|classes_step)<(float|double)(?:, (\d+))?"
+    )
+    for (of, kernel), used in usage.items():
+        found = re.match(pattern, kernel)
+        if not found or of != architecture:
+            continue
+        name, terms = found[1].replace("classes_step", "classes"), int(found[3] or 3)
+        dtype = int(found[2] == "double")
+        grid = _cuda.geometry(name, 2**33, dtype, terms, terms, H100)
+        registers = -(-used["REG"] // 8) * 8 * grid.threads
+        assert grid.blocks <= 65536 // registers * H100.processors, kernel
+
+
 @pytest.mark.parametrize("kernel", ["step", "moments", "evaluate", "project", "count_nonfinite"])
 @pytest.mark.parametrize("n", [1, 9, 1003, 10**6, 2**31 + 1, 2**33])
 def test_passes_fill_the_device_and_no_more(kernel, n):
     grid = _cuda.geometry(kernel, n, 0, 3, 3, H100)
     assert 1 <= grid.blocks <= 2 * H100.processors and grid.threads <= 256
-    assert grid.blocks == (1 if n <= 8192 else min(264, -(-n // 2048)))
+    most = 132 if kernel == "moments" else 264
+    assert grid.blocks == (1 if n <= 8192 else min(most, -(-n // 2048)))
     partial = grid.blocks * 99 * 8
     assert 64 + partial + grid.shared <= _cuda.workspace_bytes(H100)
 

@@ -39,7 +39,7 @@ std::vector<std::pair<std::string, int>> kernels() {
         found.emplace_back("step" + arguments + criterion, kPassThreads);
       }
     }
-    for (const int terms : {1, 2, 3, 4, 5, kMaxFitTerms})
+    for (const int terms : {1, 2, 3, 4, 5, kFewTerms, kMaxFitTerms})
       for (const char* name :
            {"solve_each", "solve_alike", "descend_moments", "descend_stream", "leap_fits"})
         found.emplace_back(name + ("<" + of + ", " + std::to_string(terms) + ">"), kFitThreads);
