@@ -19,9 +19,10 @@ PF_HD double weight_of(const Criterion& criterion, int c) {
 }
 
 // What class c gets of a target that gives it the probability q.
-PF_HD double share_of(const Criterion& criterion, int n_classes, int c, double q) {
+template <class T>
+PF_HD T share_of(const Criterion& criterion, int n_classes, int c, const T& q) {
   const double whole = 1.0 - criterion.smoothing, rest = criterion.smoothing / n_classes;
-  return weight_of(criterion, c) * (q * whole + rest);
+  return (q * whole + rest) * weight_of(criterion, c);
 }
 
 template <class T>

@@ -70,17 +70,18 @@ Eight load_eight(const Stacked& s, int64_t i, int count, Pack* share, Pack* phi)
     counted[j] =
         s.index && among ? weight[j] * weight_of(criterion, static_cast<int>(t)) : weight[j];
   }
+  const Pack w = Pack::load(weight), one = Pack::all(1.0);
+  const Eight eight{Pack::load(target), if_zero(w, Pack{}, one), Pack::load(counted)};
   for (int c = 0; c < s.n_outputs; ++c) {
-    for (int j = 0; j < kLanes; ++j) {
-      lane[j] = 0.0;
-      if (weight[j] == 0.0) continue;
-      const double q = s.index ? target[j] == c : number(s.y, (i + j) * s.y.sample + c * s.y.fit);
-      lane[j] = weight[j] * share_of(criterion, s.n_outputs, c, q);
+    Pack q = if_zero(eight.target - c, one, Pack{});
+    if (!s.index) {
+      for (int j = 0; j < kLanes; ++j)
+        lane[j] = weight[j] == 0.0 ? 0.0 : number(s.y, (i + j) * s.y.sample + c * s.y.fit);
+      q = Pack::load(lane);
     }
-    share[c] = Pack::load(lane);
+    share[c] = if_zero(w, Pack{}, w * share_of(criterion, s.n_outputs, c, q));
   }
-  const Pack kept = if_zero(Pack::load(weight), Pack{}, Pack::all(1.0));
-  return {Pack::load(target), kept, Pack::load(counted)};
+  return eight;
 }
 
 }  // namespace
