@@ -25,14 +25,14 @@ struct Board {
 
   // The optimum of the data whose residuals are those of a reference of 0, from their moments.
   PF_DEVICE void solve(const Block& block, const SurfaceRun& run, const Tile& tile,
-                       const double* matrix) {
+                       double* matrix) {
     const int terms = terms_of(run), outputs = run.n_outputs;
     block.each(terms, [&](int k) { desk.fresh[k] = 0.0; });
     for (int c = 0; c < outputs; ++c) {
       const double* const row = matrix + (tile.columns + c) * tile.width;
       const GramMoments<MatrixAt> one{
           terms, {matrix, tile.width}, desk.fresh, row, row[tile.columns + c]};
-      one.solve(block, desk.grad, const_cast<double*>(matrix) + tile.width * tile.width);
+      one.solve(block, desk.grad, matrix + tile.width * tile.width);
       block.each(terms, [&](int k) { reference[k * outputs + c] = desk.grad[k]; });
     }
   }
