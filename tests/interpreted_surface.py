@@ -196,6 +196,10 @@ def test_what_does_not_fit_is_refused():
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="triton: 63 terms of several variables, above 62"):
         pf.fit(model, nn.MSELoss(), optimizer, x, x[:, 0], epochs=1, backend="triton")
+    model = nn.Polynomial(basis=[torch.sin], outputs=63)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="triton: 64 terms and outputs, more than 63"):
+        pf.fit(model, nn.MSELoss(), optimizer, x[:, 0], x, epochs=1, backend="triton")
 
 
 @pytest.mark.parametrize("name", test_outputs.CRITERIA)

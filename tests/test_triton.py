@@ -36,9 +36,12 @@ RUNS = {
     "epochs of batches": ["test_batch_device.py", "-k", "not ctrl_c"],
     "surfaces": ["interpreted_surface.py"],
     "classes": ["test_device_classes.py"],
+    "outputs of surfaces": [
+        "test_responses_device.py", "-k", "not (every_engine and (columns or functions))",
+    ],
     "side by side": ["test_stacked_device.py"],
     "schedules": ["test_schedulers.py", "-k", "on_a_device"],
-}
+}  # fmt: skip
 
 
 @pytest.mark.skipif(INTERPRETED, reason="runs inside itself")

@@ -12,7 +12,7 @@ import polyfuse.kernels
 import pytest
 from polyfuse.backends import geometry, surface_triton
 from polyfuse.backends.batched_triton import BLOCK, WARPS
-from polyfuse.criteria import BCE, ELEMENTARY, HUBER, KINDS
+from polyfuse.criteria import BCE, CROSS_ENTROPY, ELEMENTARY, HUBER, KINDS
 from polyfuse.rules import (
     METHODS,
     AdamOptions,
@@ -37,6 +37,9 @@ WIDEST = {
     "P": surface_triton.MAX_TERMS, "K": surface_triton.MAX_TERMS, "C": surface_triton.MAX_TERMS,
     "PW": 64, "W": 64, "JUMP": 128, "BAND": geometry.band(128),
 }  # fmt: skip
+FOUR = {"OUTPUTS": 4}
+WIDE = {"OUTPUTS": 32, "K": 2, "C": 2}
+CLASS_OF_FOUR = {**FOUR, "KIND": CROSS_ENTROPY.tag, "INDEX": True, "MEAN": True}
 EPOCHS = [
     *((options, True) for options in (SgdOptions, AdamOptions, RmsPropOptions, NAdamOptions)),
     (RAdamOptions, True), (SgdOptions, False), (AdamOptions, False),
@@ -85,6 +88,9 @@ FLAGS = {
     "surface_step_kernel": [
         {"LOAD": True, "STORE": True, "ROUND": True},
         {"OMIT": True, "WEIGHTED": True, "KIND": BCE.tag, "IDENTITY": False, **WIDEST},
+        {"LOAD": True, "STORE": True, "ROUND": True, "WEIGHTED": True, **FOUR},
+        {"LOAD": True, "STORE": True, "ROUND": True, **CLASS_OF_FOUR},
+        {"KIND": BCE.tag, **WIDE},
     ],
     "surface_stream_kernel": [
         {},
@@ -92,6 +98,12 @@ FLAGS = {
         {"METHOD": METHODS[AdamOptions].number, "KIND": BCE.tag},
         {"CHANGES": True, "LOAD": True, "STORE": True},
         {"OMIT": True, "WEIGHTED": True, **WIDEST},
+        FOUR,
+        {"METHOD": METHODS[RAdamOptions].number, "WEIGHTED": True, "BOUNDED": True, **FOUR},
+        {"METHOD": METHODS[AdamOptions].number, "KIND": BCE.tag, **FOUR},
+        {"METHOD": METHODS[AdamOptions].number, **CLASS_OF_FOUR},
+        {**CLASS_OF_FOUR, "INDEX": False, "SMOOTH": True, "WEIGHTED": True, "CHANGES": True},
+        {"METHOD": METHODS[AdamOptions].number, **WIDE},
     ],
     "surface_moments_kernel": [
         {"RUN": False},
@@ -100,6 +112,10 @@ FLAGS = {
         {"RUN": True, "METHOD": METHODS[AdamOptions].number, "W": 32},
         {"RUN": True, **WIDEST},
         {"RUN": True, "GIVEN": True, "STEP": True, "LOAD": True, "STORE": True, "ROUND": True},
+        {"RUN": True, "CLOSED": True, "OMIT": True, "WEIGHTED": True, **FOUR},
+        {"RUN": True, "METHOD": METHODS[AdamOptions].number, "BOUNDED": True, **FOUR},
+        {"RUN": True, "GIVEN": True, "STEP": True, "LOAD": True, "STORE": True, **FOUR},
+        {"RUN": True, "CLOSED": True, "OUTPUTS": 4, "K": 6, "C": 7},
     ],
     "classes_step_kernel": [
         {"INDEX": True, "MEAN": True},
@@ -197,6 +213,25 @@ def cut_of(name, flags, terms, itemsize, target, share):
     return geometry.reduction(N_SAMPLES, itemsize, terms, machine)
 
 
+def surface_cut(name, constants):
+    """A launch; completes what its kernel is told."""
+    least, moments = surface_triton.LEAST_COLUMNS, "moments" in name
+    outputs = constants.setdefault("OUTPUTS", 0)
+    params = constants["K"] * (outputs or 1)
+    width = max(least, geometry.width(constants["C"] + outputs if moments else constants["K"]))
+    width = constants.setdefault("W", width)
+    across = constants["CW"] = max(least, geometry.width(outputs)) if outputs else 1
+    constants["PW"] = geometry.width(params) if outputs else width
+    if outputs:
+        jump = 2 * params + 1
+        constants |= {"P": params, "BAND": geometry.band(jump), "JUMP": geometry.width(jump)}
+    widest = max(width, constants["PW"] if moments else across)
+    warps = surface_triton.warps_of(widest)
+    constants["ROWS"] = surface_triton.rows_of(width if moments else widest, warps)
+    constants["CHUNK"] = geometry.chunk(width**2 if moments else constants["PW"])
+    return geometry.Pass(200, constants["ROWS"], 1, warps)
+
+
 def compiled(name, kernel, flags, degree, dtype, target, share=geometry.SHARES[0]):
     terms, itemsize = degree + 1, 4 if dtype == "fp32" else 8
     sums = terms + 2 if name in ("step_kernel", "stream_kernel") else 3 * terms
@@ -211,14 +246,8 @@ def compiled(name, kernel, flags, degree, dtype, target, share=geometry.SHARES[0
         "w_stride": 1, "BLOCK": BLOCK, "C": terms, "ONE": 0, "METHOD": SGD,
     } | flags  # fmt: skip
     if name.startswith("surface"):
-        width = constants.setdefault("W", surface_triton.LEAST_COLUMNS)
-        warps = 4 if width <= 32 else 8
-        cut = geometry.Pass(200, surface_triton.rows_of(width), 1, warps)
-        sums = width**2 if "moments" in name else width
-        constants |= {
-            "ROWS": cut.rows, "PW": width, "CHUNK": geometry.chunk(sums),
-            "x_column": constants.pop("x_stride"),
-        }  # fmt: skip
+        cut = surface_cut(name, constants)
+        constants["x_column"] = constants.pop("x_stride")
     if "classes" in name:
         padded = geometry.width(CLASSES)
         chunk = geometry.class_chunk(geometry.width(terms) * padded)

@@ -276,14 +276,15 @@ def test_solutions_of_columns(weighted):
     assert_relative(found.statistics.covariance, truth.statistics.covariance, 1e-12)
 
 
-def fit_both(near, far, x, y, backend, epochs, **options):
+def fit_both(near, far, x, y, backend, epochs, criterion=None, weight=None, **options):
     """The model near on the CPU, its like on the device by this backend."""
-    runs = (near, "cpu", x, y), (far.to(DEVICE), backend.name, x.to(DEVICE), y.to(DEVICE))
-    for model, on, *samples in runs:
+    for model, on, device in ((near, "cpu", "cpu"), (far.to(DEVICE), backend.name, DEVICE)):
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.5)
+        xs, ys, w = (None if t is None else t.to(device) for t in (x, y, weight))
         found = pf.fit(
-            model, torch.nn.MSELoss(), optimizer, *samples, epochs=epochs, backend=on, **options
-        )
+            model, criterion or torch.nn.MSELoss(), optimizer, xs, ys, epochs=epochs, backend=on,
+            sample_weight=w, **options,
+        )  # fmt: skip
     assert (found.backend, found.launches) == (backend.name, 1)
     assert_like_torch(far.coefficients.detach().cpu(), near.coefficients.detach())
 

@@ -7,21 +7,18 @@ from typing import Any
 
 import torch
 
-from ..criteria import Criterion
 from ..stacked import Stacked
 from . import geometry
-from .device import class_weights, recurrence_on
+from .device import recurrence_on
 from .geometry import Machine, Pass
-from .launch import Run, launch, machine, workspace
+from .launch import Run, class_arguments, launch, machine, workspace
 
 MAX_COEFFICIENTS = 1024  # padded, of one program
 MAX_TERMS = 16  # of which the kernels are a multiple in size
 
 
 def refuse(model: Stacked) -> str | None:
-    """None, or why the kernels cannot serve the model."""
-    if model.batch or not model.of_y or model.exponents:
-        return "not several outputs of one variable"
+    """None, or why the kernels cannot serve outputs of one variable."""
     terms = model.n_terms
     if terms > MAX_TERMS:
         return f"{terms} coefficients of a class, more than {MAX_TERMS}"
@@ -39,15 +36,13 @@ class Samples:
     model: Stacked
     weight: torch.Tensor | None = None  # [N]
 
-    def arguments(self, criterion: Criterion) -> tuple[Any, ...]:
+    def arguments(self) -> tuple[Any, ...]:
         """Of both kernels, up to the recurrence of the basis."""
         x, y, model = self.x, self.y, self.model
-        weight, ignored, smoothing = (value for _, value in criterion.options)
         w = x if self.weight is None else self.weight
         return (
             x, y, w, len(x), x.stride(0), y.stride(0), y.stride(-1), w.stride(0), model.shift,
-            model.scale, class_weights(weight, model.outputs, x.device), ignored, smoothing,
-            recurrence_on(model.basis, model.n_terms, x.device),
+            model.scale, recurrence_on(model.basis, model.n_terms, x.device),
         )  # fmt: skip
 
     def cut(self, most: int, on: Machine) -> Pass:
@@ -64,7 +59,7 @@ def step(samples: Samples, run: Run) -> None:
     on = machine(samples.x.device)
     cut = samples.cut(2 * on.processors, on)
     launch(
-        classes_step_kernel, cut.programs, cut.warps, *samples.arguments(run.criterion),
+        classes_step_kernel, cut.programs, cut.warps, *samples.arguments(),
         run.rule.rows, run.state, run.first_epoch, run.record_every, run.tol,
         *samples.workspace(cut), ROUND=run.rounds(samples), **_constants(samples, run, cut),
     )  # fmt: skip
@@ -78,7 +73,7 @@ def stream(samples: Samples, run: Run) -> None:
     cut = samples.cut(on.processors, on)
     alone = cut.programs == 1
     launch(
-        classes_stream_kernel, cut.programs, cut.warps, *samples.arguments(run.criterion),
+        classes_stream_kernel, cut.programs, cut.warps, *samples.arguments(),
         run.rule.rows, run.state, run.first_epoch, run.epochs, run.record_every, run.tol,
         *samples.workspace(cut), ALONE=alone, launch_cooperative_grid=not alone,
         **run.of_changes(), **run.of_bounds(), **_constants(samples, run, cut),
@@ -94,7 +89,6 @@ def _constants(samples: Samples, run: Run, cut: Pass) -> dict[str, Any]:
     return {
         "K": terms, "C": outputs, "KW": geometry.width(terms), "CW": geometry.width(outputs),
         "ROWS": cut.rows, "CHUNK": geometry.class_chunk(_padded(samples.model)),
-        "MEAN": run.mean, "METHOD": run.rule.method, "INDEX": samples.y.ndim == 1,
-        "WEIGHTED": samples.weight is not None,
-        "SMOOTH": dict(run.criterion.options)["label_smoothing"] != 0, **run.of_tables(),
+        "MEAN": run.mean, "METHOD": run.rule.method, "WEIGHTED": samples.weight is not None,
+        **class_arguments(run.criterion, samples.y, outputs), **run.of_tables(),
     }  # fmt: skip

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..criteria import ELEMENTARY, SQUARED, Criterion
+from ..criteria import CROSS_ENTROPY, ELEMENTARY, SQUARED, Criterion
 from ..rules import METHODS, SgdOptions
 from . import geometry, tuning
-from .device import DeviceMap, DeviceRule
+from .device import DeviceMap, DeviceRule, class_weights
 from .geometry import Machine
 from .tables import Tables
 from .tuning import Choice
@@ -118,6 +118,20 @@ def criterion_arguments(criterion: Criterion) -> dict[str, Any]:
         "KIND": criterion.kind.tag,
         "LOG": told.get("log_input", told.get("log_target", False)),
         "FULL": told.get("full", False),
+    }
+
+
+def class_arguments(criterion: Criterion, y: torch.Tensor, classes: int) -> dict[str, Any]:
+    """What cross entropy is told of its targets; nobody reads that of other criteria."""
+    weight, ignored, smoothing = None, 0, 0.0
+    if criterion.kind is CROSS_ENTROPY:
+        weight, ignored, smoothing = (value for _, value in criterion.options)
+    return {
+        "class_ptr": class_weights(weight, classes, y.device),
+        "ignored": ignored,
+        "smoothing": smoothing,
+        "INDEX": y.dtype == torch.int64,
+        "SMOOTH": smoothing != 0,
     }
 
 

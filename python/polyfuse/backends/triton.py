@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..criteria import CROSS_ENTROPY, ELEMENTARY, SQUARED, Criterion
+from ..criteria import ELEMENTARY, SQUARED, Criterion
 from ..exponents import MAX_TERMS
 from ..problem import Problem, Report, Schedule
 from ..stacked import Stacked
@@ -40,19 +40,19 @@ def interpreted() -> bool:
 
 
 def _kernels(model: Traced) -> Any:
-    if isinstance(model, Stacked):
-        return classes_triton
-    return surface_triton if model.exponents else launch
+    if model.exponents:
+        return surface_triton
+    return classes_triton if isinstance(model, Stacked) else launch
 
 
 def _samples(
     model: Traced, x: torch.Tensor, y: torch.Tensor, omit: bool = False,
     weight: torch.Tensor | None = None,
 ) -> Any:  # fmt: skip
-    if isinstance(model, Stacked):
-        return classes_triton.Samples(x, y, model, weight)
     if model.exponents:
         return surface_triton.Samples.of(model, x, y, omit, weight)
+    if isinstance(model, Stacked):
+        return classes_triton.Samples(x, y, model, weight)
     return Samples(x, y, model.shift, model.scale, omit, weight)
 
 
@@ -80,8 +80,6 @@ class Triton:
         if device.type != ("cpu" if interpreted() else "cuda"):
             return f"the data is on {device}"
         if isinstance(problem.model, Stacked):
-            if problem.criterion.kind is not CROSS_ENTROPY:
-                return "several outputs are under one loss on CPUs alone"
             return self.refuse_outputs(problem.model)
         if len(problem.model.slots) > geometry.MAX_PARAMS:
             return f"{len(problem.model.slots)} parameters, above {geometry.MAX_PARAMS}"
@@ -91,7 +89,9 @@ class Triton:
         return None
 
     def refuse_outputs(self, model: Stacked) -> str | None:
-        return classes_triton.refuse(model)
+        if model.batch or not model.of_y:
+            return "not several outputs"
+        return (surface_triton if model.exponents else classes_triton).refuse(model)
 
     def refuse_engine(self, problem: Problem, engine: str) -> str | None:
         return refuse_engine(problem, engine)
@@ -118,9 +118,9 @@ class Triton:
         model, samples = problem.model, _samples_of(problem)
         kernels = _kernels(model)
         buffer = kernels.new_moments(samples, model.n_terms)
-        run = Run(
-            DeviceMap.identity_of(model.n_terms, buffer.device), DeviceRule(buffer, 0), buffer
-        )
+        several = isinstance(model, Stacked)
+        map = DeviceMap.identity_of(model.n_params if several else model.n_terms, buffer.device)
+        run = Run(map, DeviceRule(buffer, 0), buffer)
         kernels.moments(samples, run, buffer, given=False, run_epochs=False)
         return DeviceMoments(buffer, kernels.square_in(buffer, samples))
 

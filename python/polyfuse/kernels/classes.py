@@ -2,14 +2,13 @@
 
 A tile is [ROWS, CW], samples by classes; parameters [K, C] are padded to [KW, CW], flat, and
 `lane` is where each of them lies, P in the padding.
-data: (x, its stride, how many, shift, scale, weights, their stride);
-targets: (y, its strides between samples and classes, weights of the classes [C], the class that is
-left out, smoothing).
+data: (x, its stride, how many, shift, scale, weights, their stride).
 """
 
 import triton
 import triton.language as tl
 
+from .cross_entropy import cross_entropy, shares
 from .data import kernel
 from .objective import terms_of
 from .optimizer import follow, load_rule
@@ -22,33 +21,6 @@ def places(K: tl.constexpr, C: tl.constexpr, KW: tl.constexpr, CW: tl.constexpr)
     flat = tl.arange(0, KW * CW)
     term, c = flat // CW, flat % CW
     return tl.where((term < K) & (c < C), term * C + c, K * C)
-
-
-@triton.jit
-def shares(
-    targets, row, keep, weight, c, C: tl.constexpr, INDEX: tl.constexpr, SMOOTH: tl.constexpr
-):  # fmt: skip
-    """What the classes get of the targets [ROWS, CW], where that is part of the loss, what the
-    samples count in a mean, and which are left out."""
-    inside = c[None, :] < C
-    of_class = tl.load(targets[3] + c, c < C, other=0.0)[None, :]
-    if INDEX:
-        t = tl.load(targets[0] + row * targets[1], keep, other=0)
-        keep = keep & (t != targets[4])
-        weight = tl.where((t >= 0) & (t < C), weight, float("nan"))
-        part = t[:, None] == c[None, :]
-        q = part.to(tl.float64)
-        counted = tl.where(part & keep[:, None], of_class * weight[:, None], 0.0)
-    else:
-        at = targets[0] + row[:, None] * targets[1] + c[None, :] * targets[2]
-        q = tl.load(at, keep[:, None] & inside, other=0.0).to(tl.float64)
-        part = inside
-        counted = tl.where((c[None, :] == 0) & keep[:, None], weight[:, None], 0.0)
-    if SMOOTH:
-        q = q * (1.0 - targets[5]) + targets[5] / C
-        part = inside
-    share = tl.where(keep[:, None] & inside, weight[:, None] * (of_class * q), 0.0)
-    return share, (part | (share != share)) & keep[:, None] & inside, counted, keep
 
 
 @triton.jit
@@ -80,12 +52,8 @@ def tile_pass(
         z = zero + coef[0]
         for k in tl.static_range(1, K):
             z += coef[k] * phi[k][:, None]
-        z = tl.where(c[None, :] < C, z, -float("inf"))
-        z -= tl.max(z, axis=1)[:, None]
-        e = tl.exp(z)
-        total = tl.sum(e, axis=1)
-        value += tl.where(part, share * (tl.log(total)[:, None] - z), 0.0)
-        slope = e * (tl.sum(share, axis=1) / total)[:, None] - share
+        terms, slope = cross_entropy(z, share, part, c, C)
+        value += terms
         counted += counts
         kept += keep.to(tl.float64)
         added = ()
@@ -135,9 +103,9 @@ def objective_of_sums(grad, of_all, MEAN: tl.constexpr, ROUND: tl.constexpr):
 def classes_step_kernel(
     x_ptr, y_ptr, w_ptr, n_points: tl.int64, x_stride, y_stride, y_class, w_stride,
     shift: tl.float64, scale: tl.float64,
-    class_ptr, ignored: tl.int64, smoothing: tl.float64, recurrence_ptr, rule_ptr, state_ptr,
+    recurrence_ptr, rule_ptr, state_ptr,
     first_epoch: tl.int64, record_every: tl.int64, tol: tl.float64,
-    work_ptr, counters_ptr, tables_ptr,
+    work_ptr, counters_ptr, tables_ptr, class_ptr, ignored: tl.int64, smoothing: tl.float64,
     K: tl.constexpr, C: tl.constexpr, KW: tl.constexpr, CW: tl.constexpr, ROWS: tl.constexpr,
     CHUNK: tl.constexpr, INDEX: tl.constexpr, SMOOTH: tl.constexpr, WEIGHTED: tl.constexpr,
     MEAN: tl.constexpr, METHOD: tl.constexpr, LOAD: tl.constexpr, STORE: tl.constexpr,
@@ -172,9 +140,10 @@ def classes_step_kernel(
 def classes_stream_kernel(
     x_ptr, y_ptr, w_ptr, n_points: tl.int64, x_stride, y_stride, y_class, w_stride,
     shift: tl.float64, scale: tl.float64,
-    class_ptr, ignored: tl.int64, smoothing: tl.float64, recurrence_ptr, rule_ptr, state_ptr,
+    recurrence_ptr, rule_ptr, state_ptr,
     first_epoch: tl.int64, epochs: tl.int64, record_every: tl.int64, tol: tl.float64,
-    work_ptr, counters_ptr, changes_ptr, tables_ptr, bounds_ptr,
+    work_ptr, counters_ptr, changes_ptr, tables_ptr, bounds_ptr, class_ptr, ignored: tl.int64,
+    smoothing: tl.float64,
     K: tl.constexpr, C: tl.constexpr, KW: tl.constexpr, CW: tl.constexpr, ROWS: tl.constexpr,
     CHUNK: tl.constexpr, INDEX: tl.constexpr, SMOOTH: tl.constexpr, WEIGHTED: tl.constexpr,
     MEAN: tl.constexpr, METHOD: tl.constexpr, ALONE: tl.constexpr, CHANGES: tl.constexpr,
