@@ -44,7 +44,7 @@ if wants tests; then
   python3 -c "import xdist" 2>/dev/null && workers=(-n "$(nproc)") || workers=()
   export OMP_NUM_THREADS=1
   # The last to be cut are those that nothing but a GPU can answer.
-  files=(tests/gpu/test_loop.py tests/gpu/test_batch.py tests/gpu/test_backends.py)
+  files=(tests/gpu/test_{loop,responses,batch,backends}.py)
   [ "$cuda" ] && step tests_but_triton 50 "${pytest[@]}" "${workers[@]}" -k "not triton" "${files[@]}"
   step tests_of_triton 100 "${pytest[@]}" "${workers[@]}" -k "triton" "${files[@]}"
   unset OMP_NUM_THREADS
@@ -55,7 +55,7 @@ if wants sanitize && [ "$cuda" ] && command -v compute-sanitizer >/dev/null; the
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" 35 \
       compute-sanitizer --tool "$tool" --error-exitcode 1 \
       "${pytest[@]}" -k "small and not large and not triton and not graph" \
-      tests/gpu/test_batch.py tests/gpu/test_loop.py tests/gpu/test_backends.py
+      tests/gpu/test_{batch,loop,responses,backends}.py
   done
 fi
 if wants benchmark; then
