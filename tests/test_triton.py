@@ -23,23 +23,24 @@ FITS = [
 SLOW = [  # each is a second or more of the interpreter, and says little that is new
     "instruction_set", "300000", "loss_and_gradient and 100003 and not 4-100003",
 ]  # fmt: skip
+SINGLE = ["-k", "not f64"]  # float64 goes the same way, less the rounding
 RUNS = {
     "verbs": ["test_kernels.py", "-k", " and ".join(f"not ({slow})" for slow in SLOW)],
     "fits": ["test_fit.py", "-k", " or ".join(FITS)],
-    "loop": ["test_device_loop.py"],
+    "loop": ["test_device_loop.py", *SINGLE],
     "its own": ["only_interpreted.py"],
     "criteria": ["interpreted_criteria.py"],
-    "weights": ["test_device_weights.py"],
-    "resident": ["test_resident.py"],
+    "weights": ["test_device_weights.py", *SINGLE],
+    "resident": ["test_resident.py", *SINGLE],
     "bounds": ["test_bounds.py", "-k", "on_a_device"],
     "batches": ["interpreted_batch.py"],
     "epochs of batches": ["test_batch_device.py", "-k", "not ctrl_c"],
     "surfaces": ["interpreted_surface.py"],
-    "classes": ["test_device_classes.py"],
+    "classes": ["test_device_classes.py", *SINGLE],
     "outputs of surfaces": [
         "test_responses_device.py", "-k", "not (every_engine and (columns or functions))",
     ],
-    "side by side": ["test_stacked_device.py"],
+    "side by side": ["test_stacked_device.py", *SINGLE],
     "schedules": ["test_schedulers.py", "-k", "on_a_device"],
 }  # fmt: skip
 

@@ -188,15 +188,19 @@ TARGETS = {
 }
 
 
+EVERYWHERE = [*((target, "fp32") for target in TARGETS), ("sm_90", "fp64")]
 READS_WIDE = {"step_kernel", "moments_kernel", "project_kernel", "evaluate_kernel"}
 
 
 def kernels():
+    """Every kernel for every target, and its other flags for the newest of each kind."""
     for module in pkgutil.iter_modules(polyfuse.kernels.__path__):
         members = vars(importlib.import_module(f"polyfuse.kernels.{module.name}"))
         for name, member in members.items():
             if name.endswith("_kernel") and member.__module__.endswith(f".{module.name}"):
-                yield from ((name, member, flags) for flags in FLAGS.get(name, [{}]))
+                for i, flags in enumerate(FLAGS.get(name, [{}])):
+                    there = EVERYWHERE if i == 0 else [("sm_90", "fp32"), ("gfx942", "fp32")]
+                    yield from ((name, member, flags, *on) for on in there)
 
 
 def cut_of(name, flags, terms, itemsize, target, share):
@@ -290,10 +294,7 @@ def resources(cubin, tmp_path):
     return int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"])
 
 
-@pytest.mark.parametrize(
-    ("target", "dtype"), [*((target, "fp32") for target in TARGETS), ("sm_90", "fp64")]
-)
-@pytest.mark.parametrize(("name", "kernel", "flags"), list(kernels()), ids=str)
+@pytest.mark.parametrize(("name", "kernel", "flags", "target", "dtype"), list(kernels()), ids=str)
 def test_compiles_and_keeps_everything_in_registers(name, kernel, flags, target, dtype, tmp_path):
     binary, cut = compiled(name, kernel, flags, 4, dtype, TARGETS[target])
     if target == "gfx942":
