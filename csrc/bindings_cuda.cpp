@@ -102,7 +102,8 @@ PYBIND11_MODULE(_cuda, m) {
              run.w_output = w_output;
            })
       .def("set_classes",
-           [](pf::Run& run, uintptr_t weight) {
+           [](pf::Run& run, bool index, uintptr_t weight) {
+             run.index = index;
              run.criterion.class_weight = at<const double>(weight);
            })
       .def("set_basis", [](pf::Run& run, uintptr_t alpha, uintptr_t beta, uintptr_t gamma) {

@@ -250,3 +250,28 @@ def steps_of_the_loop_and_of_fuse(name, criterion, dtype, backend):
 def test_steps_of_the_loop_and_of_fuse(name, criterion, dtype, monkeypatch):
     take_for_a_device(monkeypatch, REGISTRY["triton"])
     steps_of_the_loop_and_of_fuse(name, criterion, dtype, REGISTRY["triton"])
+
+
+def a_loop_over_static_data(name, backend):
+    function, x = POLYNOMIALS[name][1], TABLE.clone()
+    looped, model = Model(function), Model(function)
+    y = torch.cos(3 * looped.forward(x).detach())
+    xs, ys = pf.static(x.clone(), y.clone())
+    before = backend.launches()
+    losses = []
+    for m, call, data in ((looped, looped.forward, (x, y)), (model, model, (xs, ys))):
+        optimizer = optim.SGD(m.parameters(), lr=0.01, momentum=0.5)
+        for _ in range(4):
+            loss = nn.MSELoss()(call(data[0]), data[1])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+    torch.testing.assert_close(losses[4:], losses[:4], **CLOSE)
+    assert backend.launches() - before == 5  # of the moments, and of four steps
+
+
+@pytest.mark.parametrize("name", OF_COLUMNS)
+def test_a_loop_over_static_data(name, monkeypatch):
+    take_for_a_device(monkeypatch, REGISTRY["triton"])
+    a_loop_over_static_data(name, REGISTRY["triton"])

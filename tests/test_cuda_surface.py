@@ -15,6 +15,7 @@ from .interpreted_surface import (
     CRITERIA,
     OF_COLUMNS,
     STEPPED,
+    a_loop_over_static_data,
     both,
     poison,  # noqa: F401
     steps_of_the_loop_and_of_fuse,
@@ -142,6 +143,12 @@ def test_traced_modules(name):
 def test_steps_of_the_loop_and_of_fuse(name, criterion, dtype, monkeypatch, backend):
     take_for_a_device(monkeypatch, backend)
     steps_of_the_loop_and_of_fuse(name, criterion, dtype, backend)
+
+
+@pytest.mark.parametrize("name", OF_COLUMNS)
+def test_a_loop_over_static_data(name, monkeypatch, backend):
+    take_for_a_device(monkeypatch, backend)
+    a_loop_over_static_data(name, backend)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -4,7 +4,9 @@ import polyfuse as pf
 import pytest
 import torch
 from polyfuse import workload
+from polyfuse.backends.device import device_rule
 from polyfuse.fused import Fused, fused
+from polyfuse.rules import AdadeltaOptions, AdagradOptions
 
 from .sides import Side, check
 from .tolerance import assert_like_torch
@@ -24,6 +26,14 @@ def elsewhere(monkeypatch):
 
     monkeypatch.setattr(Fused, "__init__", on_a_device)
     monkeypatch.setattr(Fused, "fresh_grads", untouchable)
+
+
+def test_rules_of_two_methods_with_the_same_numbers():
+    numbers = 0.5, 0.25, 0.125, 0.0625, False
+    device = torch.device("cpu")
+    rules = [device_rule((of(*numbers),), device) for of in (AdagradOptions, AdadeltaOptions)]
+    assert rules[0].method != rules[1].method
+    assert rules[0].rows[0, 0, 0] != rules[1].rows[0, 0, 0]
 
 
 @pytest.mark.parametrize("engine", ["stream", "moments", "closed_form"])

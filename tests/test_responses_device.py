@@ -8,7 +8,10 @@ import polyfuse.nn as nn
 import polyfuse.optim as optim
 import pytest
 import torch
+import torch.nn.functional as F
 from polyfuse import fused
+from polyfuse.criteria import MSE, criterion_of
+from polyfuse.problem import Problem
 
 from .fake_device import take_for_a_device
 from .interpreted_surface import both, poison  # noqa: F401
@@ -61,15 +64,17 @@ def test_weights_of_every_output(alike, name):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("targets", ["classes", "probabilities"])
+@pytest.mark.parametrize("targets", ["classes", "probabilities", "alike"])
 @pytest.mark.parametrize("options", OF_CLASSES)
 @pytest.mark.parametrize("kind", ["variables", "one function"])
 def test_cross_entropy(alike, kind, options, targets):
     x, y = data(kind, 700)
     options = dict(OF_CLASSES[options])
-    if targets == "probabilities":
+    if targets != "classes":
         options.pop("ignore_index", None)
     target = classes(y) if targets == "classes" else y / y.sum(1, keepdim=True)
+    if targets == "alike":
+        target = torch.full_like(y[:1, :1], 1 / OUTPUTS).expand_as(y)
     w = torch.linspace(0, 2, 700, dtype=torch.float64)
     for weight in (None, w):
         alike(
@@ -168,8 +173,41 @@ def test_one_launch_an_iteration(on_device, monkeypatch, how, kind, name):
             optimizers[0].step()
         assert loss.item() == pytest.approx(wanted, rel=1e-9)
     by_torch = how == "loop" and kind == "functions"  # whose columns are computed once if promised
-    assert on_device.launches() - before == (0 if by_torch else 9)
+    of_moments = how == "static loop" and name == "mse"
+    assert on_device.launches() - before == (0 if by_torch else 9 + of_moments)
     assert_same(models, optimizers)
+
+
+@pytest.mark.parametrize("left_out", [0.0, -1.0, torch.nan], ids=["0", "-1", "nan"])
+@pytest.mark.parametrize("of", [F.mse_loss, F.huber_loss], ids=["mse", "huber"])
+def test_weights_of_torch(on_device, monkeypatch, of, left_out):
+    take_for_a_device(monkeypatch, on_device)
+    monkeypatch.setattr(fused, "backend_of_outputs", lambda *_: on_device)
+    x, y = data("variables")
+    w = torch.linspace(0, 2, y.numel(), dtype=torch.float64).view_as(y).clone()
+    w[3], w[4, 0] = 0.0, left_out
+    w[4, 1:] = 0.0
+    models = start("variables"), start("variables")
+    optimizers = [optim.SGD(m.parameters(), lr=0.1) for m in models]
+    losses = loop(models[1], optimizers[1], partial(of, weight=w), x, y, 5)
+    before = on_device.launches()
+    for wanted in losses:
+        loss = of(models[0](x), y, weight=w)
+        optimizers[0].zero_grad()
+        loss.backward()
+        optimizers[0].step()
+        assert loss.item() == pytest.approx(wanted, rel=1e-9, nan_ok=True)
+    assert on_device.launches() - before == 5
+    assert_same(models, optimizers, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+def test_outputs_of_one_variable_are_no_run_of_one_loss(on_device):
+    model = nn.Polynomial(2, outputs=3)
+    x = torch.linspace(-1, 1, 9)
+    problem = Problem(
+        model.trace_stacked(), "mean", (), x, torch.zeros(9, 3), criterion=criterion_of(MSE)
+    )
+    assert "CrossEntropyLoss alone" in on_device.refuse(problem)
 
 
 def test_what_does_not_fit_is_refused(on_device):

@@ -5,7 +5,11 @@
 set -uo pipefail
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
-wanted=" ${*:-build tests sanitize benchmark} "
+steps="build tests sanitize benchmark"
+wanted=" ${*:-$steps} "
+for name in $wanted; do
+  [[ " $steps " == *" $name "* ]] || { echo "$name: expected one of $steps" >&2; exit 2; }
+done
 cd "$(dirname "$0")/../.."
 export PATH="$PATH:/usr/local/cuda/bin"
 export POLYFUSE_TEST_LOG="$out/log.txt"
@@ -18,7 +22,7 @@ step() {  # name, seconds, command...
   echo "#### $name" >>"$out/log.txt"
   before=$(wc -l <"$out/log.txt")
   timeout --signal INT --kill-after 15 "$limit" "$@" >>"$out/log.txt" 2>&1 || status=$?
-  tail -n "+$((before + 1))" "$out/log.txt" | grep -q "no time is left" && [ $status -eq 0 ] && status=124
+  tail -n "+$((before + 1))" "$out/log.txt" | grep "no time is left" >/dev/null && [ $status -eq 0 ] && status=124
   [ $status -eq 0 ] || failed+=" $name"
   echo "== $name: $((SECONDS - start)) s, status $status" | tee -a "$out/summary.txt"
   tail -n "+$((before + 1))" "$out/log.txt" | tail -n 8

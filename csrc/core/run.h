@@ -53,8 +53,8 @@ struct Run {
   // Of several outputs: parameters are [K, C]; of one variable, in the terms of a basis and under
   // cross entropy.
   int32_t n_outputs = 1;
-  int64_t y_output = 0;  // from output to output of y [N, C]; 0 under cross entropy: y are classes,
-                         // int64
+  bool index = false;    // y are classes [N], int64
+  int64_t y_output = 0;  // from output to output of y [N, C]
   int64_t w_output = 0;  // 0: all outputs have the same weights
   Recurrence basis;
 

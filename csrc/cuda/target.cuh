@@ -7,9 +7,7 @@
 namespace polyfuse {
 
 // One class, with no share for the others: their terms are no part of the loss.
-PF_DEVICE bool is_alone(const Run& run) {
-  return run.y_output == 0 && run.criterion.smoothing == 0.0;
-}
+PF_DEVICE bool is_alone(const Run& run) { return run.index && run.criterion.smoothing == 0.0; }
 
 // y: probabilities of T, or int64.
 struct Target {
@@ -20,7 +18,7 @@ struct Target {
   static PF_DEVICE Target of(const Run& run, int64_t i, double weight) {
     Target target;
     target.weight = weight;
-    if (weight == 0.0 || run.y_output != 0) return target;
+    if (weight == 0.0 || !run.index) return target;
     const int64_t t = static_cast<const int64_t*>(run.data.y)[i * run.data.y_stride];
     target.of_class = t;
     if (t == run.criterion.ignore)
@@ -38,8 +36,8 @@ struct Target {
   template <class Y>
   PF_HD double share(const Run& run, const Y& y, int64_t i, int c) const {
     if (!kept()) return 0.0;
-    const double q = run.y_output == 0 ? double(of_class == c)
-                                       : double(y[i * run.data.y_stride + c * run.y_output]);
+    const double q =
+        run.index ? double(of_class == c) : double(y[i * run.data.y_stride + c * run.y_output]);
     return weight * share_of(run.criterion, run.n_outputs, c, q);
   }
 };

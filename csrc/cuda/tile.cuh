@@ -56,13 +56,13 @@ PF_DEVICE double column_at(const Factors& f, int c, const Numbers& at, int64_t f
   return phi;
 }
 
-// The weight of a sample; of one whose outputs have weights of their own, the largest of them.
+// The weight of a sample; of one whose outputs have weights of their own, the first that is not 0.
 PF_DEVICE double weight_of_all(const SurfaceRun& run, const Data& data, int64_t i) {
   const Numbers w{data.w, data.dtype};
   if (!w.at) return 1.0;
   double weight = w[i * data.w_stride];
-  for (int c = 1; run.w_output != 0 && c < run.n_outputs; ++c)
-    weight = fmax(weight, w[i * data.w_stride + c * run.w_output]);
+  for (int c = 1; run.w_output != 0 && weight == 0.0 && c < run.n_outputs; ++c)
+    weight = w[i * data.w_stride + c * run.w_output];
   return weight;
 }
 

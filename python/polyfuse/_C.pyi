@@ -225,6 +225,7 @@ class Objective:
     criterion: Any
     mean: bool
     weight: Any
+    weighted_mean: bool
     number: float | None
     real: Any
     freed: bool

@@ -42,10 +42,12 @@ class Launched(NamedTuple):
     in_place: bool  # and they are in place already
 
 
-@lru_cache(maxsize=64)
 def share(criterion: Criterion, count: int) -> Criterion:
-    """One of `count` equal parts of it."""
-    return Criterion(criterion.kind, criterion.options, criterion.factor / count)
+    """One of `count` equal parts of it, without the weights of its samples."""
+    return _weighed(criterion.kind, criterion.options, criterion.factor / count)
+
+
+_weighed = lru_cache(maxsize=64)(Criterion)
 
 
 def mean_of_weights(objective: Any) -> bool:

@@ -126,6 +126,8 @@ def choose_for(
         return "stream"
     model = problem.model
     apart = isinstance(model, Stacked) and problem.x.device.type == "cpu"  # each leaps by itself
-    # Operations of an epoch on the moments: K^2 and about 40 more.
-    leap = leap_pays(model.n_terms if apart else model.n_params, epochs, model.n_terms**2 + 40)
+    # Operations of an epoch on the moments: of every output K^2 and about 40 more.
+    together = model.outputs if isinstance(model, Stacked) and not apart else 1
+    n_params = model.n_terms if apart else model.n_params
+    leap = leap_pays(n_params, epochs, together * (model.n_terms**2 + 40))
     return choose_engine(engine, lambda e: refuse(problem, runner, e, tol, scheduled), leap)

@@ -124,7 +124,7 @@ def moments_of(known: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
     if (
         known.traced is None
         or not _promises
-        or not (known.on_host or (known.polynomial and not known.traced.exponents))
+        or not (known.on_host or known.polynomial or known.traced.exponents)
         or not _kept(x)
         or not _kept(y)
     ):
@@ -143,7 +143,7 @@ def _accumulate(known: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
     if isinstance(traced, Stacked):
         return known.runner.accumulate(Problem(traced, "mean", (), x.detach(), y.detach()))
     xs, ys = known.rows_of(x.detach()), _check.flat(y)
-    if traced.exponents:
+    if traced.exponents and known.on_host:
         data = make_data(traced, xs, ys)
         return _C.accumulate_surface(known.plan, data, torch.get_num_threads())
     return known.runner.accumulate(Problem(traced, "mean", (), xs, ys))

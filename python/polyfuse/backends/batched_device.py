@@ -153,14 +153,28 @@ def empties(fits: Fits) -> tuple[Any, Any]:
     )
 
 
-@lru_cache(maxsize=64, typed=True)  # tuples of two classes may be equal
 def pace_of_step(options: Options | None, kept: tuple[float, ...], device: torch.device) -> Pace:
     """Of a step, before which these are what the rule keeps once for all parameters."""
+    rule = device_rule((options,), device)
+    if isinstance(options, SgdOptions | None):  # which keeps no count of its steps
+        return Pace(rule, _rates_of_steps(options, kept, device))
+    return Pace(rule, send(_rates(options, kept), device))
+
+
+@lru_cache(maxsize=64)
+def _rates_of_steps(
+    options: SgdOptions | None, kept: tuple[float, ...], device: torch.device
+) -> torch.Tensor:
+    return _rates(options, kept).to(device)
+
+
+def _rates(options: Options | None, kept: tuple[float, ...]) -> torch.Tensor:
+    """[1, 3] float64"""
     told = _C.Batch()
     told.rule = options and row_of(options)
     for row, value in enumerate(kept):
         told.keep_once(row, value)
-    return Pace(device_rule((options,), device), send(torch.from_numpy(told.rates(1)), device))
+    return torch.from_numpy(told.rates(1))
 
 
 def _pace(told: Any, run: Run) -> Pace:

@@ -26,6 +26,7 @@ from .device import (
     loss_and_gradient,
     n_recorded,
     recurrence_on,
+    refuse_apart,
     refuse_engine,
     rule_of,
     state_size,
@@ -78,7 +79,7 @@ class Cuda:
         if problem.x.device.type != self.device_type:
             return f"the data is on {problem.x.device}"
         if isinstance(problem.model, Stacked):
-            return self.refuse_outputs(problem.model)
+            return refuse_apart(problem) or self.refuse_outputs(problem.model)
         if len(problem.model.slots) > MAX_PARAMS:
             return f"{len(problem.model.slots)} scalar parameters, more than {MAX_PARAMS}"
         terms, most = len(problem.model.exponents), self.max_surface_terms
@@ -258,7 +259,8 @@ class Cuda:
                 run.set_outputs(model.outputs, *strides)
                 if criterion.kind is CROSS_ENTROPY:
                     weights = dict(criterion.options)["weight"]
-                    run.set_classes(class_weights(weights, model.outputs, device).data_ptr())
+                    of_class = class_weights(weights, model.outputs, device)
+                    run.set_classes(y is not None and y.dtype == torch.int64, of_class.data_ptr())
                 if surface is None:
                     rows = recurrence_on(model.basis, model.n_terms, device)
                     run.set_basis(*(row.data_ptr() for row in rows))
@@ -316,7 +318,7 @@ class Cuda:
         x, every = problem.x, schedule.record_every
         most = self.module.epochs_within(
             schedule.seconds, ENGINE[engine], x.shape[0] if x.ndim else 1,
-            int(x.dtype == torch.float64), cost_of(problem.model),
+            int(x.dtype == torch.float64), cost_of(problem),
             problem.criterion.kind in ELEMENTARY, self.sizes(x.device),
         )  # fmt: skip
         return min(schedule.epochs, most, every * MOST_RECORDED if every else most)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..bases import recurrence_of
-from ..criteria import CROSS_ENTROPY, Criterion
+from ..criteria import CROSS_ENTROPY, ELEMENTARY, Criterion
 from ..problem import Moments, Problem, Schedule, State
 from ..rules import KEPT, Rule, row_of
 from ..stacked import Stacked
@@ -93,10 +93,17 @@ NEVER = 1 << 62
 MAX_CHANGES = 4096  # of the rule, in one launch
 
 
-@lru_cache(maxsize=64)
 def device_rule(rule: Rule, device: torch.device, n_params: int | None = None) -> DeviceRule:
     """n_params: how many follow a rule of one."""
-    return DeviceRule(_rows([rule], device, n_params), method_of(rule))
+    return _device_rule(rule, method_of(rule), device, n_params)
+
+
+@lru_cache(maxsize=64)
+def _device_rule(
+    rule: Rule, method: int, device: torch.device, n_params: int | None
+) -> DeviceRule:  # fmt: skip
+    """method: that of the rule, as the options of two methods may be equal tuples."""
+    return DeviceRule(_rows([rule], n_params).to(device), method)
 
 
 def rule_of(problem: Problem) -> DeviceRule:
@@ -112,12 +119,12 @@ def rule_with(
     if not changes:
         return device_rule(rule, device, n_params)
     epochs, rules = zip(*changes, strict=True)
-    rows = _rows([rule, *rules], device, n_params)
+    rows = send(_rows([rule, *rules], n_params), device)
     from_then = send(torch.tensor([*epochs, NEVER], dtype=torch.int64, device="cpu"), device)
     return DeviceRule(rows, method_of(rule), from_then)
 
 
-def _rows(rules: Sequence[Rule], device: torch.device, n_params: int | None = None) -> torch.Tensor:
+def _rows(rules: Sequence[Rule], n_params: int | None = None) -> torch.Tensor:
     rows = np.zeros((len(rules), len(rules[0]), RULE_ROW))
     for of_rule, rule in zip(rows, rules, strict=True):
         for row, options in zip(of_rule, rule, strict=True):
@@ -126,7 +133,7 @@ def _rows(rules: Sequence[Rule], device: torch.device, n_params: int | None = No
                 row[: len(numbers)] = numbers
     if n_params is not None and rows.shape[1] == 1:
         rows = rows.repeat(n_params, axis=1)
-    return send(torch.from_numpy(rows), device)
+    return torch.from_numpy(rows)
 
 
 def bounds_of(problem: Problem) -> torch.Tensor | None:
@@ -145,11 +152,14 @@ def recurrence_on(basis: str, terms: int, device: torch.device) -> torch.Tensor:
 CLASS_COST = 60  # of exp and log, in multiplications and additions
 
 
-def cost_of(model: Traced) -> int:
+def cost_of(problem: Problem) -> int:
     """Of a sample in an epoch, as coefficients of a power series."""
-    if isinstance(model, Stacked):
-        return (model.n_terms + CLASS_COST * (not model.exponents)) * model.outputs
-    return model.n_terms
+    model, kind = problem.model, problem.criterion.kind
+    if not isinstance(model, Stacked):
+        return model.n_terms
+    return model.outputs * (
+        model.n_terms + CLASS_COST * (kind is CROSS_ENTROPY or kind in ELEMENTARY)
+    )
 
 
 @lru_cache(maxsize=64)
@@ -158,6 +168,13 @@ def class_weights(
 ) -> torch.Tensor:
     """[C] float64"""
     return torch.tensor(weight or (1.0,) * outputs, dtype=torch.float64, device=device)
+
+
+def refuse_apart(problem: Problem) -> str | None:
+    """None, or why outputs are no run of one loss: those of one variable are fits of their own."""
+    if problem.model.exponents or problem.criterion.kind is CROSS_ENTROPY:
+        return None
+    return "several outputs of one variable are under one loss by CrossEntropyLoss alone"
 
 
 def refuse_engine(problem: Problem, engine: str) -> str | None:

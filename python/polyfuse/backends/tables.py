@@ -37,7 +37,8 @@ _KEPT_TABLES = 512  # two of every loop
 
 
 def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A copy of the host's values on the device, for which nobody waits."""
+    """A copy of the host's values on the device, for which nobody waits, not even another stream:
+    not for what is kept from launch to launch."""
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return values.to(device)  # which a graph, that could not replay it, refuses
     return values.pin_memory().to(device, non_blocking=True)
@@ -68,7 +69,7 @@ def tables(
                 "a CUDA graph captures a step like the last two before it: on tensors that lie "
                 "where they lay, with gradients that nobody else holds"
             )
-        found = _tables[key] = send(torch.tensor(rows, dtype=torch.int64, device="cpu"), device)
+        found = _tables[key] = torch.tensor(rows, dtype=torch.int64, device=device)
         if len(_tables) > _KEPT_TABLES:
             _tables.popitem(last=False)
     else:

@@ -25,6 +25,7 @@ from .device import (
     cost_of,
     loss_and_gradient,
     n_recorded,
+    refuse_apart,
     refuse_engine,
     rule_of,
     state_size,
@@ -80,7 +81,7 @@ class Triton:
         if device.type != ("cpu" if interpreted() else "cuda"):
             return f"the data is on {device}"
         if isinstance(problem.model, Stacked):
-            return self.refuse_outputs(problem.model)
+            return refuse_apart(problem) or self.refuse_outputs(problem.model)
         if len(problem.model.slots) > geometry.MAX_PARAMS:
             return f"{len(problem.model.slots)} parameters, above {geometry.MAX_PARAMS}"
         terms = problem.model.n_terms
@@ -134,7 +135,7 @@ class Triton:
                 engine,
                 samples.x.numel(),
                 samples.x.element_size(),
-                cost_of(problem.model),
+                cost_of(problem),
                 schedule.epochs,
                 problem.criterion.kind in ELEMENTARY,
                 launch.machine(device),
