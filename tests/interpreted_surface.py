@@ -262,11 +262,7 @@ def a_loop_over_static_data(name, backend):
     for m, call, data in ((looped, looped.forward, (x, y)), (model, model, (xs, ys))):
         optimizer = optim.SGD(m.parameters(), lr=0.01, momentum=0.5)
         for _ in range(4):
-            loss = nn.MSELoss()(call(data[0]), data[1])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
+            losses.append(test_outputs.iterate(call, optimizer, nn.MSELoss(), *data).detach())
     torch.testing.assert_close(losses[4:], losses[:4], **CLOSE)
     assert backend.launches() - before == 5  # of the moments, and of four steps
 

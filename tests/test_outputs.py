@@ -28,15 +28,17 @@ def make(n=29, basis="monomial", dtype=torch.float64):
     return x, y, *(nn.Polynomial(2, outputs=3, basis=basis, dtype=dtype) for _ in range(2))
 
 
+def iterate(model, optimizer, criterion, x, y):
+    """One iteration of the loop; model: or its plain forward."""
+    loss = criterion(model(x), y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
 def loop(model, optimizer, criterion, x, y, epochs):
-    losses = []
-    for _ in range(epochs):
-        loss = criterion(model.forward(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+    return [iterate(model.forward, optimizer, criterion, x, y).item() for _ in range(epochs)]
 
 
 @pytest.mark.parametrize("basis", ["monomial", "legendre"])

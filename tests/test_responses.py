@@ -11,7 +11,7 @@ import torch
 from polyfuse import _C
 
 from .test_classes import CRITERIA as OF_CLASSES
-from .test_outputs import CRITERIA, OPTIMIZERS, loop
+from .test_outputs import CRITERIA, OPTIMIZERS, iterate, loop
 
 OUTPUTS = 4
 MODELS = {
@@ -146,10 +146,7 @@ def test_loop_and_fuse_are_one_launch_an_iteration(how, kind, name):
     else:
         found, before = [], _C.launches()
         for _ in range(9):
-            loss = criterion(models[0](x), target)
-            optimizers[0].zero_grad()
-            loss.backward()
-            optimizers[0].step()
+            loss = iterate(models[0], optimizers[0], criterion, x, target)
             found.append(loss.item())
         fused = kind == "variables" or how == "static loop"
         settled = how == "static loop" and name == "mse"  # one more that reads the data

@@ -16,7 +16,7 @@ from polyfuse.problem import Problem
 from .fake_device import take_for_a_device
 from .interpreted_surface import both, poison  # noqa: F401
 from .test_classes import CRITERIA as OF_CLASSES
-from .test_outputs import CRITERIA, OPTIMIZERS, loop
+from .test_outputs import CRITERIA, OPTIMIZERS, iterate, loop
 from .test_responses import MODELS, OUTPUTS, assert_same, classes, data, make
 
 ENGINES = ["closed_form", "moments", "stream"]
@@ -162,16 +162,11 @@ def test_one_launch_an_iteration(on_device, monkeypatch, how, kind, name):
     optimizers = [optim.Adam(m.parameters(), lr=0.1) for m in models]
     losses = loop(models[1], optimizers[1], criterion, x, target, 9)
     before = on_device.launches()
-    step = pf.fuse(models[0], criterion, optimizers[0])
+    step = partial(iterate, models[0], optimizers[0], criterion)
+    if how == "fuse":
+        step = pf.fuse(models[0], criterion, optimizers[0])
     for wanted in losses:
-        if how == "fuse":
-            loss = step(x, target)
-        else:
-            loss = criterion(models[0](x), target)
-            optimizers[0].zero_grad()
-            loss.backward()
-            optimizers[0].step()
-        assert loss.item() == pytest.approx(wanted, rel=1e-9)
+        assert step(x, target).item() == pytest.approx(wanted, rel=1e-9)
     by_torch = how == "loop" and kind == "functions"  # whose columns are computed once if promised
     of_moments = how == "static loop" and name == "mse"
     assert on_device.launches() - before == (0 if by_torch else 9 + of_moments)
@@ -189,13 +184,11 @@ def test_weights_of_torch(on_device, monkeypatch, of, left_out):
     w[4, 1:] = 0.0
     models = start("variables"), start("variables")
     optimizers = [optim.SGD(m.parameters(), lr=0.1) for m in models]
-    losses = loop(models[1], optimizers[1], partial(of, weight=w), x, y, 5)
+    criterion = partial(of, weight=w)
+    losses = loop(models[1], optimizers[1], criterion, x, y, 5)
     before = on_device.launches()
     for wanted in losses:
-        loss = of(models[0](x), y, weight=w)
-        optimizers[0].zero_grad()
-        loss.backward()
-        optimizers[0].step()
+        loss = iterate(models[0], optimizers[0], criterion, x, y)
         assert loss.item() == pytest.approx(wanted, rel=1e-9, nan_ok=True)
     assert on_device.launches() - before == 5
     assert_same(models, optimizers, rtol=1e-9, atol=1e-12, equal_nan=True)

@@ -30,6 +30,25 @@ PF_HD T largest_of(T a, T b) {
   return if_less(a - b, 0.0, b, a);
 }
 
+// All classes are here.
+struct InTurn {
+  int n_classes;
+
+  template <class F>
+  PF_HD void each(F&& f) const {
+    PF_ROLLED
+    for (int c = 0; c < n_classes; ++c) f(c);
+  }
+  template <class T>
+  PF_HD T largest(const T& v) const {
+    return v;
+  }
+  template <class T>
+  PF_HD T sum(const T& v) const {
+    return v;
+  }
+};
+
 // Of logits z and shares a: -sum_c a_c log p_c with p = softmax(z), of those terms that
 // part(c, term) hands on and does not make 0. z becomes the derivatives, (sum a) p_c - a_c.
 // share[c] and z[c] are those of class c; classes: each(f) calls f(c) for those classes c that are

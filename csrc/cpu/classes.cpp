@@ -14,18 +14,6 @@ namespace {
 
 double number(const Series& series, int64_t at) { return read(series.dtype, series.at, at); }
 
-// All classes are here.
-struct InTurn {
-  int n_classes;
-
-  template <class F>
-  PF_INLINE void each(F&& f) const {
-    for (int c = 0; c < n_classes; ++c) f(c);
-  }
-  PF_INLINE Pack largest(const Pack& v) const { return v; }
-  PF_INLINE Pack sum(const Pack& v) const { return v; }
-};
-
 // Of eight samples: kept is 0 for those that are left out, counted what they count in a mean.
 struct Eight {
   Pack target, kept, counted;

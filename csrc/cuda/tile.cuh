@@ -139,19 +139,6 @@ struct Shares {
   }
 };
 
-// All classes in one thread: one of core's `classes`.
-struct InTurn {
-  int classes;
-
-  template <class F>
-  PF_HD void each(F&& f) const {
-    PF_ROLLED
-    for (int c = 0; c < classes; ++c) f(c);
-  }
-  static PF_HD double largest(double v) { return v; }
-  static PF_HD double sum(double v) { return v; }
-};
-
 // The terms that are part of the loss.
 struct Part {
   bool alone;

@@ -44,10 +44,10 @@ class Launched(NamedTuple):
 
 def share(criterion: Criterion, count: int) -> Criterion:
     """One of `count` equal parts of it, without the weights of its samples."""
-    return _weighed(criterion.kind, criterion.options, criterion.factor / count)
+    return _criterion(criterion.kind, criterion.options, criterion.factor / count)
 
 
-_weighed = lru_cache(maxsize=64)(Criterion)
+_criterion = lru_cache(maxsize=64)(Criterion)
 
 
 def mean_of_weights(objective: Any) -> bool:

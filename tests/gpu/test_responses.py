@@ -1,5 +1,7 @@
 """Several outputs of several variables, or of functions, on a GPU, beside the CPU and torch."""
 
+from functools import partial
+
 import polyfuse as pf
 import polyfuse.nn as nn
 import polyfuse.optim as optim
@@ -7,7 +9,7 @@ import pytest
 import torch
 from polyfuse.backends import AUTO
 
-from ..test_outputs import CRITERIA, loop
+from ..test_outputs import CRITERIA, iterate, loop
 from ..test_responses import classes, data, make
 from ..tolerance import assert_like_torch
 from .test_backends import DEVICE, backend, fit_both, pytestmark  # noqa: F401
@@ -68,16 +70,12 @@ def test_small_loops_over_outputs(backend, how, name, dtype, monkeypatch):  # no
         target, criterion = classes(y), nn.CrossEntropyLoss()
     models = [make("variables", dtype).to(DEVICE) for _ in range(2)]
     optimizers = [optim.SGD(m.parameters(), lr=0.1, momentum=0.5) for m in models]
-    step = pf.fuse(models[0], criterion, optimizers[0])
+    step = partial(iterate, models[0], optimizers[0], criterion)
+    if how == "fuse":
+        step = pf.fuse(models[0], criterion, optimizers[0])
     for epoch, wanted in enumerate(loop(models[1], optimizers[1], criterion, x, target, 6)):
         before = backend.launches()
-        if how == "fuse":
-            loss = step(x, target)
-        else:
-            loss = criterion(models[0](x), target)
-            optimizers[0].zero_grad()
-            loss.backward()
-            optimizers[0].step()
+        loss = step(x, target)
         if epoch > 1 and DEVICE.type == "cuda":
             assert backend.launches() - before == 1
         assert_like_torch(loss.item(), wanted, dtype)
